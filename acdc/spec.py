@@ -314,28 +314,76 @@ class DiscoverSpec(_Job):
         return self
 
 
-class EvaluateSpec(_Job):
-    """Evaluate a stored circuit again: other prompts, metric, ablation or size; edges or nodes added or removed.
+class Hypothesis(Frozen):
+    """A circuit written by hand: nodes (every edge between two of them), edges, or both."""
 
-    `model` and `task` default to those of the circuit: the API fills them in before the job is stored.
+    nodes: tuple[str, ...] = ()
+    edges: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Hypothesis:
+        if not self.nodes and not self.edges:
+            raise ValueError("give `nodes` like [\"9.9\", \"mlp0\"], or `edges` like [\"embed->mlp0\"]")
+        return self
+
+
+class EvaluateSpec(_Job):
+    """Evaluate a stored circuit again (other prompts, metric, ablation or size; edges or nodes added or removed), or a
+    hypothesis for the first time.
+
+    With `circuit`, whatever is left out is as that circuit's own job had it: see `with_defaults_of`.
     """
 
     kind: Literal["evaluate"] = "evaluate"
-    circuit: NonEmpty
+    circuit: NonEmpty | None = None
+    hypothesis: Hypothesis | None = None
     edit: Edit = Field(default_factory=Edit)
 
+    @model_validator(mode="after")
+    def _one_source(self) -> EvaluateSpec:
+        if (self.circuit is None) == (self.hypothesis is None):
+            raise ValueError("give either `circuit` (an id) or `hypothesis`")
+        return self
 
-JobSpec = Annotated[DiscoverSpec | EvaluateSpec, Field(discriminator="kind")]
+
+class TrySpec(_Job):
+    """The likeliest next tokens of the model, a circuit, its complement and a matched random circuit, on one prompt.
+
+    corrupt: a prompt of as many tokens for resample ablation; without one, cut edges carry the mean over the circuit's
+    own searched prompts.
+    """
+
+    kind: Literal["try"] = "try"
+    circuit: NonEmpty
+    prompt: str = Field(min_length=1, max_length=100_000)
+    corrupt: str | None = Field(default=None, min_length=1, max_length=100_000)
+    top: int = Field(default=10, ge=1, le=1000)
 
 
-def parse_job(data: object) -> DiscoverSpec | EvaluateSpec:
+JobSpec = DiscoverSpec | EvaluateSpec | TrySpec
+KINDS: dict[str, type[DiscoverSpec] | type[EvaluateSpec] | type[TrySpec]] = {
+    "discover": DiscoverSpec,
+    "evaluate": EvaluateSpec,
+    "try": TrySpec,
+}
+_OF_THE_CIRCUIT = ("model", "task", "metric", "ablation", "evaluation", "compute", "seed")
+
+
+def with_defaults_of(circuit_spec: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation of a stored circuit asks for: its own fields, else those of the circuit's job."""
+    inherited = {key: circuit_spec[key] for key in _OF_THE_CIRCUIT if key in circuit_spec}
+    return {**inherited, **data}
+
+
+def parse_job(data: object) -> JobSpec:
     """Check a spec, from JSON or YAML already read. Raises SpecError with every fault in it."""
     if not isinstance(data, Mapping):
         raise SpecError(f"a job spec is a mapping, like {{'task': 'ioi'}}; this is {type(data).__name__}")
     kind = data.get("kind", "discover")
-    model: type[DiscoverSpec] | type[EvaluateSpec] = EvaluateSpec if kind == "evaluate" else DiscoverSpec
+    if kind not in KINDS:
+        raise SpecError(f"unknown job kind {kind!r}; known kinds: {', '.join(KINDS)}")
     try:
-        return model.model_validate(dict(data))
+        return KINDS[kind].model_validate(dict(data))
     except ValidationError as error:
         faults = faults_of(error)
         raise SpecError(f"{len(faults)} fault{'s' * (len(faults) != 1)} in the job spec", faults) from None
