@@ -18,7 +18,8 @@
     ├── IdempotencyConflict   idempotency_conflict same key, another body
     ├── Unauthorized          unauthorized         no key, or a wrong one
     ├── Forbidden             forbidden            the server's allow-list or limits say no
-    ├── DatabaseError         database             unreachable (retryable), or of another version
+    ├── DatabaseError         database             unreachable                          (retryable)
+    │   └── SchemaMismatch    schema_mismatch      migrated by another version of this program
     └── ServiceError          service              the client could not get an answer      (retryable)
 
 `code` is stable: it is what HTTP bodies, job rows and tests name. Nobody reads the message to decide anything.
@@ -143,6 +144,11 @@ class Forbidden(AcdcError):
 class DatabaseError(AcdcError):
     code = "database"
     is_retryable = True
+
+
+class SchemaMismatch(DatabaseError):
+    code = "schema_mismatch"
+    is_retryable = False
 
 
 class ServiceError(AcdcError):

@@ -1,0 +1,79 @@
+"""The store: jobs and their states, claims and leases, circuits and their queries, artefacts.
+
+migrate(url)
+with Store.open(url) as store:
+    submitted = store.jobs.submit(spec, user="ada")
+    claim = store.claims.claim("worker-1", "default")
+"""
+
+from __future__ import annotations
+
+from acdc.store.artefacts import Artefacts, Findings
+from acdc.store.circuits import KEEP, Keep
+from acdc.store.claims import LEASE_S, MAX_DEATHS
+from acdc.store.jobs import DEFAULT_CLASS
+from acdc.store.migration import migrate
+from acdc.store.reaper import SWEEP_S
+from acdc.store.rows import (
+    Beat,
+    CheckpointRef,
+    CircuitDetail,
+    CircuitFilter,
+    CircuitRow,
+    Claim,
+    EdgeRow,
+    EvaluationRow,
+    EventRow,
+    JobError,
+    JobFilter,
+    JobRow,
+    LogRow,
+    ModelRow,
+    NewCircuit,
+    NewEvaluation,
+    NewResult,
+    NewTable,
+    Page,
+    Reaped,
+    ResultRow,
+    Submitted,
+)
+from acdc.store.states import Move, State
+from acdc.store.store import Store
+
+__all__ = [
+    "DEFAULT_CLASS",
+    "KEEP",
+    "LEASE_S",
+    "MAX_DEATHS",
+    "SWEEP_S",
+    "Artefacts",
+    "Beat",
+    "CheckpointRef",
+    "CircuitDetail",
+    "CircuitFilter",
+    "CircuitRow",
+    "Claim",
+    "EdgeRow",
+    "EvaluationRow",
+    "EventRow",
+    "Findings",
+    "JobError",
+    "JobFilter",
+    "JobRow",
+    "Keep",
+    "LogRow",
+    "ModelRow",
+    "Move",
+    "NewCircuit",
+    "NewEvaluation",
+    "NewResult",
+    "NewTable",
+    "Page",
+    "Reaped",
+    "ResultRow",
+    "State",
+    "Store",
+    "Submitted",
+    "migrate",
+]
