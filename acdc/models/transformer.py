@@ -1,0 +1,189 @@
+"""A transformer as the executor sees it: weights arranged by sender and receiver, whatever the family.
+
+The arithmetic is folded so that a head's input norm costs one number per token instead of a normalised copy:
+    norm(x) @ W.T + b  =  rstd(x) * (x @ W'.T) + b',   W' = W diag(w) (I - 11'/d),  b' = b + W norm_bias
+(without the centring for RMS norms). A post-norm is folded into the output projection in the same way: with
+z' = rstd(total) * z a head's share of the normalised total is exactly W_O'^h z'_h.
+
+Names: d = d_model, H heads, K key/value heads, e = d_head, R = H + 2K projections in the order q, k, v.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acdc.graph import Graph
+
+Rope = Mapping[str, tuple[Tensor, Tensor]]  # layer type -> cos, sin [1, 1, pos, rotary_dim]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The data-dependent part of a norm: x -> 1 / sqrt(mean square + eps), after centring for LayerNorm."""
+
+    kind: str  # rms, layer or none
+    eps: float = 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., d] -> [..., 1]"""
+        if self.kind == "none":
+            return x.new_ones(()).expand(*x.shape[:-1], 1)
+        if self.kind == "layer":
+            return (x.var(-1, correction=0, keepdim=True) + self.eps).rsqrt()
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # one pass, no temporary of x's size
+        return (norm * norm / x.shape[-1] + self.eps).rsqrt()
+
+    def pull_back(self, x: Tensor, u: Tensor) -> Tensor:
+        """Gradient at x of <u, rstd(x) * centred(x)>, for u in the centred space. x: [n, d], u: [..., n, d]."""
+        if self.kind == "none":
+            return u
+        if self.kind == "layer":
+            x = x - x.mean(-1, keepdim=True)
+        rstd = self(x)  # [n, 1]; the variance of centred x is that of x
+        along = torch.einsum("nd,...nd->...n", x, u).unsqueeze(-1) * (rstd**3 / x.shape[-1])
+        return torch.addcmul(u * rstd, along, x, value=-1.0)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block.
+
+    w_read: [R, e, d] folded q, k, v weights; b_read: [R, e]. w_out: [H, e, d], folded with the post-norm's weight.
+    w_total: [H * e, d], the same without the fold; only where there is a post-norm, whose scale is taken of z @ w_total.
+    b_out: [d] or None, what the block adds that belongs to no sender. head_norm_q/k: norms on q and k, per head.
+    mlp: residual in -> what the MLP adds, norms included; None without MLP.
+    """
+
+    read_scale: Scale
+    w_read: Tensor
+    b_read: Tensor
+    w_out: Tensor
+    w_total: Tensor | None
+    b_out: Tensor | None
+    share_scale: Scale | None
+    head_norm_q: Callable[[Tensor], Tensor] | None
+    head_norm_k: Callable[[Tensor], Tensor] | None
+    attention_scale: float
+    softcap: float | None
+    window: int | None
+    rope_type: str
+    mlp: Callable[[Tensor], Tensor] | None
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """module: the loaded model, never changed. embed: tokens [batch, pos] -> input senders [n_inputs, batch, pos, d].
+    unembed: residual [..., d] -> logits [..., vocab], final norm included."""
+
+    module: nn.Module
+    architecture: str
+    graph: Graph
+    layers: tuple[Layer, ...]
+    embed: Callable[[Tensor], Tensor]
+    unembed: Callable[[Tensor], Tensor]
+    rope: Callable[[Tensor], Rope]
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_model: int
+    vocab_size: int
+    max_positions: int | None
+    is_causal: bool
+
+    @property
+    def device(self) -> torch.device:
+        return self.layers[0].w_out.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.layers[0].w_out.dtype
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def is_parallel(self) -> bool:
+        return self.graph.shape.is_parallel
+
+    def attend(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor, rope: Rope) -> Tensor:
+        """q: [n, H, pos, e], k and v: [n, K, pos, e] as projected -> z: [n, pos, H * e], before any post-norm."""
+        if layer.head_norm_q is not None and layer.head_norm_k is not None:
+            q, k = layer.head_norm_q(q), layer.head_norm_k(k)
+        if layer.rope_type in rope:
+            cos, sin = rope[layer.rope_type]
+            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        mask = self._attention_mask(layer, q.shape[-2], q.device)
+        if layer.softcap is None:
+            z = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                is_causal=self.is_causal and mask is None,
+                scale=layer.attention_scale,
+                enable_gqa=self.n_kv_heads != self.n_heads,
+            )
+        else:
+            z = _attend_with_softcap(q, k, v, layer.attention_scale, layer.softcap, mask)
+        return z.transpose(1, 2).reshape(z.shape[0], z.shape[2], -1)
+
+    def share(self, layer: Layer, z: Tensor) -> Tensor:
+        """z -> z', scaled by the post-norm of the layer's total where there is one. [..., H * e]"""
+        if layer.share_scale is None or layer.w_total is None:
+            return z
+        return z * layer.share_scale(z @ layer.w_total)
+
+    def _attention_mask(self, layer: Layer, length: int, device: torch.device) -> Tensor | None:
+        """None where plain causal (or no) masking will do; else true where a query may look."""
+        if not self.is_causal:
+            return None
+        needs_window = layer.window is not None and length > layer.window
+        if not needs_window and layer.softcap is None:
+            return None
+        distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
+        allowed = distance >= 0
+        return allowed & (distance < layer.window) if layer.window is not None else allowed
+
+
+def _attend_with_softcap(q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float, mask: Tensor | None) -> Tensor:
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    weights = torch.tanh(q @ k.transpose(-1, -2) * (scale / cap)) * cap
+    if mask is not None:
+        weights = weights.masked_fill(~mask, float("-inf"))
+    return weights.softmax(-1) @ v
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of the first `cos.shape[-1]` channels (Su et al. 2021), halves layout."""
+    turned, passed = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    first, second = turned.chunk(2, -1)
+    turned = turned * cos + torch.cat((-second, first), -1) * sin
+    return torch.cat((turned, passed), -1) if passed.shape[-1] else turned
+
+
+@contextlib.contextmanager
+def as_found(module: nn.Module) -> Iterator[None]:
+    """Inside: evaluation mode, no parameter gradients, TF32 off. Afterwards, also after an exception, all is as before."""
+    modes = [(part, part.training) for part in module.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    try:
+        module.eval()
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for part, mode in modes:
+            part.training = mode

@@ -1,0 +1,1 @@
+"""The executor: plain and edge-masked forwards of a Transformer, and gradients at its receivers."""

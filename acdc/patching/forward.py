@@ -1,0 +1,128 @@
+"""The plain forward, and what every sender wrote in it.
+
+Head outputs are never stored as [batch, pos, heads, d]: a head writes W_O^h z_h, so z ([batch, pos, H * e], the size of
+one residual stream) is kept instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from acdc.models.transformer import Layer, Rope, Transformer
+
+
+@dataclass
+class NodeOutputs:
+    """What every sender wrote. inputs: [n_inputs, batch, pos, d]; z: per layer [batch, pos, H * e], scaled by the
+    post-norm where there is one; mlp: per layer [batch, pos, d], empty without MLPs. Batch and pos may be 1 (means)."""
+
+    inputs: Tensor
+    z: list[Tensor]
+    mlp: list[Tensor]
+
+    def minus(self, other: NodeOutputs) -> NodeOutputs:
+        """What changes when `other` is put in: this - other, sender by sender."""
+        return NodeOutputs(
+            self.inputs - other.inputs,
+            [a - b for a, b in zip(self.z, other.z, strict=True)],
+            [a - b for a, b in zip(self.mlp, other.mlp, strict=True)],
+        )
+
+    def rows(self, start: int, stop: int) -> NodeOutputs:
+        """The prompts start..stop; outputs that are the same for all prompts stay as they are."""
+
+        def cut(x: Tensor, dim: int) -> Tensor:
+            return x if x.shape[dim] == 1 else x.narrow(dim, start, stop - start)
+
+        return NodeOutputs(cut(self.inputs, 1), [cut(x, 0) for x in self.z], [cut(x, 0) for x in self.mlp])
+
+
+class Watcher(Protocol):
+    """Sees the tensors of a plain forward as they arise, and may return others in their place."""
+
+    def read(self, layer: int, x: Tensor, projected: Tensor) -> Tensor:
+        """x: residual [batch, pos, d] that q, k, v read; projected: [batch, pos, R, e]. Returns `projected`."""
+
+    def heads(self, layer: int, z: Tensor) -> Tensor:
+        """z: [batch, pos, H * e], post-norm scale included."""
+
+    def mlp_input(self, layer: int, x: Tensor) -> Tensor:
+        """x: residual [batch, pos, d] that the MLP reads."""
+
+    def mlp(self, layer: int, out: Tensor) -> Tensor:
+        """out: [batch, pos, d]"""
+
+
+class Ignore:
+    """The watcher that changes nothing; others derive their blanks from it."""
+
+    def read(self, layer: int, x: Tensor, projected: Tensor) -> Tensor:
+        return projected
+
+    def heads(self, layer: int, z: Tensor) -> Tensor:
+        return z
+
+    def mlp_input(self, layer: int, x: Tensor) -> Tensor:
+        return x
+
+    def mlp(self, layer: int, out: Tensor) -> Tensor:
+        return out
+
+
+class _Record(Ignore):
+    def __init__(self) -> None:
+        self.z: list[Tensor] = []
+        self.mlps: list[Tensor] = []
+
+    def heads(self, layer: int, z: Tensor) -> Tensor:
+        self.z.append(z)
+        return z
+
+    def mlp(self, layer: int, out: Tensor) -> Tensor:
+        self.mlps.append(out)
+        return out
+
+
+def run_plain(t: Transformer, inputs: Tensor, watcher: Watcher) -> Tensor:
+    """inputs: [n_inputs, batch, pos, d] -> the last residual [batch, pos, d], before the final norm."""
+    x = inputs.sum(0)
+    rope = t.rope(x)
+    for index, layer in enumerate(t.layers):
+        projected = watcher.read(index, x, read_all(layer, x))
+        z = watcher.heads(index, t.share(layer, _attend(t, layer, projected, rope)))
+        attention = z @ layer.w_out.flatten(0, 1)
+        if layer.b_out is not None:
+            attention = attention + layer.b_out
+        if layer.mlp is None:
+            x = x + attention
+        elif t.is_parallel:
+            x = x + attention + watcher.mlp(index, layer.mlp(watcher.mlp_input(index, x)))
+        else:
+            x = x + attention
+            x = x + watcher.mlp(index, layer.mlp(watcher.mlp_input(index, x)))
+    return x
+
+
+@torch.no_grad()
+def record(t: Transformer, tokens: Tensor) -> tuple[NodeOutputs, Tensor]:
+    """tokens: [batch, pos] -> what every sender wrote, and the last residual [batch, pos, d]."""
+    watcher = _Record()
+    inputs = t.embed(tokens)
+    last = run_plain(t, inputs, watcher)
+    return NodeOutputs(inputs, watcher.z, watcher.mlps), last
+
+
+def read_all(layer: Layer, x: Tensor) -> Tensor:
+    """All projections of one common input. x: [batch, pos, d] -> [batch, pos, R, e]"""
+    flat = x @ layer.w_read.flatten(0, 1).T
+    return (flat * layer.read_scale(x)).unflatten(-1, layer.b_read.shape) + layer.b_read
+
+
+def _attend(t: Transformer, layer: Layer, projected: Tensor, rope: Rope) -> Tensor:
+    by_head = projected.transpose(1, 2)  # [batch, R, pos, e]
+    q, k, v = by_head.split((t.n_heads, t.n_kv_heads, t.n_kv_heads), dim=1)
+    return t.attend(layer, q, k, v, rope)
