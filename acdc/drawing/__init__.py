@@ -1,0 +1,11 @@
+"""Pictures as SVG text, from a Circuit or a Report alone: the same input gives the same bytes.
+
+Standard library only, since the engine draws too and a drawing library is more than a GPU machine needs.
+"""
+
+from __future__ import annotations
+
+from acdc.drawing.curve import draw_curve
+from acdc.drawing.diagram import draw_circuit
+
+__all__ = ["draw_circuit", "draw_curve"]

@@ -1,0 +1,285 @@
+"""A circuit as a picture: layers from bottom to top, one box per head or MLP, one line per edge.
+
+Width says how large a score is (square root, so that small ones stay visible), dashes say that it is negative: colour
+only repeats what black and white already shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from acdc.circuit import Circuit, Point
+from acdc.drawing.layout import BAR, BOX_HEIGHT, BOX_WIDTH, PORT_HEIGHT, PORT_OFFSET, PORT_WIDTH, Layout, Link
+from acdc.drawing.svg import (
+    INK,
+    LINE_HEIGHT,
+    MONO,
+    PAGE,
+    QUIET,
+    RULE,
+    STRIPE,
+    Drawing,
+    count,
+    number,
+    polyline,
+    signed,
+    text_width,
+    wrap,
+)
+from acdc.graph import Edge
+
+POSITIVE, NEGATIVE, UNSCORED = "#14497f", "#c2410c", "#6b7280"
+DASH, SOLID = "6 4", "none"
+MIN_STROKE, MAX_STROKE = 0.9, 6.0
+MARGIN = 20.0
+LABELS = 62.0  # the layers' names, left of the picture
+MIN_WIDTH = 680.0
+TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 16.0, 12.0, 10.5
+LEGEND_HEIGHT = 54.0
+# Comfort where the picture is looked at in a browser: the edge under the pointer stands out.
+HOVER = ".acdc-edge:hover{stroke:#000;stroke-opacity:1}.acdc-edge{pointer-events:visibleStroke}"
+
+
+def draw_circuit(circuit: Circuit, *, max_edges: int = 300) -> str:
+    """SVG text of the kept edges, at most `max_edges` of them, the largest |score| first.
+
+    What is left out is counted in the picture. Raises ValueError where max_edges is below 1.
+    """
+    if max_edges < 1:
+        raise ValueError(f"max_edges is {max_edges}; it must be at least 1")
+    kept = circuit.edges()
+    shown = kept[:max_edges]
+    largest = max((abs(float(circuit.scores[e.sender, e.receiver])) for e in shown), default=0.0)
+    layout = Layout(circuit, shown, MARGIN + LABELS, 0.0)
+    width = max(layout.right + MARGIN, MIN_WIDTH)
+    room = width - 2 * MARGIN
+    title = f"{circuit.provenance.task.name} circuit of {circuit.provenance.model.title}"
+    head = wrap(title, TITLE_SIZE, room)
+    caption = [line for part in _caption(circuit) for line in wrap(part, TEXT_SIZE, room)]
+    notes = [line for part in _notes(circuit, kept, shown) for line in wrap(part, SMALL_SIZE, room)]
+    top = MARGIN + (len(head) * TITLE_SIZE + len(caption) * TEXT_SIZE) * LINE_HEIGHT + 16
+    shift = (width - layout.right - MARGIN) / 2
+    layout = Layout(circuit, shown, MARGIN + LABELS + shift, top)
+    height = layout.bottom + 16 + LEGEND_HEIGHT + len(notes) * SMALL_SIZE * LINE_HEIGHT + MARGIN
+
+    drawing = Drawing(width, height, title, _description(circuit, shown, largest))
+    drawing.style(HOVER)
+    y = drawing.lines(MARGIN, MARGIN, head, size=TITLE_SIZE, fill=INK, weight="600")
+    drawing.lines(MARGIN, y, caption, size=TEXT_SIZE, fill=QUIET)
+    _draw_layers(drawing, circuit, layout)
+    _draw_edges(drawing, layout, largest)
+    _draw_nodes(drawing, circuit, layout)
+    if not shown:
+        middle = (layout.row_bottom[-1] + layout.row_top[0]) / 2
+        x = (layout.left + layout.right) / 2
+        drawing.text(x, middle + 4, "no edge is kept", size=TEXT_SIZE, anchor="middle", fill=QUIET)
+    _draw_legend(drawing, layout, layout.bottom + 16, largest)
+    drawing.lines(MARGIN, layout.bottom + 16 + LEGEND_HEIGHT, notes, size=SMALL_SIZE, fill=QUIET)
+    return drawing.to_string()
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+def _caption(circuit: Circuit) -> list[str]:
+    """The choices that the picture depends on, and how good the circuit is on prompts that the search did not see."""
+    task, choices, selected = circuit.provenance.task, circuit.provenance.choices, circuit.selected
+    objective = f", searched by {choices.objective}" if choices.objective != choices.metric else ""
+    return [
+        f"task {task.name} ({task.corruption}), {task.n_search} prompts searched, {task.n_held_out} held out · "
+        f"method {choices.method}{_parameters(choices.parameters)} · metric {choices.metric}{objective} · "
+        f"ablation {choices.ablation}",
+        f"selection {selected.rule}: {count(selected.asked_for, 'edge')} asked for, {selected.connected:,} connected, "
+        f"of {circuit.graph.n_edges:,} · {_judgement(circuit)}",
+    ]
+
+
+def _parameters(parameters: Mapping[str, Any]) -> str:
+    """The parameters that say something, as (steps 10, rule signed)."""
+    said = {k: v for k, v in sorted(parameters.items()) if k not in ("name", "objective") and v is not None}
+    words = (f"{k} {', '.join(map(str, v)) if isinstance(v, list | tuple) else v}" for k, v in said.items())
+    return f" ({'; '.join(words)})" if said else ""
+
+
+def _judgement(circuit: Circuit) -> str:
+    point = _held_out(circuit)
+    if point is None:
+        return "not evaluated on held-out prompts"
+    f = "f withheld (the full and the empty circuit differ too little)" if point.f is None else f"f {point.f:.2f}"
+    kl = "KL share unknown" if point.kl_share is None else f"KL(C)/KL(∅) {point.kl_share:.2f}"
+    return f"held out: {f}, {kl}"
+
+
+def _held_out(circuit: Circuit) -> Point | None:
+    kept = circuit.report.kept if circuit.report else ()
+    return next((point for point in kept if point.split == "held_out"), None)
+
+
+def _notes(circuit: Circuit, kept: Sequence[Edge], shown: Sequence[Edge]) -> list[str]:
+    notes = []
+    if hidden := len(kept) - len(shown):
+        last = abs(float(circuit.scores[shown[-1].sender, shown[-1].receiver]))
+        drawn = f"only the {len(shown):,} strongest, |score| ≥ {last:.3g}, are drawn"
+        notes.append(f"{count(hidden, 'edge')} hidden by the threshold: {drawn}.")
+    notes.append(
+        "Edges run upwards. Those of one sender share a lane until they part, those into logits share one too. "
+        "Layers and columns without a drawn node are left out."
+    )
+    if circuit.graph.shape.n_kv_heads < circuit.graph.shape.n_heads:
+        notes.append("Heads joined by a double line share a key/value head: its k and v stand at the first of them.")
+    return notes
+
+
+def _description(circuit: Circuit, shown: Sequence[Edge], largest: float) -> str:
+    """For screen readers: the caption, the nodes, and the strongest edges."""
+    strongest = ", ".join(
+        f"{circuit.graph.edge_name(e)} {signed(float(circuit.scores[e.sender, e.receiver]))}" for e in shown[:10]
+    )
+    parts = [*_caption(circuit), f"{count(len(shown), 'edge')} drawn, largest |score| {largest:.3g}"]
+    parts += [f"nodes: {', '.join(circuit.nodes()) or 'none'}"]
+    parts += [f"strongest edges: {strongest}"] if shown else []
+    return ". ".join(parts) + "."
+
+
+# -- shapes ------------------------------------------------------------------------------------------------------------
+
+
+def stroke_width(score: float, largest: float) -> float:
+    """Pixels for a score, given the largest |score| of the picture."""
+    share = abs(score) / largest if largest > 0 else 0.0
+    return MIN_STROKE + (MAX_STROKE - MIN_STROKE) * math.sqrt(share)
+
+
+def _draw_layers(drawing: Drawing, circuit: Circuit, layout: Layout) -> None:
+    """A stripe and a name for every drawn layer."""
+    spans: dict[int, tuple[float, float]] = {}
+    for row, names in enumerate(layout.rows):
+        layer = circuit.graph.senders[circuit.graph.sender_index(names[0])].layer if names[0] != "logits" else -1
+        if layer >= 0:
+            bottom = spans.get(layer, (0.0, layout.row_bottom[row]))[1]
+            spans[layer] = (layout.row_top[row], bottom)
+    for layer, (top, bottom) in spans.items():
+        box = (layout.left - LABELS, top - 5, layout.right - layout.left + LABELS, bottom - top + 10)
+        drawing.rect(*box, fill=STRIPE, rx="4")
+        x, y = layout.left - LABELS + 8, (top + bottom) / 2 + 4
+        drawing.text(x, y, f"layer {layer}", size=11, fill=QUIET)
+
+
+def _draw_edges(drawing: Drawing, layout: Layout, largest: float) -> None:
+    group = drawing.group(fill="none", stroke_linecap="butt")
+    for link, d in reversed(list(zip(layout.links, layout.paths, strict=True))):  # the strongest on top
+        colour, dash = _pen(link)
+        share = abs(link.score) / largest if largest else 0.0
+        drawing.path(
+            d,
+            title=f"{link.name}  {signed(link.score) if link.is_tested else 'not tested'}",
+            parent=group,
+            class_="acdc-edge",
+            stroke=colour,
+            stroke_width=f"{stroke_width(link.score, largest):.2f}",
+            stroke_opacity=f"{0.6 + 0.35 * math.sqrt(share):.2f}",
+            stroke_dasharray=dash,
+        )
+
+
+def _pen(link: Link) -> tuple[str, str]:
+    if not link.is_tested:
+        return UNSCORED, SOLID
+    return (NEGATIVE, DASH) if link.score < 0 else (POSITIVE, SOLID)
+
+
+def _draw_nodes(drawing: Drawing, circuit: Circuit, layout: Layout) -> None:
+    _draw_groups(drawing, circuit, layout)
+    ports: dict[str, dict[str, str]] = {}
+    for link in layout.links:
+        receiver = circuit.graph.receivers[link.edge.receiver]
+        if receiver.kind in "qkv":
+            ports.setdefault(link.end.name, {})[receiver.kind] = receiver.name
+    for name, place in layout.places.items():
+        group = drawing.group(title=f"{name}: {_traffic(circuit, layout, name)}", font_family=MONO)
+        y = layout.row_top[place.row]
+        if place.column == BAR:
+            left, width = layout.left, layout.right - layout.left
+            drawing.rect(left, y, width, layout.row_bottom[place.row] - y, parent=group, fill=INK, rx="3")
+            drawing.text(left + width / 2, y + 16, name, parent=group, anchor="middle", fill=PAGE, font_weight="600")
+            continue
+        x = layout.column_x[place.column]
+        box = (x - BOX_WIDTH / 2, y, BOX_WIDTH, BOX_HEIGHT)
+        corner = "4" if place.kind == "head" else "11"
+        drawing.rect(*box, parent=group, fill=PAGE, stroke=INK, stroke_width="1.2", rx=corner)
+        drawing.text(x, y + 15.5, name, parent=group, anchor="middle", font_weight="600")
+        for kind, receiver_name in sorted(ports.get(name, {}).items()):
+            _draw_port(drawing, circuit, layout, x, y + BOX_HEIGHT, kind, receiver_name)
+
+
+def _draw_port(drawing: Drawing, circuit: Circuit, layout: Layout, x: float, y: float, kind: str, name: str) -> None:
+    r = circuit.graph.receiver_index(name)
+    readers = circuit.graph.nodes_read_by(r)
+    n = sum(link.edge.receiver == r for link in layout.links)
+    shared = f", read by heads {', '.join(readers)}" if len(readers) > 1 else ""
+    group = drawing.group(title=f"{name}: {count(n, 'edge')} in{shared}", font_family=MONO)
+    x += PORT_OFFSET[kind]
+    drawing.rect(
+        x - PORT_WIDTH / 2, y, PORT_WIDTH, PORT_HEIGHT, parent=group, fill=STRIPE, stroke=INK, stroke_width="0.8"
+    )
+    drawing.text(x, y + 9.8, kind, size=10.5, parent=group, anchor="middle")
+
+
+def _draw_groups(drawing: Drawing, circuit: Circuit, layout: Layout) -> None:
+    """A double line between the drawn heads of a key/value group whose k or v an edge enters."""
+    groups = {
+        tuple(name for name in circuit.graph.nodes_read_by(link.edge.receiver) if name in layout.places)
+        for link in layout.links
+        if circuit.graph.receivers[link.edge.receiver].kind in ("k", "v")
+    }
+    for readers in sorted(groups):
+        places = [layout.places[name] for name in readers]
+        for one, other in pairwise(places):
+            start = layout.column_x[one.column] + BOX_WIDTH / 2
+            stop = layout.column_x[other.column] - BOX_WIDTH / 2
+            y = layout.row_top[one.row] + BOX_HEIGHT / 2
+            for dy in (-1.5, 1.5):
+                drawing.path(polyline([(start, y + dy), (stop, y + dy)]), stroke=INK, stroke_width="1")
+
+
+def _traffic(circuit: Circuit, layout: Layout, name: str) -> str:
+    into = [link.score for link in layout.links if name in circuit.graph.nodes_read_by(link.edge.receiver)]
+    out = [link.score for link in layout.links if link.start.name == name]
+    sums = [f"{len(scores)} {word}" for scores, word in ((into, "in"), (out, "out")) if scores]
+    if not sums:
+        return "no edge"
+    largest = max(map(abs, into + out))
+    return f"edges {', '.join(sums)}; largest |score| {largest:.3g}, scores sum to {signed(float(np.sum(into + out)))}"
+
+
+def _draw_legend(drawing: Drawing, layout: Layout, y: float, largest: float) -> None:
+    """Line samples of what the picture holds, then what a line's width and the ports mean."""
+    drawing.path(f"M{number(MARGIN)} {number(y - 4)} H{number(drawing.width - MARGIN)}", stroke=RULE)
+    line, x = y + 14, MARGIN
+    for score, label, colour, dash in _samples(layout, largest):
+        width = f"{stroke_width(score, largest):.2f}"
+        drawing.path(f"M{number(x)} {number(line)} h34", stroke=colour, stroke_width=width, stroke_dasharray=dash)
+        drawing.text(x + 40, line + 4, label, size=SMALL_SIZE)
+        x += 40 + text_width(label, SMALL_SIZE) + 14
+    scale = "width grows with the square root of |score|" if largest else "no edge has a score: all are drawn alike"
+    drawing.text(MARGIN, line + 26, f"{scale}; q k v: query, key and value input of a head", size=SMALL_SIZE)
+
+
+def _samples(layout: Layout, largest: float) -> list[tuple[float, str, str, str]]:
+    """score, label, colour, dashes of every kind of line; two widths for each sign."""
+    faint = largest / 9  # a third of the widest
+    samples = []
+    if any(link.is_tested and link.score >= 0 for link in layout.links):
+        samples.append((largest, signed(largest), POSITIVE, SOLID))
+        samples.append((faint, f"{signed(faint)} positive (helps)", POSITIVE, SOLID))
+    if any(link.is_tested and link.score < 0 for link in layout.links):
+        samples.append((-largest, signed(-largest), NEGATIVE, DASH))
+        samples.append((-faint, f"{signed(-faint)} negative (hurts)", NEGATIVE, DASH))
+    if any(not link.is_tested for link in layout.links):
+        samples.append((0.0, "not tested", UNSCORED, SOLID))
+    return samples if largest else samples[-1:]
