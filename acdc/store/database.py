@@ -2,6 +2,122 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import URL, Connection, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from acdc.errors import DatabaseError, StorageError
+from acdc.store.columns import dump_json
+
+_BUSY_TIMEOUT_MS = 10_000  # how long a SQLite writer waits for another
+_CONNECT_TIMEOUT_S = 5
+_DISK_FULL = "53100"  # PostgreSQL's SQLSTATE
+
 
 class Database:
-    """SQLite or PostgreSQL."""
+    """SQLite or PostgreSQL; safe to share between threads, not across a fork.
+
+    enforces_foreign_keys: off only while a migration rebuilds tables.
+    """
+
+    def __init__(self, url: str, *, enforces_foreign_keys: bool = True) -> None:
+        parsed = parse_url(url)
+        self.label = parsed.render_as_string(hide_password=True)
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        self._engine = create_engine(
+            parsed, json_serializer=dump_json, pool_pre_ping=not self.is_sqlite, **_connect_options(parsed)
+        )
+        self._writing = self._engine.execution_options(acdc_writes=True)
+        if self.is_sqlite:
+            _prepare_sqlite(self._engine, enforces_foreign_keys)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that changes nothing."""
+        with self._translated_errors(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction: committed at the end, rolled back by an exception. On SQLite it is alone from its first moment."""
+        with self._translated_errors(), self._writing.begin() as connection:
+            yield connection
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except PoolTimeout as error:
+            raise DatabaseError(f"{self.label}: all connections are busy; try again") from error
+        except DBAPIError as error:
+            if _is_disk_full(error):
+                raise StorageError(f"{self.label}: the disk is full; free some space and try again") from error
+            if _is_outage(error):
+                raise DatabaseError(f"{self.label}: {_first_line(error)}; is it up and reachable?") from error
+            raise
+
+
+def parse_url(url: str) -> URL:
+    """Raises DatabaseError for anything but a SQLite file or a PostgreSQL server."""
+    way_out = "write sqlite:///file.db or postgresql://user@host/name"
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise DatabaseError(f"this database URL cannot be read; {way_out}") from None
+    match parsed.get_backend_name():
+        case "postgresql" | "postgres":
+            return parsed.set(drivername="postgresql+psycopg")
+        case "sqlite" if parsed.database and parsed.database != ":memory:":
+            return parsed.set(drivername="sqlite+pysqlite")
+        case _:
+            raise DatabaseError(f"no database that jobs survive in: {parsed.render_as_string()}; {way_out}")
+
+
+def _connect_options(url: URL) -> dict[str, Any]:
+    if url.get_backend_name() == "sqlite":
+        return {}
+    given = {"connect_timeout": _CONNECT_TIMEOUT_S}
+    return {"connect_args": {key: value for key, value in given.items() if key not in url.query}, "pool_timeout": 10}
+
+
+def _prepare_sqlite(engine: Any, enforces_foreign_keys: bool) -> None:
+    @event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves, below
+        for pragma in (
+            f"busy_timeout={_BUSY_TIMEOUT_MS}",
+            "journal_mode=WAL",
+            "synchronous=NORMAL",
+            f"foreign_keys={'ON' if enforces_foreign_keys else 'OFF'}",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A reader that turns writer is refused at once, whatever busy_timeout says: writers lock from the start.
+        writes = connection.get_execution_options().get("acdc_writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _is_disk_full(error: DBAPIError) -> bool:
+    return (
+        getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        or getattr(error.orig, "sqlstate", None) == _DISK_FULL
+    )
+
+
+def _is_outage(error: DBAPIError) -> bool:
+    """Broken connections, locks not got in time, a server that starts or stops: all but what is wrong with a statement."""
+    return error.connection_invalidated or type(error).__name__ in ("OperationalError", "InterfaceError")
+
+
+def _first_line(error: DBAPIError) -> str:
+    return str(error.orig).strip().partition("\n")[0].rstrip(".")
