@@ -206,22 +206,25 @@ class Graph:
 
         Heads under a common norm are one node for this: what enters one of them moves the shares of all.
         """
-        feeds = self._feeds
+        feeds = self.feeds
         kept = kept & self.legal
         reached = np.array([s.kind in ("embed", "pos") for s in self.senders])  # [S]
         for r in range(self.n_receivers):  # canonical order: every sender before r is settled
             if (kept[:, r] & reached).any():
                 reached |= feeds[r]
+        return kept & reached[:, None] & self.reaches_logits(kept)[None, :]
+
+    def reaches_logits(self, kept: BoolMatrix) -> npt.NDArray[np.bool_]:
+        """[receivers]: whether what a receiver reads has a kept way on to the logits. kept: legal edges only."""
+        feeds = self.feeds
         useful = np.zeros(self.n_senders, dtype=bool)  # [S] has a kept way to the logits
         for r in reversed(range(self.n_receivers)):
             if self.receivers[r].kind == "logits" or (feeds[r] & useful).any():
-                useful |= kept[:, r]
-                useful = self._join_heads(useful)
-        leads = np.array([r.kind == "logits" for r in self.receivers]) | (feeds & useful[None, :]).any(1)  # [R]
-        return kept & reached[:, None] & leads[None, :]
+                useful = self._join_heads(useful | kept[:, r])
+        return np.array([r.kind == "logits" for r in self.receivers]) | (feeds & useful[None, :]).any(1)
 
     @functools.cached_property
-    def _feeds(self) -> BoolMatrix:
+    def feeds(self) -> BoolMatrix:
         """[receivers, senders]: which senders' outputs depend directly on a receiver's input."""
         feeds = np.zeros((self.n_receivers, self.n_senders), dtype=bool)
         for r, receiver in enumerate(self.receivers):

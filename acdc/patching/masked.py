@@ -4,15 +4,13 @@
 
 a_s: the ablation value of sender s; c_r: what reaches r from no sender (attention output biases). Per receiver group
 this is one matrix product between the masks [circuit, R, S] and the senders' differences [circuit, S, batch * pos * d].
-Those differences live in one buffer that is shared by all layers and never larger than `memory_bytes`: prompts and
-circuits are taken in tiles that fit, down to one prompt of one circuit.
+Those differences live in one buffer shared by all layers, for one tile of prompts and circuits at a time: the callers
+take tiles that fit into a budget of bytes, down to one prompt of one circuit.
 
 M all ones gives the clean logits; M all zeros gives, under resample ablation, the corrupt run's.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -50,31 +48,27 @@ def run_masked(t: Transformer, inputs: Tensor, ablation: NodeOutputs, masks: Ten
     return senders.mix(base, t.graph.n_receivers - 1, t.graph.n_receivers)[:, 0]
 
 
-def tiles(
-    t: Transformer, n_circuits: int, batch: int, length: int, memory_bytes: int
-) -> Iterator[tuple[slice, slice]]:
-    """Cut circuits x prompts into tiles whose buffers fit into `memory_bytes`; deterministic, prompts first.
+def circuit_tiles(t: Transformer, n_circuits: int, rows: int, length: int, memory_bytes: int) -> list[slice]:
+    """Cut the circuits so that each tile's buffer, for `rows` prompts of `length` tokens, fits into `memory_bytes`."""
+    size = max(1, memory_bytes // (bytes_per_token(t) * rows * length))
+    return [slice(first, min(first + size, n_circuits)) for first in range(0, n_circuits, size)]
 
-    Raises OutOfMemory where one prompt of one circuit is too large.
-    """
-    one = bytes_per_row(t, length)
-    room = memory_bytes // one
-    if room < 1:
+
+def tokens_that_fit(t: Transformer, longest: int, memory_bytes: int) -> int:
+    """Tokens of prompts that one circuit's masked forward can hold. Raises OutOfMemory where not even one prompt fits."""
+    tokens = memory_bytes // bytes_per_token(t)
+    if tokens < longest:
         raise OutOfMemory(
-            f"one prompt of {length} tokens needs {one:,} bytes in the masked forward and compute.memory_bytes is "
-            f"{memory_bytes:,}; raise it or shorten the prompts"
+            f"one prompt of {longest} tokens needs {longest * bytes_per_token(t):,} bytes in the masked forward and "
+            f"compute.memory_bytes is {memory_bytes:,}: raise it or shorten the prompts"
         )
-    prompts = min(batch, room)
-    circuits = max(1, room // prompts)
-    for first in range(0, n_circuits, circuits):
-        for start in range(0, batch, prompts):
-            yield slice(first, min(first + circuits, n_circuits)), slice(start, min(start + prompts, batch))
+    return tokens
 
 
-def bytes_per_row(t: Transformer, length: int) -> int:
-    """What the masked forward holds for one prompt of one circuit: every sender's difference, and one layer's inputs."""
+def bytes_per_token(t: Transformer) -> int:
+    """What the masked forward holds for one token of one circuit: every sender's difference, and one layer's inputs."""
     residuals = t.graph.n_senders + 2 * (t.n_heads + 2 * t.n_kv_heads)
-    return residuals * length * t.d_model * t.dtype.itemsize
+    return residuals * t.d_model * t.dtype.itemsize
 
 
 class _Senders:

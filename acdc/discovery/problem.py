@@ -1,0 +1,62 @@
+"""What every method is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from acdc.circuit import Scores
+from acdc.graph import BoolMatrix
+from acdc.metrics import Metric
+from acdc.models.transformer import Transformer
+from acdc.patching.circuits import PerExample, Prompts, measure, n_examples
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model, the prompts to search on (with their ablation values), and the objective: higher is better."""
+
+    t: Transformer
+    prompts: Sequence[Prompts]
+    objective: Metric
+    memory_bytes: int
+
+    @property
+    def n_examples(self) -> int:
+        return n_examples(self.prompts)
+
+    def mean_of(self, p: Prompts) -> Callable[[Tensor], Tensor]:
+        """Last residual [row, pos, d] -> this batch's part of the objective's mean over all examples."""
+
+        def objective(residual: Tensor) -> Tensor:
+            logits = self.t.unembed(p.batch.take(residual))
+            return self.objective(logits, p.batch, p.clean_logprobs).sum() / self.n_examples
+
+        return objective
+
+    def measure(self, masks: Tensor) -> PerExample:
+        """The objective of every circuit on every example. masks: [circuit, senders, receivers]"""
+        return measure(self.t, self.prompts, masks, [self.objective], self.memory_bytes)[self.objective.name]
+
+    def full_mask(self) -> Tensor:
+        """[senders, receivers], 1 at every legal edge."""
+        return torch.from_numpy(self.t.graph.legal.copy()).to(self.t.dtype)
+
+
+@dataclass(frozen=True)
+class Found:
+    """scores: [senders, receivers], 0 where not tested. kept: for methods that decide themselves, the circuit.
+
+    key: names this result among those of one search. passes: forward and backward passes over all prompts, by kind.
+    facts: numbers that a reader of the scores should know, such as the completeness error of integrated gradients.
+    """
+
+    scores: Scores
+    tested: BoolMatrix
+    kept: BoolMatrix | None = None
+    key: str = "circuit"
+    passes: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, float] = field(default_factory=dict)

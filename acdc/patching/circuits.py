@@ -1,0 +1,85 @@
+"""Metrics of circuits: prompts, their ablation values and the clean run's predictions, ready for many masked forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from acdc.metrics import Metric
+from acdc.models.transformer import Transformer
+from acdc.patching.ablation import Ablation
+from acdc.patching.batches import Batch
+from acdc.patching.forward import NodeOutputs, record
+from acdc.patching.masked import circuit_tiles, run_masked
+
+PerExample = npt.NDArray[np.float64]  # [circuit, example]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """One batch with all that a masked forward on it needs. clean_logprobs: [example, vocab] right after the prompt."""
+
+    batch: Batch
+    inputs: Tensor
+    ablation: NodeOutputs
+    clean_logprobs: Tensor
+
+
+@torch.no_grad()
+def prepare(t: Transformer, batches: Sequence[Batch], ablation: Ablation) -> list[Prompts]:
+    """Run every batch once clean (and once corrupt for resample). Holds 2 residual streams a layer and prompt."""
+    prepared = []
+    for batch in batches:
+        inputs = t.embed(batch.clean)
+        _, last = record(t, batch.clean)
+        logits = t.unembed(batch.take(last))[batch.first_read]
+        prepared.append(Prompts(batch, inputs, ablation.values(t, batch), logits.log_softmax(-1)))
+    return prepared
+
+
+def n_examples(prompts: Sequence[Prompts]) -> int:
+    return sum(len(p.batch.examples) for p in prompts)
+
+
+@torch.no_grad()
+def measure(
+    t: Transformer,
+    prompts: Sequence[Prompts],
+    masks: Tensor,
+    metrics: Sequence[Metric],
+    memory_bytes: int,
+    on_tile: Callable[[], None] = lambda: None,
+) -> Mapping[str, PerExample]:
+    """Every metric of every circuit on every example: name -> [circuit, example], examples in their own numbering.
+
+    masks: [circuit, senders, receivers] in [0, 1]. on_tile: called after every tile, may raise to stop.
+    """
+    results = {m.name: np.zeros((len(masks), n_examples(prompts))) for m in metrics}
+    for p in prompts:
+        examples = list(p.batch.examples)
+        for circuits in circuit_tiles(t, len(masks), p.batch.n_rows, p.batch.length, memory_bytes):
+            last = p.batch.take(run_masked(t, p.inputs, p.ablation, masks[circuits].to(t.device)))
+            for number, residual in zip(range(circuits.start, circuits.stop), last, strict=True):
+                logits = t.unembed(residual)
+                for metric in metrics:
+                    values = metric(logits, p.batch, p.clean_logprobs)
+                    results[metric.name][number, examples] = values.double().cpu().numpy()
+            on_tile()
+    return results
+
+
+def measure_corrupt(t: Transformer, prompts: Sequence[Prompts], metrics: Sequence[Metric]) -> Mapping[str, PerExample]:
+    """Every metric of the model itself on the corrupt prompts: name -> [1, example]."""
+    results = {m.name: np.zeros((1, n_examples(prompts))) for m in metrics}
+    with torch.no_grad():
+        for p in prompts:
+            logits = t.unembed(p.batch.take(record(t, p.batch.corrupt)[1]))
+            for metric in metrics:
+                values = metric(logits, p.batch, p.clean_logprobs)
+                results[metric.name][0, list(p.batch.examples)] = values.double().cpu().numpy()
+    return results

@@ -1,0 +1,91 @@
+"""Attribution against its definition: the gradient of the metric with respect to the edge mask."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import MAKERS, random_pairs, tiny
+from torch import Tensor
+
+from acdc.discovery.attribution import score_eap, score_eap_ig_activations, score_eap_ig_inputs
+from acdc.discovery.exact import score_exact
+from acdc.discovery.problem import Problem
+from acdc.metrics import METRICS
+from acdc.models.architectures import wrap
+from acdc.models.transformer import Transformer
+from acdc.patching.ablation import Ablation, Resample, Zero, mean_over
+from acdc.patching.batches import make_batches
+from acdc.patching.circuits import prepare
+from acdc.patching.masked import run_masked
+from acdc.progress import Quiet
+
+MEMORY = 2**30
+
+
+def make_problem(
+    name: str, *, ablation: str = "resample", metric: str = "logit_diff", lengths: tuple[int, ...] = (6,), n: int = 4
+) -> Problem:
+    t = wrap(tiny(name))
+    batches = make_batches(t, random_pairs(n, lengths), 512, MEMORY)
+    values: Ablation = {"resample": Resample(), "zero": Zero()}.get(ablation) or mean_over(t, batches, per_role=True)
+    return Problem(t, prepare(t, batches, values), METRICS[metric], MEMORY)
+
+
+def mask_gradient(problem: Problem, mask: Tensor) -> Tensor:
+    """dm/dM at `mask`, by autograd through the masked forward."""
+    mask = mask.double().requires_grad_(True)
+    total = sum(
+        problem.mean_of(p)(run_masked(problem.t, p.inputs, p.ablation, mask[None])[0]) for p in problem.prompts
+    )
+    assert isinstance(total, Tensor)
+    (gradient,) = torch.autograd.grad(total, mask)
+    return gradient * problem.full_mask()
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+@pytest.mark.parametrize("ablation", ["resample", "zero", "mean"])
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_eap_is_the_gradient_of_the_metric_with_respect_to_the_mask(name: str, ablation: str) -> None:
+    problem = make_problem(name, ablation=ablation, lengths=(6, 7))
+    (found,) = score_eap(problem, Quiet())
+    expected = mask_gradient(problem, problem.full_mask())
+    assert relative(torch.from_numpy(found.scores), expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt-neox", "gemma3"])
+def test_more_steps_make_integrated_gradients_complete(name: str) -> None:
+    problem = make_problem(name)
+    errors = [score_eap_ig_inputs(problem, Quiet(), steps=n)[0].facts["completeness_error"] for n in (4, 256)]
+    assert errors[1] < 0.02
+    assert errors[1] < errors[0]
+
+
+def test_one_step_of_integrated_gradients_is_eap() -> None:
+    problem = make_problem("llama")
+    plain = torch.from_numpy(score_eap(problem, Quiet())[0].scores)
+    for integrated in (score_eap_ig_inputs, score_eap_ig_activations):
+        assert relative(torch.from_numpy(integrated(problem, Quiet(), steps=1)[0].scores), plain) < 1e-5
+
+
+def test_a_tile_of_one_token_gives_the_same_scores() -> None:
+    problem = make_problem("gemma2")
+    wide = score_eap(problem, Quiet())[0].scores
+    narrow = score_eap(Problem(problem.t, problem.prompts, problem.objective, 1), Quiet())[0].scores
+    assert relative(torch.from_numpy(narrow), torch.from_numpy(wide)) < 1e-5
+
+
+def test_exact_scores_are_the_metrics_of_masks_with_one_hole() -> None:
+    problem = make_problem("gpt2", lengths=(5, 6))
+    (found,) = score_exact(problem, Quiet())
+    full = problem.full_mask()
+    reference = problem.measure(full[None]).mean()
+    graph = problem.t.graph
+    for name in ("embed->0.1.q", "0.0->1.2.v", "mlp1->logits", "1.3->mlp1"):
+        edge = graph.edge(name)
+        mask = full.clone()
+        mask[edge.sender, edge.receiver] = 0
+        expected = reference - problem.measure(mask[None]).mean()
+        assert found.scores[edge.sender, edge.receiver] == pytest.approx(expected, rel=1e-5)
