@@ -115,7 +115,8 @@ class Selected:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """Is the behaviour there at all? `verdict` is shown, weak or absent; the interval is of m(clean) - m(corrupt)."""
+    """Is the behaviour there at all? `verdict` is shown, weak or absent; the interval is of m(clean) - m(corrupt),
+    drawn over groups of examples or, where there are too few groups, over examples (`clustered_by`)."""
 
     verdict: str
     metric_clean: float
@@ -124,6 +125,7 @@ class Behaviour:
     accuracy_clean: float
     chance: float
     n_examples: int
+    clustered_by: str = "example"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,116 @@
+"""What evaluation asks of the executor, and a ledger that never asks the same thing twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from acdc.errors import ModelError
+from acdc.graph import BoolMatrix
+from acdc.progress import Progress
+
+Floats = npt.NDArray[np.floating]
+Bools = npt.NDArray[np.bool_]
+
+ROWS_PER_CALL = 256  # prompts x circuits handed over at once: enough to fill batches, small enough to cancel between
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """What circuits did on one set of prompts, each array [n_circuits, n_examples].
+
+    metric: oriented so that higher is better. kl: KL(model || circuit) in nats. correct: the right answer won.
+    """
+
+    metric: Floats
+    kl: Floats
+    correct: Bools
+
+    def row(self, i: int) -> Outcome:
+        return Outcome(self.metric[i], self.kl[i], self.correct[i])
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """One circuit's row of `Outcomes`: each array [n_examples]."""
+
+    metric: Floats
+    kl: Floats
+    correct: Bools
+
+
+class Measure(Protocol):
+    """One set of prompts, one model, one metric, one ablation: circuits in, numbers per example out.
+
+    The model itself is the mask of all legal edges, the empty circuit the mask of none.
+    """
+
+    @property
+    def n_examples(self) -> int: ...
+
+    def __call__(self, masks: Sequence[BoolMatrix]) -> Outcomes: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One set of prompts and how it is measured.
+
+    name: search or held_out. metric_corrupt: float [n_examples], the model's metric on the corrupt prompts. groups: each
+    example's group. chance: the accuracy that guessing would reach.
+    """
+
+    name: str
+    measure: Measure
+    metric_corrupt: Floats
+    groups: Sequence[str]
+    chance: float
+
+
+class Ledger:
+    """Every circuit measured on a split, each once. `measured` counts the circuits that were really run."""
+
+    def __init__(self, split: Split, progress: Progress) -> None:
+        self.split = split
+        self.measured = 0
+        self._progress = progress
+        self._outcomes: dict[bytes, Outcome] = {}
+
+    def __call__(self, mask: BoolMatrix) -> Outcome:
+        return self.all_of([mask])[0]
+
+    def has(self, mask: BoolMatrix) -> bool:
+        return _key(mask) in self._outcomes
+
+    def all_of(self, masks: Sequence[BoolMatrix], done_before: int = 0) -> list[Outcome]:
+        """Outcomes of the circuits, in order; progress steps count on from `done_before`.
+
+        Raises ModelError where a number is not finite, and Cancelled when the run is to stop.
+        """
+        new = {_key(mask): mask for mask in masks if not self.has(mask)}
+        per_call = max(1, ROWS_PER_CALL // max(1, self.split.measure.n_examples))
+        keys = list(new)
+        done = done_before + len(masks) - len(keys)
+        for start in range(0, len(keys), per_call):
+            self._progress.step(done, self.split.name)
+            self._run({key: new[key] for key in keys[start : start + per_call]})
+            done += min(per_call, len(keys) - start)
+        self._progress.step(done, self.split.name)
+        return [self._outcomes[_key(mask)] for mask in masks]
+
+    def _run(self, masks: dict[bytes, BoolMatrix]) -> None:
+        outcomes = self.split.measure(list(masks.values()))
+        if not (np.isfinite(outcomes.metric).all() and np.isfinite(outcomes.kl).all()):
+            raise ModelError(
+                f"the masked forward gave a metric or KL that is not a finite number on the {self.split.name} prompts; "
+                "use dtype float32 or check the weights"
+            )
+        self._outcomes.update((key, outcomes.row(i)) for i, key in enumerate(masks))
+        self.measured += len(masks)
+
+
+def _key(mask: BoolMatrix) -> bytes:
+    return np.packbits(mask).tobytes()

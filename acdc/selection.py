@@ -1,0 +1,122 @@
+"""From scores to a circuit: which edges are kept. Separate from scoring, so that any size can be cut again later.
+
+Three rules, each a ranking of which a circuit of n edges takes the first n:
+
+    signed     highest score first: edges that help the metric
+    absolute   highest |score| first: edges that matter, whichever way
+    greedy     grown from the logits: always the edge of highest |score| among those that end in a node already reached
+
+Ties go to the edge that comes first in canonical order (receiver by receiver, senders from early to late), so a
+ranking is the same on every machine. Edges that got no score are never taken. The edges taken that lie on no path
+embed -> logits are dropped afterwards, and both counts are kept.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from acdc.circuit import Scores, Selected
+from acdc.errors import GraphMismatch
+from acdc.graph import BoolMatrix, Graph
+
+RULES = ("signed", "absolute", "greedy")
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A circuit and how it was chosen. mask: bool [senders, receivers], connected edges only."""
+
+    mask: BoolMatrix
+    selected: Selected
+
+    @classmethod
+    def of(cls, graph: Graph, mask: BoolMatrix, rule: str) -> Kept:
+        """A set of edges that no ranking made (a search's decisions, a hypothesis, an edited circuit)."""
+        connected = graph.connected(mask)
+        return cls(connected, Selected(rule, int(mask.sum()), int(connected.sum())))
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Every edge that got a score, best first by one rule. order: flat indices into [senders, receivers]."""
+
+    graph: Graph
+    rule: str
+    order: Indices
+
+    def select(self, n: int) -> Kept:
+        """The first n edges without those on no path; all of the ranking where it holds fewer than n."""
+        mask = np.zeros(self.graph.legal.size, dtype=bool)
+        mask[self.order[:n]] = True
+        connected = self.graph.connected(mask.reshape(self.graph.legal.shape))
+        return Kept(connected, Selected(self.rule, n, int(connected.sum())))
+
+
+def rank(graph: Graph, scores: Scores, tested: BoolMatrix, rule: str) -> Ranking:
+    """Order the edges by `rule`. scores, tested: [senders, receivers] of this graph.
+
+    Raises GraphMismatch for arrays of another graph, ValueError for an unknown rule.
+    """
+    if rule not in RULES:
+        raise ValueError(f"unknown selection rule {rule!r}; known rules: {', '.join(RULES)}")
+    if scores.shape != graph.legal.shape or tested.shape != graph.legal.shape:
+        raise GraphMismatch(
+            f"scores {scores.shape} and tested {tested.shape} do not fit this graph; it needs {graph.legal.shape}"
+        )
+    merit = scores if rule == "signed" else np.abs(scores)
+    usable = tested & graph.legal
+    order = _greedy(graph, merit, usable) if rule == "greedy" else _sorted(merit, usable)
+    return Ranking(graph, rule, order)
+
+
+def _sorted(merit: Scores, usable: BoolMatrix) -> Indices:
+    canonical = _canonical(usable)
+    return canonical[np.argsort(-merit.ravel()[canonical], kind="stable")]
+
+
+def _canonical(edges: BoolMatrix) -> Indices:
+    """Flat indices of the edges, in canonical order."""
+    receivers, senders = np.nonzero(edges.T)
+    return (senders * edges.shape[1] + receivers).astype(np.int64)
+
+
+def _greedy(graph: Graph, merit: Scores, usable: BoolMatrix) -> Indices:
+    """Best-first growth from the logits. Each receiver's edges are sorted once, so the heap holds one edge a receiver."""
+    columns = [_best_first(merit[:, r], usable[:, r]) for r in range(graph.n_receivers)]
+    inputs = [np.nonzero(graph.feeds[:, s])[0].tolist() for s in range(graph.n_senders)]
+    heap: list[tuple[float, int, int]] = []  # (-merit, receiver, how many of its edges are taken): canonical on ties
+
+    def offer(receiver: int, taken: int) -> None:
+        if taken < len(columns[receiver]):
+            heapq.heappush(heap, (-float(merit[columns[receiver][taken], receiver]), receiver, taken))
+
+    open_receivers = {graph.n_receivers - 1}
+    offer(graph.n_receivers - 1, 0)
+    order = []
+    while heap:
+        _, receiver, taken = heapq.heappop(heap)
+        sender = columns[receiver][taken]
+        order.append(sender * graph.n_receivers + receiver)
+        offer(receiver, taken + 1)
+        for fed in inputs[sender]:
+            if fed not in open_receivers:
+                open_receivers.add(fed)
+                offer(fed, 0)
+    return np.array(order, dtype=np.int64)
+
+
+def _best_first(merit: Scores, usable: npt.NDArray[np.bool_]) -> list[int]:
+    senders = np.nonzero(usable)[0]
+    best: list[int] = senders[np.argsort(-merit[senders], kind="stable")].tolist()
+    return best
+
+
+def size_of(fraction: float, n_edges: int) -> int:
+    """Edges in a share of the graph, rounded down. A share written in decimals means what it says: .29 of 100 is 29."""
+    return int(fraction * n_edges + 1e-9)
