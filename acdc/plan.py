@@ -1,0 +1,315 @@
+"""What a job will cost, before it runs: seconds, memory and disk, each with how it was reckoned. Torch-free.
+
+The unit of work is a bare forward pass of one prompt; a backward pass counts as two of them, a masked forward as three.
+Its floating point operations are 2 x parameters x tokens, the unembedding at the answer position only. Everything is an
+order of magnitude with a stated uncertainty, and what depends on a model that nobody has fetched is said to be unknown.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from acdc.graph import Graph
+from acdc.models.catalogue import Size, entry_for
+from acdc.models.config_size import count_tables, read_config, size_of
+from acdc.spec import CustomPair, DiscoverSpec, EvaluationSpec, JobSpec, MethodSpec, ModelRef, TaskSpec, TrySpec
+from acdc.tasks import TASKS
+
+UNCERTAINTY = 3.0
+"""The true figure lies within this factor of the plan's, both ways."""
+
+BACKWARD = 2.0  # in forwards
+MASKED = 3.0  # what a masked forward costs, in bare ones
+EXACT_EDGE = 0.5  # forwards per edge: nothing before the receiver is computed again
+EFFICIENCY = 0.5  # of a large matrix product's speed, reached by a whole forward pass
+CHARACTERS_PER_TOKEN = 4.0
+CONVERTED_BYTES = 4  # per parameter: what GGUF files are converted to is float32
+CONVERTED_PER_S = 2e7  # parameters dequantised and written, taken as a slow machine's figure
+READ_BYTES_PER_S = 5e8
+START_S = 5.0  # the engine process: interpreter, torch, transformers
+PROCESS_BYTES = 600 * 2**20  # the same, before any weights
+RESIDUALS_PER_LAYER = 8  # streams that a gradient method keeps
+DTYPE_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
+ARRAYS_BYTES = 4 + 1 + 1  # scores, tested and kept, per cell of the score matrix
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """download_bytes, converts: what is still to be done before the model can be loaded. stored_bytes: its weights on
+    disk once that is done. n_tables: 2 where embedding and unembedding are not one matrix."""
+
+    size: Size
+    download_bytes: int
+    converts: bool
+    stored_bytes: int
+    n_tables: int = 1
+
+
+@dataclass(frozen=True)
+class Speed:
+    """flops_per_s: of a forward pass. download_bytes_per_s: None where nobody has measured it."""
+
+    flops_per_s: float
+    source: str
+    download_bytes_per_s: float | None = None
+
+    @classmethod
+    def of_jobs(cls, finished: Iterable[tuple[float, float]]) -> Speed | None:
+        """From (a plan's flops, the seconds they took) of finished jobs on this machine; None without any."""
+        rates = [flops / seconds for flops, seconds in finished if flops > 0 and seconds > 0]
+        if not rates:
+            return None
+        return cls(statistics.median(rates), f"the median of {len(rates)} finished jobs")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """seconds: None where it cannot be known yet."""
+
+    name: str
+    seconds: float | None
+    how: str
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of memory or disk, None where it cannot be known yet."""
+
+    n_bytes: int | None
+    how: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """flops: of the search and the evaluation, to be set against the seconds that they took. unknown: what the plan
+    leaves out and why."""
+
+    phases: tuple[Phase, ...]
+    memory: Need
+    disk: Need
+    flops: float | None
+    unknown: tuple[str, ...] = ()
+    uncertainty: float = UNCERTAINTY
+
+    @property
+    def seconds(self) -> float | None:
+        """All phases together; None while the search or the evaluation is unknown. An unknown download is left out."""
+        needed = [phase.seconds for phase in self.phases if phase.name != "download"]
+        if any(seconds is None for seconds in needed):
+            return None
+        return sum(phase.seconds or 0.0 for phase in self.phases)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "seconds": self.seconds}
+
+
+def measure_speed(budget_s: float = 0.1) -> Speed:
+    """Time float32 matrix products on this machine's CPU for about `budget_s` seconds."""
+    n = 384
+    a = np.random.default_rng(0).standard_normal((n, n), dtype=np.float32)
+    a @ a  # the first one starts the threads
+    done, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < budget_s or not done:
+        a @ a
+        done += 1
+    rate = 2 * n**3 * done / elapsed
+    return Speed(
+        rate * EFFICIENCY, f"matrix products on this machine's CPU ({rate / 1e9:.0f} GFLOP/s, half of it reached)"
+    )
+
+
+def facts_of(reference: str, cached: Path | None = None) -> ModelFacts | None:
+    """What is known of a model without fetching it: from the directory that holds it (`cached`, or that of a `path:`
+    reference), else from the catalogue; else None."""
+    ref = ModelRef.parse(reference)
+    directory = Path(ref.name) if ref.kind == "path" else cached
+    if directory is not None:
+        config = read_config(directory)
+        size = size_of(config)
+        if size is None:
+            return None
+        stored = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+        return ModelFacts(size, 0, False, stored or size.n_parameters * CONVERTED_BYTES, count_tables(config))
+    entry = entry_for(reference)
+    if entry is None:
+        return None
+    return ModelFacts(entry.size, entry.download_mb * 10**6, True, entry.size.n_parameters * CONVERTED_BYTES)
+
+
+def estimate(spec: JobSpec, facts: ModelFacts | None, speed: Speed) -> Plan:
+    """The cost of a job on a machine of that speed."""
+    if facts is None:
+        why = f"the size of {spec.model}: it is known once the model was fetched"
+        later = "unknown until the model was fetched"
+        phases = tuple(Phase(name, None, later) for name in ("download", "convert", "load", "search", "evaluate"))
+        return Plan(phases, Need(None, later), Need(None, later), None, (why,))
+    tokens, tokens_how = tokens_per_prompt(spec)
+    forward = forward_flops(facts, tokens)
+    search, search_how = _search(spec, facts.size)
+    judge, judge_how = _evaluation(spec)
+    per_s = speed.flops_per_s / (2 if spec.compute.dtype == "float64" else 1)
+    unit = f"{forward / 1e9:.3g} GFLOP a forward, {tokens:.0f} tokens ({tokens_how}), speed from {speed.source}"
+    phases = (
+        *_preparation(facts, speed),
+        Phase("search", search * forward / per_s, f"{search_how}; {unit}"),
+        Phase("evaluate", judge * forward / per_s, f"{judge_how}; {unit}"),
+    )
+    unknown = []
+    if phases[0].seconds is None:
+        unknown.append(f"how long {_megabytes(facts.download_bytes)} take to download")
+    if spec.compute.device == "cuda":
+        unknown.append(f"how fast the GPU is: the seconds are those of {speed.source}")
+    memory, disk = _memory(spec, facts.size, tokens), _disk(spec, facts)
+    return Plan(phases, memory, disk, (search + judge) * forward, tuple(unknown))
+
+
+def forward_flops(facts: ModelFacts, tokens: float) -> float:
+    """Of one prompt. Looking up an embedding costs nothing; the unembedding is computed at one position."""
+    table = facts.size.vocab_size * facts.size.d_model
+    return 2 * (facts.size.n_parameters - facts.n_tables * table) * tokens + 2 * table
+
+
+def tokens_per_prompt(spec: JobSpec) -> tuple[float, str]:
+    """An estimate from the length of the text, BOS included, since there is no tokenizer yet."""
+    texts = [spec.prompt] if isinstance(spec, TrySpec) else _texts(spec.task)
+    mean = statistics.fmean(len(text) for text in texts) / CHARACTERS_PER_TOKEN
+    return max(mean, 1.0) + 1, f"{CHARACTERS_PER_TOKEN:.0f} characters a token"
+
+
+def _texts(task: TaskSpec) -> list[str]:
+    if task.pairs is None:
+        return [TASKS[task.name].example]
+    return [_text(pair) for pair in task.pairs] or [""]
+
+
+def _text(pair: CustomPair) -> str:
+    return pair.clean if isinstance(pair.clean, str) else "\n".join(message.content for message in pair.clean)
+
+
+# -- passes ------------------------------------------------------------------------------------------------------------
+
+
+def _prompts(task: TaskSpec) -> tuple[int, int]:
+    """Searched and held out. Of the user's own prompts no more than there are, shared in the same proportion."""
+    if task.pairs is None:
+        return task.prompts, task.held_out
+    n = min(len(task.pairs), task.prompts + task.held_out)
+    n_search = round(n * task.prompts / (task.prompts + task.held_out))
+    return n_search, n - n_search
+
+
+def _search(spec: JobSpec, size: Size) -> tuple[float, str]:
+    """Bare forwards of one prompt, and in words."""
+    if not isinstance(spec, DiscoverSpec):
+        return 0.0, "nothing is searched"
+    n_prompts = _prompts(spec.task)[0]
+    passes, how = _passes(spec.method, Graph(size.shape).n_edges, size.shape.n_layers)
+    return n_prompts * passes, f"{n_prompts:,} prompts x {how}"
+
+
+def _passes(method: MethodSpec, n_edges: int, n_layers: int) -> tuple[float, str]:
+    """Bare forwards that a method takes per prompt, and in words."""
+    step = 1 + BACKWARD
+    match method.name:
+        case "eap":
+            return 2 + step, "(2 forward + 1 forward-backward)"
+        case "eap-ig-inputs":
+            return 2 + method.steps * step, f"(2 forward + {method.steps} forward-backward)"
+        case "eap-ig-activations":
+            n = method.steps * (2 * n_layers + 1)
+            return 2 + n * step, f"(2 forward + {n:,} forward-backward)"
+        case "exact":
+            return 2 + n_edges * EXACT_EDGE, f"(2 forward + {n_edges:,} edges at half a forward)"
+        case "acdc":
+            n = n_edges * len(method.thresholds)
+            return (
+                2 + n * MASKED,
+                f"(2 forward + at most {n:,} tested edges at a masked forward, {MASKED:.0f} bare ones)",
+            )
+
+
+def _evaluation(spec: JobSpec) -> tuple[float, str]:
+    """Bare forwards of one prompt, and in words."""
+    n_search, n_held_out = _prompts(spec.task)
+    if isinstance(spec, TrySpec):
+        n_mean = 0 if spec.corrupt else n_search
+        return n_mean + 2 + 3 * MASKED, f"{n_mean:,} prompts for the mean, 2 forwards and 3 masked ones on the prompt"
+    evaluation = spec.evaluation
+    n_judged = len(evaluation.grid) * len(evaluation.rules) + 1  # the curve, and the circuit that is kept
+    both = n_search + n_held_out
+    n_random = random_circuits_judged(evaluation)
+    masked = n_judged * both + n_random * n_held_out
+    how = (
+        f"{n_judged} circuits on {both:,} prompts and {n_random:,} random ones on {n_held_out:,}, masked forwards at "
+        f"{MASKED:.0f} bare ones; 2 forwards of every prompt"
+    )
+    return 2 * both + masked * MASKED, how
+
+
+def random_circuits_judged(evaluation: EvaluationSpec) -> int:
+    """Random circuits in a report: a band at every size and rule, and one for the circuit that is kept."""
+    return evaluation.random_circuits * (len(evaluation.grid) * len(evaluation.rules) + 1)
+
+
+# -- before the search: seconds, memory, disk --------------------------------------------------------------------------
+
+
+def _preparation(facts: ModelFacts, speed: Speed) -> tuple[Phase, ...]:
+    n_parameters = facts.size.n_parameters
+    rate = speed.download_bytes_per_s
+    if not facts.download_bytes:
+        download = Phase("download", 0.0, "the model is already here")
+    elif rate is None:
+        download = Phase("download", None, f"{_megabytes(facts.download_bytes)}; depends on the network")
+    else:
+        how = f"{_megabytes(facts.download_bytes)} at {rate / 1e6:.3g} MB/s"
+        download = Phase("download", facts.download_bytes / rate, how)
+    if facts.converts:
+        how = f"{n_parameters / 1e6:.0f} million parameters at {CONVERTED_PER_S / 1e6:.0f} million a second, once"
+        convert = Phase("convert", n_parameters / CONVERTED_PER_S, how)
+    else:
+        convert = Phase("convert", 0.0, "nothing to convert")
+    how = f"{START_S:.0f} s to start, {_megabytes(facts.stored_bytes)} at {READ_BYTES_PER_S / 1e6:.0f} MB/s"
+    return download, convert, Phase("load", START_S + facts.stored_bytes / READ_BYTES_PER_S, how)
+
+
+def _memory(spec: JobSpec, size: Size, tokens: float) -> Need:
+    n_bytes = DTYPE_BYTES[spec.compute.dtype]
+    weights = size.n_parameters * n_bytes
+    streams = RESIDUALS_PER_LAYER * size.shape.n_layers * spec.compute.batch_tokens * size.d_model * n_bytes
+    logits = int(max(spec.compute.batch_tokens / tokens, 1) * size.vocab_size) * 4
+    parts = {
+        "program": PROCESS_BYTES,
+        "weights": weights,
+        "budget for masked forwards": spec.compute.memory_bytes,
+        f"activations ({RESIDUALS_PER_LAYER} residual streams a layer)": streams,
+        "logits": logits,
+    }
+    return Need(sum(parts.values()), _sum_in_words(parts))
+
+
+def _disk(spec: JobSpec, facts: ModelFacts) -> Need:
+    graph = Graph(facts.size.shape)
+    cells = graph.n_senders * graph.n_receivers
+    n_results = len(spec.method.thresholds) if isinstance(spec, DiscoverSpec) and spec.method.name == "acdc" else 1
+    parts = {
+        "download": facts.download_bytes,
+        "converted weights": facts.stored_bytes if facts.converts else 0,
+        "results and a checkpoint": (n_results + 1) * cells * ARRAYS_BYTES,
+    }
+    return Need(sum(parts.values()), _sum_in_words(parts))
+
+
+def _sum_in_words(parts: dict[str, int]) -> str:
+    return " + ".join(f"{name} {_megabytes(n)}" for name, n in parts.items() if n)
+
+
+def _megabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.0f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e6:.2g} MB"

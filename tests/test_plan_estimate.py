@@ -1,0 +1,188 @@
+"""What a plan says, against sums done by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from acdc.graph import Graph, GraphShape
+from acdc.models.catalogue import CATALOGUE, Size
+from acdc.plan import (
+    ModelFacts,
+    Plan,
+    Speed,
+    estimate,
+    facts_of,
+    forward_flops,
+    measure_speed,
+    random_circuits_judged,
+    tokens_per_prompt,
+)
+from acdc.spec import EvaluationSpec, parse_job
+
+SIZE = Size(GraphShape(2, 4, 4), d_model=8, d_mlp=32, vocab_size=100, n_parameters=10_000)
+FACTS = ModelFacts(SIZE, download_bytes=5_000_000, converts=True, stored_bytes=40_000)
+SPEED = Speed(1e6, "a test", download_bytes_per_s=1e6)
+N_PAIRS = 12
+PAIRS = [{"clean": "x" * 36, "corrupt": "y" * 36, "answers": " a", "wrong": " b"}] * N_PAIRS  # 9 tokens and BOS
+FORWARD = 2 * (10_000 - 800) * 10 + 2 * 800
+
+
+def plan(facts: ModelFacts | None = FACTS, speed: Speed = SPEED, **fields: Any) -> Plan:
+    task = {"name": "custom", "pairs": PAIRS, "prompts": 8, "held_out": 4}
+    return estimate(parse_job({"task": task, **fields}), facts, speed)
+
+
+def seconds(plan: Plan, phase: str) -> float:
+    value = next(p.seconds for p in plan.phases if p.name == phase)
+    assert value is not None
+    return value
+
+
+def test_a_forward_is_two_operations_per_parameter_and_token_with_one_unembedding() -> None:
+    assert forward_flops(FACTS, 10) == FORWARD
+    untied = ModelFacts(SIZE, 0, False, 0, n_tables=2)
+    assert forward_flops(untied, 10) == 2 * (10_000 - 1600) * 10 + 2 * 800
+
+
+@pytest.mark.parametrize(
+    ("method", "passes"),
+    [
+        ({"name": "eap"}, 2 + 3),
+        ({"name": "eap-ig-inputs", "steps": 7}, 2 + 7 * 3),
+        ({"name": "eap-ig-activations", "steps": 4}, 2 + 4 * (2 * 2 + 1) * 3),
+        ({"name": "exact"}, 2 + Graph(SIZE.shape).n_edges / 2),
+        ({"name": "acdc", "thresholds": [0.1, 0.2]}, 2 + 2 * Graph(SIZE.shape).n_edges * 3),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_search_takes_the_passes_of_its_method(method: dict[str, Any], passes: float) -> None:
+    assert seconds(plan(method=method), "search") == pytest.approx(8 * passes * FORWARD / 1e6)
+
+
+def test_evaluation_is_the_curve_the_kept_circuit_and_the_random_ones() -> None:
+    made = plan(evaluation={"grid": [0.1, 0.2, 0.5], "rules": ["signed", "absolute"], "random_circuits": 5})
+    judged = 3 * 2 + 1
+    masked = judged * 12 + 5 * judged * 4
+    assert seconds(made, "evaluate") == pytest.approx((2 * 12 + 3 * masked) * FORWARD / 1e6)
+    assert random_circuits_judged(EvaluationSpec(random_circuits=0)) == 0
+
+
+def test_the_total_is_the_sum_of_the_phases_and_flops_are_search_and_evaluation() -> None:
+    made = plan()
+    assert made.seconds == pytest.approx(sum(seconds(made, p.name) for p in made.phases))
+    assert made.flops == pytest.approx((seconds(made, "search") + seconds(made, "evaluate")) * 1e6)
+    assert made.uncertainty >= 2
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        ({"method": {"name": "eap-ig-inputs", "steps": 5}}, {"method": {"name": "eap-ig-inputs", "steps": 6}}),
+        ({"evaluation": {"grid": [0.1]}}, {"evaluation": {"grid": [0.1, 0.2]}}),
+        ({"evaluation": {"random_circuits": 1}}, {"evaluation": {"random_circuits": 2}}),
+        ({"evaluation": {"rules": ["signed"]}}, {"evaluation": {"rules": ["signed", "absolute"]}}),
+        ({"compute": {"dtype": "float32"}}, {"compute": {"dtype": "float64"}}),
+        (
+            {"task": {"name": "custom", "pairs": PAIRS[:6], "prompts": 8, "held_out": 4}},
+            {"task": {"name": "custom", "pairs": PAIRS, "prompts": 8, "held_out": 4}},
+        ),
+    ],
+)
+def test_asking_for_more_never_takes_less_time(less: dict[str, Any], more: dict[str, Any]) -> None:
+    few, many = (parse_job({"task": {"name": "custom", "pairs": PAIRS}, **fields}) for fields in (less, more))
+    low, high = estimate(few, FACTS, SPEED).seconds, estimate(many, FACTS, SPEED).seconds
+    assert low is not None
+    assert high is not None
+    assert low < high
+
+
+def test_memory_and_disk_grow_with_what_is_asked_for() -> None:
+    small = plan(compute={"memory_bytes": 2**24, "batch_tokens": 64})
+    large = plan(compute={"memory_bytes": 2**25, "batch_tokens": 128})
+    assert small.memory.n_bytes is not None
+    assert large.memory.n_bytes is not None
+    streams, logits = 8 * 2 * 64 * 8 * 4, (int(12.8 * 100) - int(6.4 * 100)) * 4
+    assert large.memory.n_bytes - small.memory.n_bytes == 2**24 + streams + logits
+    cells = Graph(SIZE.shape).n_senders * Graph(SIZE.shape).n_receivers
+    assert plan().disk.n_bytes == 5_000_000 + 40_000 + 2 * cells * 6
+    assert plan(method={"name": "acdc", "thresholds": [1, 2, 3]}).disk.n_bytes == 5_040_000 + 4 * cells * 6
+
+
+def test_nothing_is_guessed_about_a_model_that_nobody_has_seen() -> None:
+    made = plan(None, model="hub:some/model")
+    assert made.seconds is None
+    assert made.memory.n_bytes is None
+    assert made.disk.n_bytes is None
+    assert made.flops is None
+    assert any("hub:some/model" in line for line in made.unknown)
+    assert all("until the model was fetched" in phase.how for phase in made.phases)
+
+
+def test_an_unmeasured_network_leaves_out_the_download_and_says_so() -> None:
+    made = plan(speed=Speed(1e6, "a test"))
+    assert made.phases[0].seconds is None
+    assert made.seconds is not None
+    assert "5 MB" in made.unknown[0]
+    assert plan().phases[0].seconds == 5
+
+
+def test_a_gpu_is_not_passed_off_as_measured() -> None:
+    assert any("GPU" in line for line in plan(compute={"device": "cuda"}).unknown)
+    assert not any("GPU" in line for line in plan().unknown)
+
+
+def test_an_evaluation_searches_nothing_and_a_try_takes_its_own_prompt() -> None:
+    task = {"name": "custom", "pairs": PAIRS, "prompts": 8, "held_out": 4}
+    evaluated = estimate(parse_job({"kind": "evaluate", "circuit": "c1", "task": task}), FACTS, SPEED)
+    assert seconds(evaluated, "search") == 0
+    assert seconds(evaluated, "evaluate") == seconds(plan(), "evaluate")
+    tried = parse_job({"kind": "try", "circuit": "c1", "prompt": "z" * 36, "corrupt": "y" * 36, "task": task})
+    assert seconds(estimate(tried, FACTS, SPEED), "evaluate") == pytest.approx((2 + 3 * 3) * FORWARD / 1e6)
+    without = parse_job({"kind": "try", "circuit": "c1", "prompt": "z" * 36, "task": task})
+    assert seconds(estimate(without, FACTS, SPEED), "evaluate") == pytest.approx((8 + 2 + 3 * 3) * FORWARD / 1e6)
+
+
+def test_chat_messages_and_an_empty_list_of_pairs_have_a_length() -> None:
+    chat = {
+        "clean": [{"role": "user", "content": "x" * 20}, {"role": "assistant", "content": "x" * 19}],
+        "answers": "a",
+    }
+    spec = parse_job({"task": {"name": "custom", "pairs": [chat]}})
+    assert tokens_per_prompt(spec)[0] == 11
+    assert tokens_per_prompt(parse_job({"task": {"name": "custom", "pairs": []}}))[0] == 2
+
+
+def test_a_plan_is_plain_json() -> None:
+    data = json.loads(json.dumps(plan().to_dict(), allow_nan=False))
+    assert data["seconds"] == plan().seconds
+    assert [phase["name"] for phase in data["phases"]] == ["download", "convert", "load", "search", "evaluate"]
+    assert all(phase["how"] for phase in data["phases"])
+
+
+def test_speed_is_measured_quickly_or_taken_from_finished_jobs() -> None:
+    assert measure_speed(0.01).flops_per_s > 1e8
+    speed = Speed.of_jobs([(100.0, 10.0), (300.0, 10.0), (900.0, 10.0), (5.0, 0.0)])
+    assert speed is not None
+    assert speed.flops_per_s == 30
+    assert Speed.of_jobs([]) is None
+
+
+def test_facts_come_from_the_catalogue_or_from_the_directory_that_holds_the_model(tmp_path: Path) -> None:
+    entry = CATALOGUE["smollm2-135m-instruct-q4"]
+    facts = facts_of("smollm2-135m-instruct-q4")
+    assert facts is not None
+    assert (facts.size, facts.download_bytes, facts.converts) == (entry.size, 93_000_000, True)
+    assert facts_of(entry.reference) == facts
+    assert facts_of("hub:some/model") is None
+    config = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "n_positions": 16, "vocab_size": 50}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 123)
+    local = facts_of(f"path:{tmp_path}")
+    assert local is not None
+    assert (local.stored_bytes, local.download_bytes, local.converts, local.n_tables) == (123, 0, False, 1)
+    assert facts_of("hub:some/model", tmp_path) == local
+    assert facts_of(f"path:{tmp_path / 'absent'}") is None
