@@ -1,6 +1,6 @@
-"""The database's clock, the only one that a lease or a time-out is measured by. Times are whole milliseconds since 1970.
+"""The database's clock, the only one that a lease or a time-out is measured by.
 
-A worker whose own clock is an hour off behaves like any other.
+Times are whole milliseconds since 1970. A worker whose own clock is an hour off behaves like any other.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def dump_json(value: Any) -> str:
 
 
 def storable(text: str) -> str:
-    return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+    return str(_UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text))  # str: drivers have their own mind about enums
 
 
 def refuse_unstorable(value: Mapping[str, Any]) -> None:

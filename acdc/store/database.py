@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import URL, Connection, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -44,7 +45,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction: committed at the end, rolled back by an exception. On SQLite it is alone from its first moment."""
+        """A transaction: committed at the end, rolled back by an exception. On SQLite it has the file to itself."""
         with self._translated_errors(), self._writing.begin() as connection:
             yield connection
 
@@ -63,6 +64,11 @@ class Database:
             if _is_outage(error):
                 raise DatabaseError(f"{self.label}: {_first_line(error)}; is it up and reachable?") from error
             raise
+
+
+def insert_or(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
+    """An INSERT that has `on_conflict_do_…`, which both databases spell alike."""
+    return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
 
 
 def parse_url(url: str) -> URL:
@@ -88,7 +94,7 @@ def _connect_options(url: URL) -> dict[str, Any]:
     return {"connect_args": {key: value for key, value in given.items() if key not in url.query}, "pool_timeout": 10}
 
 
-def _prepare_sqlite(engine: Any, enforces_foreign_keys: bool) -> None:
+def _prepare_sqlite(engine: Engine, enforces_foreign_keys: bool) -> None:
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, _record: object) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves, below
@@ -115,7 +121,7 @@ def _is_disk_full(error: DBAPIError) -> bool:
 
 
 def _is_outage(error: DBAPIError) -> bool:
-    """Broken connections, locks not got in time, a server that starts or stops: all but what is wrong with a statement."""
+    """Broken connections, locks not got in time, a server that starts or stops: not what is wrong with a statement."""
     return error.connection_invalidated or type(error).__name__ in ("OperationalError", "InterfaceError")
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import migrations
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
+import migrations
 from acdc.errors import DatabaseError, SchemaMismatch
 from acdc.store.database import Database, parse_url
 

@@ -132,7 +132,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Beat:
-    """Answer to a heartbeat. cancel: stop, then `finish_cancelled`. lost: the job is no longer yours, stop and drop it."""
+    """Answer to a heartbeat. cancel: stop, then `finish_cancelled`. lost: the job is not yours any more, drop it."""
 
     cancel: bool
     lost: bool

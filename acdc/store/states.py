@@ -3,7 +3,7 @@
     queued ──claim──▶ running ──succeed──▶ succeeded
       │  │               │ │ ──fail, poison, run_out_of_time──▶ failed
       │  │               │ └──release, lose, child_died──▶ queued
-      │  │               └──cancel──▶ cancelling ──finish_cancelled, fail, release, lose, child_died, poison──▶ cancelled
+      │  │               └──cancel──▶ cancelling ─finish_cancelled, fail, poison, release, lose, child_died──▶ cancelled
       │  └──run_out_of_time──▶ failed
       └──cancel──▶ cancelled
 

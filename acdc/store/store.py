@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from acdc.store.circuits import Circuits, Models
+from sqlalchemy import select
+
+from acdc.store.circuits import Circuits
 from acdc.store.claims import Claims
 from acdc.store.database import Database
 from acdc.store.jobs import Jobs
+from acdc.store.migration import check_schema
+from acdc.store.models import Models
 from acdc.store.reaper import Reaper
+from acdc.store.tables import circuits, jobs
 
 
 class Store:
@@ -26,11 +31,18 @@ class Store:
 
         Raises DatabaseError when it is unreachable, SchemaMismatch when it is not at this code's schema: see `migrate`.
         """
-        raise NotImplementedError
+        database = Database(url)
+        try:
+            with database.read() as connection:
+                check_schema(connection, database.label)
+        except BaseException:
+            database.close()
+            raise
+        return cls(database)
 
     def close(self) -> None:
         """Close its connections."""
-        raise NotImplementedError
+        self._database.close()
 
     def __enter__(self) -> Store:
         return self
@@ -40,8 +52,13 @@ class Store:
 
     def ping(self) -> None:
         """Raises DatabaseError when the database does not answer."""
-        raise NotImplementedError
+        with self._database.read() as connection:
+            connection.execute(select(1))
 
     def artefacts_in_use(self) -> frozenset[str]:
         """Digests that a circuit or a job's checkpoint names."""
-        raise NotImplementedError
+        named = select(circuits.c.artefact).union(
+            select(jobs.c.checkpoint_digest).where(jobs.c.checkpoint_digest.is_not(None))
+        )
+        with self._database.read() as connection:
+            return frozenset(connection.execute(named).scalars())
