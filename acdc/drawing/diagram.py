@@ -210,7 +210,7 @@ def _draw_nodes(drawing: Drawing, circuit: Circuit, layout: Layout) -> None:
             continue
         x = layout.column_x[place.column]
         box = (x - BOX_WIDTH / 2, y, BOX_WIDTH, BOX_HEIGHT)
-        corner = "4" if place.kind == "head" else "11"
+        corner = "11" if place.kind == "mlp" else "4"
         drawing.rect(*box, parent=group, fill=PAGE, stroke=INK, stroke_width="1.2", rx=corner)
         drawing.text(x, y + 15.5, name, parent=group, anchor="middle", font_weight="600")
         for kind, receiver_name in sorted(ports.get(name, {}).items()):
@@ -266,6 +266,8 @@ def _draw_legend(drawing: Drawing, layout: Layout, y: float, largest: float) -> 
         drawing.path(f"M{number(x)} {number(line)} h34", stroke=colour, stroke_width=width, stroke_dasharray=dash)
         drawing.text(x + 40, line + 4, label, size=SMALL_SIZE)
         x += 40 + text_width(label, SMALL_SIZE) + 14
+    if not layout.links:
+        return
     scale = "width grows with the square root of |score|" if largest else "no edge has a score: all are drawn alike"
     drawing.text(MARGIN, line + 26, f"{scale}; q k v: query, key and value input of a head", size=SMALL_SIZE)
 

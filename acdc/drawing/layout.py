@@ -3,6 +3,7 @@
 1. Rows. embed is a bar at the bottom, logits a bar at the top. Between them every layer with a drawn node has a row of
    heads and, above it, a row for its MLP (one row for both where they run in parallel). All other layers are left out.
 2. Columns. A head's column is its number, in every layer; the MLPs have the last column. Unused columns are left out.
+   Where positions are split off the embedding, pos is a box above the bar, in a first column of its own.
 3. Routes. An edge with nothing in its way goes straight. Any other takes a lane in a gutter between two columns, so no
    edge runs behind a node. Edges of one sender and one sign share a lane until they part; so do edges into logits.
 4. Tracks. Lanes of a gutter that overlap in height lie side by side (interval colouring by left edge).
@@ -34,7 +35,7 @@ BAR = -1  # the column of what has none
 
 @dataclass(frozen=True)
 class Place:
-    """Where a drawn node stands: its row from the bottom and its column (BAR for embed, pos and logits)."""
+    """Where a drawn node stands: its row from the bottom and its column (BAR for embed and logits)."""
 
     name: str
     kind: str
@@ -72,9 +73,11 @@ class Layout:
         graph = circuit.graph
         self.rows = _rows(graph, _drawn_nodes(graph, edges))
         heads = sorted({_head_number(name) for row in self.rows for name in row if "." in name})
-        self.columns = {number_: i for i, number_ in enumerate(heads)}
+        has_pos = any("pos" in row for row in self.rows)
+        self.columns = {head: int(has_pos) + i for i, head in enumerate(heads)}
+        self.mlp_column = int(has_pos) + len(heads)
         has_mlp = any(name.startswith("mlp") for row in self.rows for name in row)
-        self.n_columns = len(heads) + has_mlp
+        self.n_columns = self.mlp_column + has_mlp
         self.places = {name: self._place(name, r) for r, row in enumerate(self.rows) for name in row}
         self._occupied = {(place.row, place.column) for place in self.places.values()}
         self.links = [self._link(circuit, edge) for edge in edges]
@@ -90,7 +93,9 @@ class Layout:
         if "." in name:
             return Place(name, "head", row, self.columns[_head_number(name)])
         if name.startswith("mlp"):
-            return Place(name, "mlp", row, len(self.columns))
+            return Place(name, "mlp", row, self.mlp_column)
+        if name == "pos":
+            return Place(name, "pos", row, 0)
         return Place(name, "bar", row, BAR)
 
     def _link(self, circuit: Circuit, edge: Edge) -> Link:
@@ -246,7 +251,7 @@ def _tracks(
 def _drawn_nodes(graph: Graph, edges: Sequence[Edge]) -> set[str]:
     """Every node that writes, or has an input of its own. A key or value edge alone brings no head of its group, unless
     none of them is drawn anyway."""
-    names = {"logits", *(sender.name for sender in graph.senders[: graph.n_inputs])}
+    names = {"embed", "logits"}
     names |= {graph.senders[edge.sender].name for edge in edges}
     shared = []
     for edge in edges:
@@ -262,7 +267,7 @@ def _drawn_nodes(graph: Graph, edges: Sequence[Edge]) -> set[str]:
 
 
 def _rows(graph: Graph, names: set[str]) -> list[list[str]]:
-    rows = [[sender.name] for sender in graph.senders[: graph.n_inputs]]
+    rows = [[sender.name] for sender in graph.senders[: graph.n_inputs] if sender.name in names]
     for layer in range(graph.shape.n_layers):
         heads = [s.name for s in graph.senders[graph.heads_of_layer(layer)] if s.name in names]
         mlp = [f"mlp{layer}"] if f"mlp{layer}" in names else []

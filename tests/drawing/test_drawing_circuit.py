@@ -22,7 +22,7 @@ from acdc.drawing.svg import GLYPH_WIDTH
 from acdc.graph import Graph, GraphShape
 
 SVG = "{http://www.w3.org/2000/svg}"
-SAMPLES = [(SMOLLM2, 20), (SMOLLM2, 100), (SMOLLM2, 300), (GPT2, 300), (TOY, 15), (PARALLEL, 30), (SPLIT, 20), (TOY, 0)]
+SAMPLES = [(SMOLLM2, 20), (SMOLLM2, 100), (SMOLLM2, 300), (GPT2, 300), (TOY, 15), (PARALLEL, 30), (SPLIT, 40), (TOY, 0)]
 Box = tuple[float, float, float, float]
 
 
@@ -186,6 +186,25 @@ def test_a_shared_key_port_names_all_heads_that_read_it() -> None:
     kept = graph.mask_of_edges(["embed->1.1.k", "1.2->logits", "1.3->logits"])
     svg = draw_circuit(Circuit(graph, sample.scores, sample.tested, kept, sample.selected, sample.provenance))
     assert "1.1.k: 1 edge in, read by heads 1.2, 1.3" in svg
+
+
+def test_split_positions_are_a_node_that_no_embedding_edge_runs_behind() -> None:
+    circuit = make_circuit(SPLIT, 40)
+    names = [circuit.graph.edge_name(edge) for edge in circuit.edges()]
+    assert any(name.startswith("pos->") for name in names)
+    assert any(name.startswith("embed->") for name in names)
+    starts = {
+        name: path_points(path.get("d") or "")[0] for name, path in edge_paths(parse(draw_circuit(circuit))).items()
+    }
+    assert len({start for name, start in starts.items() if name.startswith("pos->")}) == 1
+    assert {y for name, (_, y) in starts.items() if name.startswith("embed->")} != {
+        y for name, (_, y) in starts.items() if name.startswith("pos->")
+    }
+
+
+def test_the_strongest_edges_into_one_port_keep_their_own_lines() -> None:
+    paths = edge_paths(parse(draw_circuit(make_circuit(GPT2, 300))))
+    assert len({path.get("d") for path in paths.values()}) == len(paths)
 
 
 def test_hidden_edges_are_counted_and_the_strongest_stay() -> None:
