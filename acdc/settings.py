@@ -50,7 +50,6 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(default=64 * 2**20, ge=1024, description="largest request")
     max_prompts: int = Field(default=10_000, ge=1, description="prompts of one job, searched and held out together")
-    max_queued: int = Field(default=10_000, ge=1, description="jobs that may wait at a time")
 
     # how jobs are kept alive
     lease_s: Seconds = Field(default=30, description="how long a claim holds without a heartbeat")

@@ -1,0 +1,73 @@
+"""What can be asked for: models, tasks, methods; and what it would cost."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter
+
+from acdc.api.admission import admit
+from acdc.api.bodies import RequestBody
+from acdc.api.services import Deps
+from acdc.api.views import MethodsView, MethodView, ModelsView, ModelView, TasksView, TaskView
+from acdc.models.catalogue import CATALOGUE
+from acdc.plan import Speed, estimate, facts_of, measure_speed
+from acdc.spec import METHOD_SPECS, parse_job
+from acdc.tasks import TASKS
+
+router = APIRouter(prefix="/v1", tags=["what can be asked for"])
+
+
+@router.get("/models", summary="List models")
+def list_models(services: Deps) -> ModelsView:
+    """The catalogue's short names, then whatever else this service has met. Others can be asked for by reference: hub:,
+    path:, gguf: and pypi:."""
+    seen = {row.reference: row for row in services.store.models.list()}
+    views = []
+    for name, entry in CATALOGUE.items():
+        row = seen.pop(name, None)
+        facts = {key: value for key, value in asdict(entry).items() if key != "reference"}
+        views.append(ModelView(reference=name, in_catalogue=True, **facts, **_met(row)))
+    for row in seen.values():
+        card = row.card
+        about = {key: card.get(key) for key in ("quantisation", "tuning")}
+        title = str(card.get("title", row.reference))
+        views.append(ModelView(reference=row.reference, title=title, in_catalogue=False, **about, **_met(row)))
+    return ModelsView(items=views)
+
+
+def _met(row: Any) -> dict[str, Any]:
+    return {"fingerprint": row.fingerprint, "card": dict(row.card), "last_used": row.last_used} if row else {}
+
+
+@router.get("/tasks", summary="List tasks")
+def list_tasks() -> TasksView:
+    """Built-in tasks; your own prompts are `{"name": "custom", "pairs": […]}`."""
+    return TasksView(items=[TaskView.model_validate(task) for task in TASKS.values()])
+
+
+@router.get("/methods", summary="List search methods")
+def list_methods() -> MethodsView:
+    """With the JSON schema of each one's parameters."""
+    return MethodsView(
+        items=[
+            MethodView(name=name, summary=(spec.__doc__ or "").strip(), parameters=spec.model_json_schema())
+            for name, spec in METHOD_SPECS.items()
+        ]
+    )
+
+
+@router.post("/plan", summary="Seconds, memory and disk of a job, before it is submitted")
+def post_plan(services: Deps, body: RequestBody) -> dict[str, Any]:
+    """The body is a job spec, as for `POST /v1/jobs`."""
+    spec = parse_job(body.json())
+    admit(spec, services.settings)
+    return estimate(spec, facts_of(spec.model), _speed()).to_dict()
+
+
+@functools.cache
+def _speed() -> Speed:
+    """Of this machine, measured when somebody first asks."""
+    return measure_speed()
