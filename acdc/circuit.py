@@ -178,13 +178,17 @@ class Band:
 class KStar:
     """The smallest connected circuit with f in [.8, 1.2] and KL(C) <= KL(empty) / 2, held out.
 
-    met: whether any size did; where none did, `nearest` holds the points that came closest, best first, and `point` the
-    first of them.
+    met: whether any size did. nearest: where none up to 2 % of the edges did, the points up to there that came closest,
+    best first; without any that met, `point` is the first of them. chosen_on: search where the circuit meets the
+    conditions on the search prompts too (the rule), held_out where on the held-out prompts alone. looks: how many
+    circuits met them on the search prompts and were then tried held out.
     """
 
     met: bool
     point: Point
     nearest: tuple[Point, ...] = ()
+    chosen_on: str = "search"
+    looks: int = 0
 
 
 @dataclass(frozen=True)
@@ -219,7 +223,8 @@ class Report:
             points=tuple(map(_point, data["points"])),
             areas=tuple(Areas(**d) for d in data["areas"]),
             bands=tuple(map(band, data["bands"])),
-            k_star=star and KStar(star["met"], _point(star["point"]), tuple(map(_point, star["nearest"]))),
+            k_star=star
+            and KStar(**{**star, "point": _point(star["point"]), "nearest": tuple(map(_point, star["nearest"]))}),
             kept=tuple(map(_point, data["kept"])),
             kept_random=data["kept_random"] and band(data["kept_random"]),
         )

@@ -77,17 +77,19 @@ def rank(graph: Graph, scores: Scores, tested: BoolMatrix, rule: str) -> Ranking
 
 def _sorted(merit: Scores, usable: BoolMatrix) -> Indices:
     canonical = _canonical(usable)
-    return canonical[np.argsort(-merit.ravel()[canonical], kind="stable")]
+    order: Indices = canonical[np.argsort(-merit.ravel()[canonical], kind="stable")]
+    return order
 
 
 def _canonical(edges: BoolMatrix) -> Indices:
     """Flat indices of the edges, in canonical order."""
     receivers, senders = np.nonzero(edges.T)
-    return (senders * edges.shape[1] + receivers).astype(np.int64)
+    flat: Indices = senders * edges.shape[1] + receivers
+    return flat
 
 
 def _greedy(graph: Graph, merit: Scores, usable: BoolMatrix) -> Indices:
-    """Best-first growth from the logits. Each receiver's edges are sorted once, so the heap holds one edge a receiver."""
+    """Best-first growth from the logits. Each receiver's edges are sorted once: one heap entry each."""
     columns = [_best_first(merit[:, r], usable[:, r]) for r in range(graph.n_receivers)]
     inputs = [np.nonzero(graph.feeds[:, s])[0].tolist() for s in range(graph.n_senders)]
     heap: list[tuple[float, int, int]] = []  # (-merit, receiver, how many of its edges are taken): canonical on ties

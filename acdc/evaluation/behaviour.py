@@ -18,8 +18,8 @@ def verdict_on(
 ) -> Behaviour:
     """Judge m(clean) - m(corrupt), all arrays [n_examples], by its 95 % bootstrap interval (see `mean_interval`).
 
-    absent: the interval reaches down to zero or below, or the accuracy is clearly below chance (the upper end of its own
-            interval is): corrupting the prompt does not lower the metric, or the model answers against the task.
+    absent: the interval reaches down to zero or below, or the accuracy is clearly below chance (the upper end of its
+            own interval is): corrupting the prompt does not lower the metric, or the model answers against the task.
     shown:  not absent, accuracy at least half way from chance to 1 (.75 where chance is .5), and at least six groups
             (or examples, where those are drawn), since fewer cannot carry an interval.
     weak:   everything between.

@@ -33,7 +33,9 @@ def mean_interval(values: npt.NDArray[np.generic], groups: Sequence[str], seed: 
     are. A mean over drawn groups weighs examples, not groups.
     """
     if len(values) == 0 or len(values) != len(groups):
-        raise ValueError(f"{len(values)} values and {len(groups)} groups: give one group a value, and at least one value")
+        raise ValueError(
+            f"{len(values)} values and {len(groups)} groups: give one group a value, and at least one value"
+        )
     names, member_of = np.unique(np.asarray(groups), return_inverse=True)
     unit = "group" if len(names) >= MIN_GROUPS else "example"
     if unit == "example":

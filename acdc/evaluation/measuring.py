@@ -59,8 +59,8 @@ class Measure(Protocol):
 class Split:
     """One set of prompts and how it is measured.
 
-    name: search or held_out. metric_corrupt: float [n_examples], the model's metric on the corrupt prompts. groups: each
-    example's group. chance: the accuracy that guessing would reach.
+    name: search or held_out. metric_corrupt: float [n_examples], the model's metric on the corrupt prompts. groups:
+    each example's group. chance: the accuracy that guessing would reach.
     """
 
     name: str

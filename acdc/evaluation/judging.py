@@ -1,0 +1,202 @@
+"""The whole evaluation of a scored circuit: behaviour, curve, areas, k*, the kept circuit and its random controls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from acdc.circuit import Areas, Band, Behaviour, KStar, Point, Report, Scores
+from acdc.evaluation.areas import areas_of
+from acdc.evaluation.behaviour import verdict_on
+from acdc.evaluation.curve import Judge, Size, curve, sizes_of
+from acdc.evaluation.faithfulness import scale_of
+from acdc.evaluation.k_star import find_k_star, most_trials, target_size
+from acdc.evaluation.measuring import Ledger, Split
+from acdc.evaluation.random_circuits import random_circuits
+from acdc.graph import BoolMatrix, Graph
+from acdc.progress import Progress
+from acdc.selection import Kept, Ranking, rank, size_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to evaluate.
+
+    grid: shares of all edges. rules: of the curve; none for no curve. k_star_rules: among which k* is looked for, those
+    of the curve by default. random_circuits: matched to the kept circuit. band_circuits: matched to each grid point, by
+    the kept circuit's rule (the curve's first where that is none of them).
+    """
+
+    grid: Sequence[float]
+    rules: Sequence[str] = ("signed", "absolute")
+    k_star_rules: Sequence[str] | None = None
+    random_circuits: int = 20
+    band_circuits: int = 5
+    seed: int = 0
+
+    @property
+    def rules_of_k_star(self) -> Sequence[str]:
+        return self.rules if self.k_star_rules is None else self.k_star_rules
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Circuits to be run over every prompt of a split, at most: one masked forward a prompt each."""
+
+    search: int
+    held_out: int
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """report, and the circuit that it calls kept: the one given, else k*."""
+
+    report: Report
+    kept: Kept
+
+
+def n_evaluations(graph: Graph, plan: Plan, *, with_k_star: bool) -> Cost:
+    """The cost of `judge`, told before: an upper bound, since equal circuits are run once."""
+    sizes = sizes_of(plan.grid, graph.n_edges)
+    rules = set(plan.rules) | (set(plan.rules_of_k_star) if with_k_star else set())
+    both = 3 + len(rules) * len(sizes)  # the model, the empty circuit, the kept one; then the sizes
+    if with_k_star:
+        both += most_trials(sizes, graph.n_edges, len(plan.rules_of_k_star))
+    bands = len(_band_sizes(plan, graph)) * plan.band_circuits if plan.rules else 0
+    return Cost(both, both + bands + plan.random_circuits)
+
+
+def judge(
+    graph: Graph,
+    scores: Scores,
+    tested: BoolMatrix,
+    *,
+    search: Split,
+    held_out: Split,
+    plan: Plan,
+    progress: Progress,
+    kept: Kept | None = None,
+) -> Judgement:
+    """Evaluate the scores, and the circuit `kept`; without one, look for k* and keep that.
+
+    Where k* cannot be told (f is withheld, nothing is ranked), the first rule's 2 % of the edges are kept. Where no
+    edge was tested there is no curve. Raises Cancelled, ModelError for numbers that are not finite.
+    """
+    judging = _prepare(graph, search, held_out, plan, progress)
+    rules = dict.fromkeys([*plan.rules, *(plan.rules_of_k_star if kept is None else ())]) if tested.any() else {}
+    rankings = {rule: rank(graph, scores, tested, rule) for rule in rules}
+    sizes = sizes_of(plan.grid, graph.n_edges)
+    on_curve = [rankings[rule] for rule in plan.rules if rule in rankings]
+    progress.phase("curve", 2 * len(on_curve) * len(sizes))
+    points = curve(judging, on_curve, sizes)
+    k_star = None
+    if kept is None:
+        ranked = [rankings[rule] for rule in plan.rules_of_k_star if rule in rankings]
+        progress.phase("k*", 0)
+        k_star = find_k_star(judging, ranked, sizes)
+        kept = _to_keep(graph, ranked, k_star, progress)
+    return Judgement(_report(judging, plan, points, k_star, kept, on_curve, progress), kept)
+
+
+def _prepare(graph: Graph, search: Split, held_out: Split, plan: Plan, progress: Progress) -> Judge:
+    progress.phase("model and empty circuit", 4)
+    ledgers = {split.name: Ledger(split, progress) for split in (search, held_out)}
+    scales = {}
+    for i, (name, ledger) in enumerate(ledgers.items()):
+        full, empty = ledger.all_of([graph.legal, np.zeros_like(graph.legal)], done_before=2 * i)
+        scales[name] = scale_of(full, empty, ledger.split.groups, plan.seed)
+        if not scales[name].can_divide:
+            progress.log(f"f is withheld on the {name} prompts: m(M) - m(empty) is too small to divide by")
+    return Judge(graph, ledgers, scales)
+
+
+def _to_keep(graph: Graph, ranked: Sequence[Ranking], k_star: KStar | None, progress: Progress) -> Kept:
+    if k_star is not None:
+        chosen = next(ranking for ranking in ranked if ranking.rule == k_star.point.rule)
+        return chosen.select(k_star.point.asked_for)
+    if ranked:
+        progress.log(f"k* cannot be told; keeping 2 % of the edges by the rule {ranked[0].rule}")
+        return ranked[0].select(target_size(graph.n_edges))
+    progress.log("no edge got a score; the circuit kept is empty")
+    return Kept.of(graph, np.zeros_like(graph.legal), "decisions")
+
+
+def _report(
+    judging: Judge,
+    plan: Plan,
+    points: list[Point],
+    k_star: KStar | None,
+    kept: Kept,
+    on_curve: Sequence[Ranking],
+    progress: Progress,
+) -> Report:
+    rng = np.random.default_rng(plan.seed)
+    share = kept.selected.asked_for / judging.graph.n_edges
+    progress.phase("kept circuit", 2)
+    of_kept = tuple(judging.point(split, kept, share) for split in judging.ledgers)
+    kept_random = _band(judging, kept, share, plan.random_circuits, rng, progress)
+    by_rule = {ranking.rule: ranking for ranking in on_curve}
+    ranking = by_rule.get(kept.selected.rule, on_curve[0] if on_curve else None)
+    on_grid = [(ranking.select(size.n), size.fraction) for size in _band_sizes(plan, judging.graph)] if ranking else []
+    bands = [_band(judging, one, fraction, plan.band_circuits, rng, progress) for one, fraction in on_grid]
+    return Report(
+        behaviour=_behaviour(judging, plan.seed),
+        metric_full={name: scale.full for name, scale in judging.scales.items()},
+        metric_empty={name: scale.empty for name, scale in judging.scales.items()},
+        kl_empty={name: scale.kl_empty for name, scale in judging.scales.items()},
+        points=tuple(points),
+        areas=tuple(_areas(points, judging, plan)),
+        bands=tuple(band for band in bands if band),
+        k_star=k_star,
+        kept=of_kept,
+        kept_random=kept_random,
+    )
+
+
+def _areas(points: Sequence[Point], judging: Judge, plan: Plan) -> list[Areas]:
+    curves = [[p for p in points if (p.split, p.rule) == (s, rule)] for s in judging.ledgers for rule in plan.rules]
+    return [areas_of(one) for one in curves if one]
+
+
+def _behaviour(judging: Judge, seed: int) -> Behaviour:
+    """Over all prompts: nothing was chosen by them yet. The splits share no group."""
+    clean = [ledger(judging.graph.legal) for ledger in judging.ledgers.values()]
+    splits = [ledger.split for ledger in judging.ledgers.values()]
+    sizes = np.array([split.measure.n_examples for split in splits])
+    return verdict_on(
+        metric_clean=np.concatenate([outcome.metric for outcome in clean]),
+        metric_corrupt=np.concatenate([split.metric_corrupt for split in splits]),
+        correct=np.concatenate([outcome.correct for outcome in clean]),
+        groups=[group for split in splits for group in split.groups],
+        chance=float(np.average([split.chance for split in splits], weights=sizes)),
+        seed=seed,
+    )
+
+
+def _band_sizes(plan: Plan, graph: Graph) -> list[Size]:
+    """The grid's own sizes, also where the curve sweeps every one; the whole graph has no random counterpart."""
+    own = {size.n: size for size in sizes_of(plan.grid, graph.n_edges)}
+    wanted = {size_of(fraction, graph.n_edges) for fraction in plan.grid}
+    return [own[n] for n in sorted(wanted) if 0 < n < graph.n_edges and n in own]
+
+
+def _band(
+    judging: Judge, kept: Kept, fraction: float, n: int, rng: np.random.Generator, progress: Progress
+) -> Band | None:
+    """None for a circuit without edges, and where no random circuits are asked for."""
+    if n == 0 or kept.selected.connected == 0:
+        return None
+    progress.phase(f"random circuits of {kept.selected.connected} edges", n)
+    masks = random_circuits(judging.graph, kept.mask, n, rng)
+    outcomes = judging.ledgers["held_out"].all_of(masks)
+    scale = judging.scales["held_out"]
+    return Band(
+        rule=kept.selected.rule,
+        fraction=fraction,
+        connected=kept.selected.connected,
+        n_circuits=n,
+        f=tuple(scale.f(float(outcome.metric.mean(dtype=np.float64))) for outcome in outcomes),
+        kl_share=tuple(scale.kl_share(float(outcome.kl.mean(dtype=np.float64))) for outcome in outcomes),
+    )
