@@ -2,8 +2,9 @@
 
 A circuit meets the conditions on a split where f is in [.8, 1.2] and KL(C) <= KL(empty) / 2. k* has to meet them on the
 search prompts, where its size and rule are looked for, and again on the held-out prompts. A circuit that fails on the
-search prompts costs no look at the held-out ones; `KStar.looks` counts the looks that were taken. Only where no swept
-size meets both does one that meets held out alone count, and `chosen_on` then says held_out.
+search prompts is not chosen by its held-out figures; `KStar.looks` counts those that passed and were then tried held
+out. Only where no swept size up to 2 % of the edges meets both does one of the curve that meets held out alone count,
+and `chosen_on` then says held_out; where there is none either, the same two questions are asked of all sizes.
 
 What is swept. f is not monotone in size, so this is a search of stated sizes, not a proof that none is smaller:
 1. every size of the curve;
@@ -70,17 +71,14 @@ class _Sweep:
         self.tried: dict[tuple[str, int], _Tried] = {}
         self.looks = 0
 
-    def try_sizes(self, rule: str, sizes: Sequence[Size]) -> None:
-        for size in sizes:
-            self.try_size(rule, size)
-
-    def try_size(self, rule: str, size: Size) -> _Tried:
+    def try_size(self, rule: str, size: Size, *, on_curve: bool = False) -> _Tried:
+        """on_curve: its held-out point is wanted whatever the search prompts say."""
         if (rule, size.n) in self.tried:
             return self.tried[rule, size.n]
         kept = self.rankings[rule].select(size.n)
         search = self.judge.point("search", kept, size.fraction)
         held_out = None
-        if meets(search) or self.judge.ledgers["held_out"].has(kept.mask):  # the curve's points are there anyway
+        if on_curve or meets(search):
             held_out = self.judge.point("held_out", kept, size.fraction)
         self.looks += meets(search)
         self.tried[rule, size.n] = tried = _Tried(rule, size, search, held_out)
@@ -99,19 +97,21 @@ class _Sweep:
 def find_k_star(judge: Judge, rankings: Sequence[Ranking], sizes: Sequence[Size]) -> KStar | None:
     """The smallest swept circuit that meets both conditions, over all rules; ties go to the first rule's name.
 
-    `point` is its held-out point. Where no size up to 2 % meets, `nearest` holds the three held-out points up to 2 %
-    with the least `shortfall` (k* itself may then be larger). None where f is withheld on either split, or nothing is
-    ranked.
+    `point` is its held-out point. Where no size up to 2 % meets them held out, `nearest` holds the three held-out
+    points up to 2 % with the least `shortfall` (k* itself may then be larger). None where f is withheld on either
+    split, or nothing is ranked.
     """
     if not rankings or not sizes or not all(scale.can_divide for scale in judge.scales.values()):
         return None
     n_edges = rankings[0].graph.n_edges
     sweep = _Sweep(judge, rankings)
     for ranking in rankings:
-        sweep.try_sizes(ranking.rule, sizes)
+        for size in sizes:
+            sweep.try_size(ranking.rule, size, on_curve=True)
     if not any(one.meets_both and one.size.fraction <= TARGET for one in sweep.tried.values()):
         for ranking in rankings:
-            sweep.try_sizes(ranking.rule, sizes_between(sizes, n_edges))
+            for size in sizes_between(sizes, n_edges):
+                sweep.try_size(ranking.rule, size)
     for ranking in rankings:
         _bisect(sweep, ranking.rule, n_edges)
     return _choose(sweep)
@@ -154,16 +154,15 @@ def _bisect(sweep: _Sweep, rule: str, n_edges: int) -> None:
 
 def _choose(sweep: _Sweep) -> KStar:
     every = list(sweep.tried.values())
-    confirmed = sweep.held_out([one for one in every if one.meets_both])
-    held_out_only = [point for point in sweep.held_out(every) if meets(point)]
     small = [one for one in every if one.size.fraction <= TARGET]
     nearest: tuple[Point, ...] = ()
-    if not any(one.meets_both for one in small):
+    if not any(map(meets, sweep.held_out(small))):
         nearest = tuple(sorted(sweep.held_out(small or every), key=shortfall)[:N_NEAREST])
-    if confirmed:
-        return KStar(True, confirmed[0], nearest, "search", sweep.looks)
-    if held_out_only:
-        return KStar(True, held_out_only[0], nearest, "held_out", sweep.looks)
+    for among in (small, every):
+        if confirmed := sweep.held_out([one for one in among if one.meets_both]):
+            return KStar(True, confirmed[0], nearest, "search", sweep.looks)
+        if unconfirmed := list(filter(meets, sweep.held_out(among))):
+            return KStar(True, unconfirmed[0], nearest, "held_out", sweep.looks)
     return KStar(False, nearest[0], nearest, "held_out", sweep.looks)
 
 

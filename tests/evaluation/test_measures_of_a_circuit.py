@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from analytic_measure import SMALL, TINY, Additive, split_of
+from analytic_measure import SMALL, Additive, split_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +14,7 @@ from acdc.evaluation.areas import areas_of, trapezoid_weights
 from acdc.evaluation.behaviour import verdict_on
 from acdc.evaluation.bootstrap import mean_interval
 from acdc.evaluation.curve import sizes_of
-from acdc.evaluation.editing import complement, edited
+from acdc.evaluation.editing import complement
 from acdc.evaluation.faithfulness import point_of, scale_of
 from acdc.evaluation.measuring import Ledger, Outcome, Outcomes
 from acdc.progress import Quiet
@@ -32,7 +32,7 @@ def a_curve(f_of, fractions=GRID):
     return [Point("held_out", "signed", x, 0, 0, 0.0, f_of(x), 0.0, None, 1.0, (0.0,) * 5) for x in fractions]
 
 
-# -- areas ---------------------------------------------------------------------------------------------------------------
+# -- areas -----------------------------------------------------------------------------------------------------------
 
 
 def test_linear_weights_are_those_of_the_published_grid():
@@ -85,7 +85,7 @@ def test_sizes_are_whole_shares_and_every_size_on_a_graph_too_small_for_them():
     assert [size.n for size in sizes_of((1e-6, 0.5), 70_651)] == [35_325]  # too large to try every size
 
 
-# -- faithfulness --------------------------------------------------------------------------------------------------------
+# -- faithfulness ----------------------------------------------------------------------------------------------------
 
 
 def test_f_is_a_ratio_of_means_and_not_a_mean_of_ratios():
@@ -125,7 +125,7 @@ def test_kl_share_is_withheld_where_the_empty_circuit_is_the_model():
     assert point_of(outcome([1, 1.0], kl=0.5), scale, "search", Selected("signed", 1, 1), 0.1).kl_share == 0.25
 
 
-# -- intervals and the verdict -------------------------------------------------------------------------------------------
+# -- intervals and the verdict ---------------------------------------------------------------------------------------
 
 
 def test_the_interval_is_that_of_the_normal_mean():
@@ -182,7 +182,7 @@ def test_a_handful_of_prompts_shows_nothing():
     assert verdict(5.0, 1.0, n=6).verdict == "shown"
 
 
-# -- the ledger ----------------------------------------------------------------------------------------------------------
+# -- the ledger ------------------------------------------------------------------------------------------------------
 
 
 def test_equal_circuits_are_measured_once_and_handed_over_in_pieces():
