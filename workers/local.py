@@ -30,3 +30,179 @@ a second signal kills it at once. A reader that goes away (closed stdout) cancel
 """
 
 from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from acdc.errors import AcdcError, SpecError
+from acdc.settings import load_settings
+from acdc.spec import JobSpec, parse_job
+from workers.executor import ENGINE, Died, EngineChild, Heard
+from workers.wire import Done, Failed, Found, Log, Phase, Resumed, Saved, Step, Stopped
+
+SUCCEEDED, FAILED, REFUSED, CANCELLED = 0, 1, 2, 130
+_STATES = {SUCCEEDED: "succeeded", FAILED: "failed", REFUSED: "failed", CANCELLED: "cancelled"}
+_LOOK_S = 0.2  # between two looks whether a signal came
+
+
+def main(argv: Sequence[str] | None = None, *, engine: Sequence[str] = ENGINE) -> int:
+    """The exit status. engine: the program of the engine process."""
+    options = _parse(argv)
+    try:
+        spec = _read_spec(options.spec)
+        run = _LocalRun(spec, options.out, engine)
+        status = run.run(options.source, resume=options.resume)
+    except AcdcError as error:
+        _tell("error", **error.to_dict(), job_code=error.job_code)
+        status = REFUSED if isinstance(error, SpecError) else FAILED
+    except OSError as error:
+        _tell("error", code="storage", message=f"{options.out}: {error.strerror}", faults=[], job_code="storage")
+        status = FAILED
+    _tell("finished", state=_STATES[status])
+    return status
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m workers.local", description="Run one job spec without a service.")
+    parser.add_argument("spec", metavar="SPEC.json", help="a job spec as JSON; - reads stdin")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results go")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
+    parser.add_argument("--source", type=Path, metavar="FILE", help="the circuit of an evaluate or try job")
+    return parser.parse_args(argv)
+
+
+def _read_spec(name: str) -> JobSpec:
+    try:
+        return parse_job(json.loads(sys.stdin.read() if name == "-" else Path(name).read_text()))
+    except OSError as error:
+        raise SpecError(f"{name}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise SpecError(f"{name}: no JSON: {error}") from None
+
+
+def _tell(event: str, **facts: object) -> None:
+    """One line on stdout; to nobody if the reader has gone."""
+    try:
+        sys.stdout.write(json.dumps({"event": event, **facts}) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What Python would flush at exit must find an open file; and a reader that has gone wants no more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class _LocalRun:
+    def __init__(self, spec: JobSpec, out: Path, engine: Sequence[str]) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self._spec = json.loads(spec.canonical_json)
+        self._out = out
+        self._checkpoint = out / "checkpoint.safetensors"
+        self._child = EngineChild(grace_s=load_settings().child_grace_s, command=engine)
+        self._signals = 0
+        self._answered = 0
+
+    def run(self, source: Path | None, *, resume: bool) -> int:
+        _tell("started", out=str(self._out), spec=self._spec)
+        (self._out / "spec.json").write_text(json.dumps(self._spec, indent=2) + "\n")
+        if not resume:
+            self._checkpoint.unlink(missing_ok=True)
+        checkpoint = self._checkpoint if self._checkpoint.exists() else None
+        log = self._out / "log.txt"
+        # On the disk of the results, so that moving a file there is a rename.
+        with tempfile.TemporaryDirectory(prefix=".run-", dir=self._out) as scratch, self._signals_counted():
+            try:
+                self._child.begin(self._spec, scratch=Path(scratch), log=log, source=source, checkpoint=checkpoint)
+                return self._follow()
+            finally:
+                self._child.close()
+
+    def _follow(self) -> int:
+        while True:
+            self._obey_signals()
+            heard = self._child.hear(_LOOK_S)
+            match heard:
+                case Done():
+                    self._checkpoint.unlink(missing_ok=True)
+                    return SUCCEEDED
+                case Stopped():
+                    return CANCELLED
+                case Failed():
+                    facts = asdict(heard)
+                    del facts["run"]
+                    _tell("error", **facts)
+                    return FAILED
+                case Died():
+                    return self._on_death(heard)
+                case _:
+                    self._pass_on(heard)
+
+    def _on_death(self, died: Died) -> int:
+        if self._signals:
+            return CANCELLED  # it was killed, having taken too long to stop
+        way_out = "--resume goes on from the last checkpoint" if self._checkpoint.exists() else "nothing was kept"
+        message = f"the engine process died: {died.reason}; {way_out}; {self._out / 'log.txt'} may say more"
+        _tell("error", code="internal", message=message, faults=[], job_code="internal")
+        return FAILED
+
+    def _pass_on(self, heard: Heard | None) -> None:
+        match heard:
+            case Resumed(step=step):
+                _tell("resumed", step=step)
+            case Phase(name=name, total=total):
+                _tell("phase", name=name, total=total)
+            case Step(done=done, note=note):
+                _tell("step", done=done, note=note)
+            case Log(text=text):
+                _tell("log", text=text)
+            case Saved(path=path, step=step):
+                Path(path).replace(self._checkpoint)
+                _tell("checkpoint", step=step)
+            case Found():
+                _tell("result", **self._keep(heard))
+
+    def _keep(self, found: Found) -> dict[str, Any]:
+        """Move a result's files from scratch to where they stay."""
+        stem = re.sub(r"[^\w.=+-]", "_", found.key)
+        kept: dict[str, Any] = {"key": found.key, "circuit": None, "data": str(self._out / f"{stem}.json")}
+        shutil.move(found.data, kept["data"])
+        if found.circuit is not None:
+            kept["circuit"] = str(self._out / f"{stem}.circuit.safetensors")
+            shutil.move(found.circuit, kept["circuit"])
+        return kept
+
+    @contextlib.contextmanager
+    def _signals_counted(self) -> Iterator[None]:
+        """Handlers count and no more: the loop acts on them, between two messages."""
+
+        def count(*_: object) -> None:
+            self._signals += 1
+
+        before = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _obey_signals(self) -> None:
+        if self._signals > self._answered:
+            self._answered = self._signals
+            if self._signals == 1:
+                self._child.cancel()
+            else:
+                self._child.kill()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

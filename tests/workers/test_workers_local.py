@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from workers_kit import HERE, counting, marks, until
+
+
+class Local:
+    """A local run as a process of its own, as the command line starts it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.out = directory / "out"
+        self._spec = directory / "spec.json"
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def start(self, spec: Any, *options: str) -> subprocess.Popen[str]:
+        self._spec.write_text(spec if isinstance(spec, str) else json.dumps(spec))
+        command = [sys.executable, str(HERE / "local_for_tests.py"), str(self._spec), "--out", str(self.out), *options]
+        environment = {**os.environ, "ACDC_CHILD_GRACE_S": "0.5"}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        self.processes.append(process)
+        return process
+
+    def finish(self, process: subprocess.Popen[str]) -> tuple[int, list[dict[str, Any]]]:
+        output, _ = process.communicate(timeout=60)
+        return process.returncode, [json.loads(line) for line in output.splitlines()]
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[Local]:
+    local = Local(tmp_path)
+    yield local
+    for process in local.processes:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def kinds(events: list[dict[str, Any]]) -> list[str]:
+    return [event["event"] for event in events]
+
+
+def of_kind(events: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    return next(event for event in events if event["event"] == kind)
+
+
+def test_local_run_tells_its_way_and_leaves_results(local: Local) -> None:
+    status, events = local.finish(local.start(counting(to=4)))
+    assert status == 0
+    assert kinds(events)[0] == "started"
+    assert events[-1] == {"event": "finished", "state": "succeeded"}
+    assert {"event": "phase", "name": "count", "total": 4} in events
+    assert {"event": "log", "text": "counted to 4"} in events
+    result = of_kind(events, "result")
+    assert (result["key"], result["circuit"]) == ("sum", None)
+    assert json.loads(Path(result["data"]).read_text())["sum"] == 10
+    assert sorted(path.name for path in local.out.iterdir()) == ["log.txt", "spec.json", "sum.json"]
+    assert (local.out / "log.txt").read_text().splitlines() == ["counting", "counted to 4"]
+
+
+def test_spec_with_faults_is_refused_with_all_of_them(local: Local) -> None:
+    status, events = local.finish(local.start({"task": "nonsense", "metric": "beauty", "colour": 1}))
+    assert status == 2
+    assert kinds(events) == ["error", "finished"]
+    assert {fault["where"] for fault in events[0]["faults"]} == {"task.name", "metric", "colour"}
+    assert not local.out.exists()
+
+
+def test_spec_that_is_no_json_is_refused(local: Local) -> None:
+    status, events = local.finish(local.start("{"))
+    assert (status, events[0]["code"]) == (2, "invalid_spec")
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "job_code"),
+    [
+        ("task", "invalid_task", "invalid_task"),
+        ("memory", "out_of_memory", "out_of_memory"),
+        ("disk", "storage", "storage"),
+        ("surprise", "internal", "internal"),
+        ("abort", "internal", "internal"),
+    ],
+)
+def test_errors_of_the_engine_are_told_by_their_codes(local: Local, how: str, code: str, job_code: str) -> None:
+    status, events = local.finish(local.start(counting(fail=how)))
+    error = of_kind(events, "error")
+    assert (status, error["code"], error["job_code"]) == (1, code, job_code)
+    assert events[-1]["state"] == "failed"
+
+
+def test_unforeseen_error_shows_its_traceback_in_the_log_only(local: Local) -> None:
+    _, events = local.finish(local.start(counting(fail="surprise")))
+    assert "secret detail" not in json.dumps(events)
+    assert "ZeroDivisionError: secret detail" in (local.out / "log.txt").read_text()
+    assert "log" in of_kind(events, "error")["message"]
+
+
+def test_crash_in_c_leaves_its_trace_in_the_log(local: Local) -> None:
+    _, events = local.finish(local.start(counting(fail="abort")))
+    assert "SIGABRT" in of_kind(events, "error")["message"]
+    assert "Fatal Python error: Aborted" in (local.out / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_cancels_and_resume_goes_on(local: Local, tmp_path: Path, number: signal.Signals) -> None:
+    spec = counting(to=5, gates={"4": str(tmp_path / "gate")}, marks=str(tmp_path))
+    process = local.start(spec)
+    until("the gate", lambda: marks(tmp_path, "gate-4.*"))
+    process.send_signal(number)
+    status, events = local.finish(process)
+    assert (status, events[-1]["state"]) == (130, "cancelled")
+    kept = [event["step"] for event in events if event["event"] == "checkpoint"][-1]
+    (tmp_path / "gate").touch()
+    status, events = local.finish(local.start(spec, "--resume"))
+    assert status == 0
+    assert of_kind(events, "resumed")["step"] == kept
+    data = json.loads((local.out / "sum.json").read_text())
+    assert data == {"sum": 15, "counted": [1, 2, 3, 4, 5], "resumed_from": kept}
+    assert not (local.out / "checkpoint.safetensors").exists()
+
+
+def test_stubborn_engine_is_killed_after_the_grace(local: Local, tmp_path: Path) -> None:
+    spec = counting(gates={"3": str(tmp_path / "gate")}, marks=str(tmp_path), is_stubborn=True)
+    process = local.start(spec)
+    [engine] = until("the gate", lambda: marks(tmp_path, "gate-3.*"))
+    process.send_signal(signal.SIGINT)
+    status, events = local.finish(process)
+    assert (status, events[-1]["state"]) == (130, "cancelled")
+    assert not psutil.pid_exists(engine)
+
+
+def test_checkpoint_of_another_spec_is_not_resumed(local: Local, tmp_path: Path) -> None:
+    process = local.start(counting(to=5, gates={"4": str(tmp_path / "gate")}, marks=str(tmp_path)))
+    until("the gate", lambda: marks(tmp_path, "gate-4.*"))
+    process.send_signal(signal.SIGINT)
+    local.finish(process)
+    status, events = local.finish(local.start(counting(to=3), "--resume"))
+    assert status == 0
+    assert "resumed" not in kinds(events)
+    assert any("another job spec" in event.get("text", "") for event in events)
+
+
+def test_dead_engine_is_told_with_the_way_to_go_on(local: Local) -> None:
+    status, events = local.finish(local.start(counting(die_at=3)))
+    error = of_kind(events, "error")
+    assert status == 1
+    assert "SIGKILL" in error["message"]
+    assert "--resume" in error["message"]
+
+
+def test_engine_dies_with_its_killed_owner(local: Local, tmp_path: Path) -> None:
+    process = local.start(counting(gates={"2": str(tmp_path / "gate")}, marks=str(tmp_path), is_stubborn=True))
+    [engine] = until("the gate", lambda: marks(tmp_path, "gate-2.*"))
+    process.kill()
+    until("the engine's end", lambda: not is_alive(engine))
+
+
+def test_reader_that_goes_away_cancels(local: Local, tmp_path: Path) -> None:
+    process = local.start(counting(to=10**9, marks=str(tmp_path)))
+    [engine, *_] = until("a count", lambda: marks(tmp_path, "1.*"))
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(30) == 130
+    assert not is_alive(engine)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
