@@ -6,14 +6,14 @@ circuit it is matched to, hence the same number of edges, and each of its edges 
 
 How it is drawn:
 1. In each (layer, layer) stratum as many edges as the matched circuit has there, uniformly.
-2. Repair: an edge whose sender is fed by nothing, or whose receiver feeds nothing that is read, is moved to a random
-   free cell of its stratum, as long as that does not leave more such edge ends (now and then also if it does).
+2. Repair: edges whose sender is fed by nothing, or whose receiver feeds nothing that is read, and some others, are
+   moved to random free cells of their strata, where that does not leave more such edge ends (now and then also if so).
 3. Where a repair was needed, mixing: random moves within strata, only such as keep the circuit connected.
 
 What it is drawn from: where step 1 needs no repair the draw is exactly uniform over the circuits wanted. Otherwise
 step 3 is a Markov chain with symmetric moves, whose long-run distribution is uniform over the circuits that single
-moves can reach; it runs a few moves an edge, so which heads take part still depends on the repair. Where the repair
-finds no circuit, the matched circuit itself with the heads of each layer shuffled is where mixing starts.
+moves can reach; it runs a few moves an edge, so which heads take part still depends on the repair. Where three
+repairs find no circuit, the matched circuit itself with the heads of each layer shuffled is where mixing starts.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ import numpy.typing as npt
 
 from acdc.graph import BoolMatrix, Graph
 
+FRESH_STARTS = 3
 REPAIR_ROUNDS = 200
 MIXING_MOVES_PER_EDGE = 2
-TEMPERATURE = 0.4  # of the repair, in edge ends: one end worse is taken with probability exp(-1 / .4) = 8 %
+OTHERS_PER_ROUND = 20
+TEMPERATURE = 0.2  # of the repair, in edge ends: one end worse is taken with probability exp(-1 / .2) = .7 %
 
 Indices = npt.NDArray[np.int64]
 
@@ -64,11 +66,16 @@ class Strata:
 
 
 def _draw(strata: Strata, matched: BoolMatrix, rng: np.random.Generator) -> BoolMatrix:
-    state = _State(strata, _uniform(strata, strata.profile(matched), rng))
-    if state.loose_ends:
-        if not _repair(state, rng):
-            state = _State(strata, _shuffle_heads(strata.graph, matched, rng))
-        _mix(state, MIXING_MOVES_PER_EDGE * int(matched.sum()), rng)
+    profile = strata.profile(matched)
+    for _ in range(FRESH_STARTS):
+        state = _State(strata, _uniform(strata, profile, rng))
+        if not state.loose_ends:
+            return state.mask()
+        if _repair(state, rng):
+            break
+    else:
+        state = _State(strata, _shuffle_heads(strata.graph, matched, rng))
+    _mix(state, MIXING_MOVES_PER_EDGE * int(matched.sum()), rng)
     return state.mask()
 
 
@@ -160,18 +167,22 @@ def _crossing(count: int, by: int) -> int:
 
 
 def _repair(state: _State, rng: np.random.Generator) -> bool:
-    """Move loose edges until none is left; False where that does not come about."""
+    """Move edges until no end is loose; False where that does not come about.
+
+    Every round moves the loose edges and some others: a loose edge alone in its stratum can often be mended only by
+    another edge that comes to feed or to read it.
+    """
     for _ in range(REPAIR_ROUNDS):
-        loose = [edge for edge in state.kept if state.is_loose(edge)]
-        if not loose:
+        if not state.loose_ends:
             return True
-        loose.sort()  # a set's order is no part of the seed
-        for old, new in _moves(state, np.array(loose)[rng.permutation(len(loose))], rng):
-            if state.is_loose(old):
-                worse = state.swap(old, new)
-                if worse > 0 and rng.random() >= math.exp(-worse / TEMPERATURE):
-                    state.swap(new, old)
-    return False
+        edges = sorted(state.kept)  # a set's own order is no part of the seed
+        loose = [edge for edge in edges if state.is_loose(edge)]
+        others = rng.choice(edges, size=min(len(edges), max(OTHERS_PER_ROUND, len(edges) // 10)), replace=False)
+        for old, new in _moves(state, rng.permutation(np.concatenate([loose, others]).astype(np.int64)), rng):
+            worse = state.swap(old, new)
+            if worse > 0 and rng.random() >= math.exp(-worse / TEMPERATURE):
+                state.swap(new, old)
+    return state.loose_ends == 0
 
 
 def _mix(state: _State, n_moves: int, rng: np.random.Generator) -> None:
