@@ -1,5 +1,21 @@
 """Automated circuit discovery: find, judge, store and compare circuits of transformer language models."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from acdc.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from acdc.library import discover
+
+__all__ = ["__version__", "discover"]
+
+
+def __getattr__(name: str) -> Any:
+    """`acdc.discover` loads torch when it is first asked for, so that `import acdc` does not."""
+    if name == "discover":
+        from acdc.library import discover
+
+        return discover
+    raise AttributeError(f"module 'acdc' has no attribute {name!r}")

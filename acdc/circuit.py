@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,8 @@ class Choices:
 
 @dataclass(frozen=True)
 class Run:
-    """How and where it was computed. `spec` is the job as asked for."""
+    """How and where it was computed. spec: the job as asked for. passes: forward and backward passes over all searched
+    prompts, by kind. facts: what the method says about its own scores, such as the completeness error."""
 
     code_version: str
     engine_version: int
@@ -86,6 +87,7 @@ class Run:
     wall_time_s: float
     peak_memory_bytes: int
     passes: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     spec: Mapping[str, Any] = field(default_factory=dict)
 
@@ -277,8 +279,21 @@ class Circuit:
             touched |= set(self.graph.nodes_read_by(int(r)))
         return [sender.name for sender in self.graph.senders if sender.name in touched]
 
-    def with_report(self, report: Report) -> Circuit:
-        return replace(self, report=report)
+    def to_dataframe(self) -> Any:
+        """The kept edges as a pandas DataFrame: sender, receiver, score; the largest |score| first."""
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError("to_dataframe needs pandas: pip install 'acdc-service[notebook]'") from None
+        senders, receivers = self.graph.senders, self.graph.receivers
+        rows = [(senders[e.sender].name, receivers[e.receiver].name, self.scores[e.sender, e.receiver]) for e in self.edges()]
+        return pandas.DataFrame(rows, columns=["sender", "receiver", "score"])
+
+    def _repr_svg_(self) -> str:
+        """The picture that a notebook shows."""
+        from acdc.drawing import draw_circuit
+
+        return draw_circuit(self)
 
     def to_bytes(self) -> bytes:
         """The file's bytes: the same circuit gives the same bytes."""

@@ -5,14 +5,36 @@ The one place where specs (pydantic) meet the engine (plain arguments).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from acdc.circuit import Circuit
+import numpy as np
+import torch
+
+from acdc.circuit import Choices, Circuit, Provenance, Run, Selected, TaskCard
+from acdc.discovery import METHODS
+from acdc.discovery.problem import Found, Problem
+from acdc.errors import GraphMismatch, TaskError, UnknownModel
+from acdc.evaluation.editing import complement, edited
+from acdc.evaluation.judging import Judgement, Plan, judge
+from acdc.evaluation.random_circuits import random_circuits
+from acdc.graph import BoolMatrix, Graph
+from acdc.metrics import METRICS
 from acdc.models.cache import ModelCache
+from acdc.models.loading import Loaded
+from acdc.models.reference import Reference
+from acdc.models.transformer import as_found
 from acdc.progress import Progress
-from acdc.spec import JobSpec
+from acdc.selection import Kept, rank, size_of
+from acdc.setting import Setting, make_setting, peak_memory_bytes, top_tokens
+from acdc.spec import DiscoverSpec, EvaluateSpec, JobSpec, ModelRef, Selection, TrySpec, parse_job
+from acdc.tasks import TASKS
+from acdc.tasks.custom import build_custom
+from acdc.tasks.prompts import PromptSet, Tokenizer
+from acdc.version import ENGINE_VERSION, __version__
 
 
 @dataclass(frozen=True)
@@ -29,4 +51,285 @@ def run_job(spec: JobSpec, *, models: ModelCache, progress: Progress, source: Ci
 
     Raises AcdcError; Cancelled when `progress` says so.
     """
-    raise NotImplementedError
+    if isinstance(spec, TrySpec):
+        assert source is not None
+        asked = parse_job(source.provenance.run.spec)
+        assert not isinstance(asked, TrySpec)
+    else:
+        asked = spec
+    compute = asked.compute
+    loaded = models.load(reference_of(asked.model), dtype=compute.dtype, device=compute.device, progress=progress)
+    return run_on(loaded, spec, progress, source)
+
+
+def run_on(loaded: Loaded, spec: JobSpec, progress: Progress, source: Circuit | None = None) -> list[Result]:
+    """The same with the model at hand. It is left exactly as it was found."""
+    with as_found(loaded.model):
+        match spec:
+            case DiscoverSpec():
+                return discover(loaded, spec, progress)
+            case EvaluateSpec():
+                return [evaluate(loaded, spec, progress, source)]
+            case TrySpec():
+                assert source is not None
+                return [try_prompt(loaded, spec, progress, source)]
+
+
+def reference_of(text: str) -> Reference:
+    """The engine's form of a model reference."""
+    ref = ModelRef.parse(text)
+    if ref.kind == "loaded":
+        raise UnknownModel(f"model {text!r} exists only in the process that loaded it; give a reference that can be loaded")
+    return Reference(text=text, kind=ref.kind, name=ref.name, revision=ref.revision, member=ref.member)
+
+
+# -- discover ----------------------------------------------------------------------------------------------------------
+
+
+def discover(loaded: Loaded, spec: DiscoverSpec, progress: Progress) -> list[Result]:
+    """Search, then judge each circuit found."""
+    begin = time.monotonic()
+    setting = _setting(loaded, spec, progress)
+    method = METHODS[spec.method.name]
+    parameters = spec.method.model_dump(exclude={"name", "objective"})
+    objective = spec.method.objective or method.default_objective or spec.metric
+    problem = Problem(setting.t, setting.search.prompts, METRICS[objective], spec.compute.memory_bytes)
+    results = []
+    for found in method.search(problem, progress, **parameters):
+        kept = _kept(setting.t.graph, found, spec.selection)
+        judgement = _judge(setting, spec, found.scores, found.tested, kept, progress)
+        provenance = _provenance(setting, spec, spec.method.name, parameters, objective, begin, found)
+        results.append(Result(found.key, _circuit(setting, found, judgement, provenance)))
+    return results
+
+
+def _kept(graph: Graph, found: Found, selection: Selection) -> Kept | None:
+    """The circuit that the spec or the search decides on; None leaves it to k*."""
+    if selection.size is not None:
+        n = selection.size if isinstance(selection.size, int) else size_of(selection.size, graph.n_edges)
+        return rank(graph, found.scores, found.tested, selection.rule or "signed").select(n)
+    return None if found.kept is None else Kept.of(graph, found.kept, "decisions")
+
+
+def _judge(
+    setting: Setting,
+    spec: DiscoverSpec | EvaluateSpec,
+    scores: np.ndarray[Any, np.dtype[np.float32]],
+    tested: BoolMatrix,
+    kept: Kept | None,
+    progress: Progress,
+) -> Judgement:
+    rule = spec.selection.rule
+    plan = Plan(
+        grid=spec.evaluation.grid,
+        rules=spec.evaluation.rules,
+        k_star_rules=None if rule is None else (rule,),
+        random_circuits=spec.evaluation.random_circuits,
+        band_circuits=spec.evaluation.band_circuits,
+        seed=spec.seed,
+    )
+    return judge(
+        setting.t.graph,
+        scores,
+        tested,
+        search=setting.search.split(setting.t, spec.metric),
+        held_out=setting.held_out.split(setting.t, spec.metric),
+        plan=plan,
+        progress=progress,
+        kept=kept,
+    )
+
+
+def _circuit(setting: Setting, found: Found, judgement: Judgement, provenance: Provenance) -> Circuit:
+    return Circuit(
+        graph=setting.t.graph,
+        scores=found.scores,
+        tested=found.tested,
+        kept=judgement.kept.mask,
+        selected=judgement.kept.selected,
+        provenance=provenance,
+        report=judgement.report,
+    )
+
+
+# -- evaluate ----------------------------------------------------------------------------------------------------------
+
+
+def evaluate(loaded: Loaded, spec: EvaluateSpec, progress: Progress, source: Circuit | None) -> Result:
+    """Judge a stored circuit, as it is, cut to another size or edited; or a hypothesis."""
+    begin = time.monotonic()
+    setting = _setting(loaded, spec, progress)
+    graph = setting.t.graph
+    if source is not None and source.graph != graph:
+        raise GraphMismatch(
+            f"the circuit was found on {source.provenance.model.title} ({source.graph!r}); {loaded.card.title} has "
+            f"another graph ({graph!r}), so its edges mean nothing there"
+        )
+    kept = _kept_to_evaluate(graph, spec, source)
+    empty = np.zeros(graph.legal.shape, np.float32), np.zeros_like(graph.legal)
+    scores, tested = (source.scores, source.tested) if source is not None else empty
+    judgement = _judge(setting, spec, scores, tested, kept, progress)
+    choices = source.provenance.choices if source is not None else None
+    provenance = _provenance(
+        setting,
+        spec,
+        choices.method if choices else "hypothesis",
+        dict(choices.parameters) if choices else {},
+        choices.objective if choices else spec.metric,
+        begin,
+        None,
+    )
+    found = Found(scores.copy(), tested.copy())
+    return Result("evaluation", _circuit(setting, found, judgement, provenance))
+
+
+def _kept_to_evaluate(graph: Graph, spec: EvaluateSpec, source: Circuit | None) -> Kept:
+    if source is None:
+        assert spec.hypothesis is not None
+        mask = graph.mask_of_edges(spec.hypothesis.edges)
+        if spec.hypothesis.nodes:
+            mask |= graph.mask_of_nodes(spec.hypothesis.nodes)
+        kept = Kept.of(graph, mask, "hypothesis")
+    elif spec.selection.size is not None:
+        sized = _kept(graph, Found(source.scores, source.tested), spec.selection)
+        assert sized is not None
+        kept = sized
+    else:
+        selected = Selected(source.selected.rule, source.selected.asked_for, source.selected.connected)
+        kept = Kept(source.kept, selected)
+    changes = spec.edit.model_dump()
+    if any(changes.values()):
+        kept = Kept.of(graph, edited(graph, kept.mask, **changes), "edited")
+    return kept
+
+
+# -- try ---------------------------------------------------------------------------------------------------------------
+
+
+def try_prompt(loaded: Loaded, spec: TrySpec, progress: Progress, source: Circuit) -> Result:
+    """The likeliest next tokens of the model, the circuit, its complement and a matched random circuit."""
+    asked = parse_job(source.provenance.run.spec)
+    assert not isinstance(asked, TrySpec)
+    setting = _setting(loaded, asked, progress, prompts_for_mean=spec.corrupt is None)
+    graph = setting.t.graph
+    if source.graph != graph:
+        raise GraphMismatch(f"the circuit's graph is {source.graph!r}, that of {loaded.card.title} {graph!r}")
+    rng = np.random.default_rng(asked.seed)
+    masks = {"model": graph.legal, "circuit": source.kept, "complement": complement(graph, source.kept)}
+    if source.kept.any():
+        masks["random"] = random_circuits(graph, source.kept, 1, rng)[0]
+    progress.phase("try", len(masks))
+    columns = top_tokens(setting, loaded.tokenizer, spec.prompt, spec.corrupt, list(masks.values()), spec.top)
+    progress.step(len(masks))
+    ablation = "mean over the searched prompts" if spec.corrupt is None else "resample"
+    data = {"prompt": spec.prompt, "corrupt": spec.corrupt, "ablation": ablation, "edges": source.n_edges}
+    return Result("try", data={**data, "columns": dict(zip(masks, columns, strict=True))})
+
+
+# -- what all of them share --------------------------------------------------------------------------------------------
+
+
+def build_prompts(tokenizer: Tokenizer, spec: DiscoverSpec | EvaluateSpec) -> PromptSet:
+    """The task's prompts for a tokenizer. Raises TaskError."""
+    task = spec.task
+    if task.pairs is not None:
+        return build_custom(
+            tokenizer,
+            [pair.model_dump() for pair in task.pairs],
+            n_search=task.prompts,
+            n_held_out=task.held_out,
+            corruption=task.corruption or "given",
+            seed=task.seed,
+            strict=task.strict,
+        )
+    description = TASKS[task.name]
+    return description.build(
+        tokenizer,
+        n_search=task.prompts,
+        n_held_out=task.held_out,
+        corruption=task.corruption or description.corruptions[0],
+        seed=task.seed,
+    )
+
+
+def _setting(
+    loaded: Loaded, spec: DiscoverSpec | EvaluateSpec, progress: Progress, *, prompts_for_mean: bool = False
+) -> Setting:
+    progress.phase("building the task", 1)
+    prompt_set = build_prompts(loaded.tokenizer, spec)
+    for dropped in prompt_set.dropped[:50]:
+        progress.log(f"row {dropped.row} dropped: {dropped.reason}")
+    _check_metric(spec, prompt_set)
+    return make_setting(
+        loaded,
+        prompt_set,
+        ablation="mean" if prompts_for_mean else spec.ablation.kind,
+        mean_per_role=spec.ablation.mean_over == "role" and not prompts_for_mean,
+        batch_tokens=spec.compute.batch_tokens,
+        memory_bytes=spec.compute.memory_bytes,
+        progress=progress,
+    )
+
+
+def _check_metric(spec: DiscoverSpec | EvaluateSpec, prompt_set: PromptSet) -> None:
+    without = sum(not pair.wrong for pair in (*prompt_set.search, *prompt_set.held_out))
+    if METRICS[spec.metric].needs_wrong and without:
+        raise TaskError(
+            f"metric {spec.metric} compares right with wrong answers and {without} prompts have no wrong ones; "
+            "give `wrong`, or use answer_logprob or kl_divergence"
+        )
+
+
+def _provenance(
+    setting: Setting,
+    spec: DiscoverSpec | EvaluateSpec,
+    method: str,
+    parameters: Mapping[str, Any],
+    objective: str,
+    begin: float,
+    found: Found | None,
+) -> Provenance:
+    import transformers
+
+    ablation = f"mean per {spec.ablation.mean_over}" if spec.ablation.kind == "mean" else spec.ablation.kind
+    return Provenance(
+        model=dataclasses.replace(setting.card, parity=setting.parity.worst),
+        task=_task_card(setting.prompt_set, spec.task.seed),
+        choices=Choices(
+            metric=spec.metric, objective=objective, ablation=ablation, method=method, parameters=dict(parameters)
+        ),
+        run=Run(
+            code_version=__version__,
+            engine_version=ENGINE_VERSION,
+            torch_version=torch.__version__,
+            transformers_version=transformers.__version__,
+            dtype=spec.compute.dtype,
+            device=str(setting.t.device),
+            threads=torch.get_num_threads(),
+            seed=spec.seed,
+            wall_time_s=time.monotonic() - begin,
+            peak_memory_bytes=peak_memory_bytes(setting.t.device),
+            passes=dict(found.passes) if found else {},
+            facts=dict(found.facts) if found else {},
+            spec=spec.model_dump(mode="json"),
+        ),
+    )
+
+
+def _task_card(prompt_set: PromptSet, seed: int) -> TaskCard:
+    def groups(pairs: Sequence[Any]) -> tuple[str, ...]:
+        return tuple(sorted({pair.group for pair in pairs}))
+
+    return TaskCard(
+        name=prompt_set.task,
+        corruption=prompt_set.corruption,
+        sha256=prompt_set.sha256,
+        n_search=len(prompt_set.search),
+        n_held_out=len(prompt_set.held_out),
+        n_dropped=len(prompt_set.dropped),
+        seed=seed,
+        groups_search=groups(prompt_set.search),
+        groups_held_out=groups(prompt_set.held_out),
+    )
+
+

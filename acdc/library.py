@@ -1,0 +1,43 @@
+"""Circuit discovery in a notebook: a model and a tokenizer that are loaded already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from acdc.circuit import Circuit
+from acdc.errors import SpecError
+from acdc.models.loading import describe_loaded
+from acdc.pipeline import run_on
+from acdc.progress import Progress, Quiet
+from acdc.spec import DiscoverSpec, parse_job
+
+
+def discover(
+    model: Any,
+    tokenizer: Any,
+    pairs: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    progress: Progress | None = None,
+    **spec: Any,
+) -> Circuit:
+    """Find a circuit of a loaded Hugging Face model, which is left exactly as it was found.
+
+    pairs: custom prompts, as in a spec's `task.pairs`; without them the spec's task is used (`task="ioi"` by default).
+    spec: every other field of a discover job: task, method, metric, ablation, evaluation, selection, compute, seed, ...
+    Returns the circuit with its report; in a notebook it shows as a picture, `.to_dataframe()` lists its edges. A search
+    over several thresholds returns the ranking over all of them.
+    Raises SpecError with every fault, and whatever the engine raises.
+    """
+    loaded = describe_loaded(model, tokenizer)
+    data: dict[str, Any] = {**spec, "kind": "discover", "model": loaded.card.reference}
+    if pairs is not None:
+        task = data.get("task", {})
+        if not isinstance(task, Mapping):
+            raise SpecError(f"give either pairs or task={task!r}; with pairs, `task` may hold prompts, held_out, seed, ...")
+        data["task"] = {**task, "name": "custom", "pairs": list(pairs)}
+    job = parse_job(data)
+    assert isinstance(job, DiscoverSpec)
+    *_, last = run_on(loaded, job, progress or Quiet())
+    assert last.circuit is not None
+    return last.circuit

@@ -1,0 +1,148 @@
+"""A model with a task's prompts on it, ready to be searched and measured."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from acdc.circuit import ModelCard
+from acdc.errors import TaskError
+from acdc.evaluation.measuring import Outcomes, Split
+from acdc.graph import BoolMatrix
+from acdc.metrics import METRICS, chance_level
+from acdc.models.architectures import wrap
+from acdc.models.loading import Loaded
+from acdc.models.parity import Parity, check_parity, probe_tokens
+from acdc.models.transformer import Transformer
+from acdc.patching.ablation import Ablation, Resample, Zero, mean_over
+from acdc.patching.batches import make_batches
+from acdc.patching.circuits import Prompts, measure, measure_corrupt, prepare
+from acdc.patching.masked import run_masked
+from acdc.progress import Progress
+from acdc.tasks.prompts import Pair, PromptSet
+
+
+@dataclass(frozen=True)
+class PreparedSplit:
+    """The prompts of one split on a model."""
+
+    name: str
+    pairs: Sequence[Pair]
+    prompts: Sequence[Prompts]
+    memory_bytes: int
+
+    def split(self, t: Transformer, metric: str) -> Split:
+        """What the evaluation works on, under one metric."""
+        corrupt = measure_corrupt(t, self.prompts, [METRICS[metric]])[metric][0]
+        chance = chance_level([p.batch for p in self.prompts], t.vocab_size)
+        return Split(self.name, _Measured(t, self, metric), corrupt, [pair.group for pair in self.pairs], chance)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Circuits in, numbers per example out."""
+
+    t: Transformer
+    of: PreparedSplit
+    metric: str
+
+    @property
+    def n_examples(self) -> int:
+        return len(self.of.pairs)
+
+    def __call__(self, masks: Sequence[BoolMatrix]) -> Outcomes:
+        stacked = torch.from_numpy(np.stack(masks).astype(np.float32))
+        names = list(dict.fromkeys((self.metric, "kl_divergence", "accuracy")))
+        metrics = [METRICS[name] for name in names]
+        values = measure(self.t, self.of.prompts, stacked, metrics, self.of.memory_bytes)
+        return Outcomes(values[self.metric], -values["kl_divergence"], values["accuracy"] > 0.5)
+
+
+@dataclass(frozen=True)
+class Setting:
+    t: Transformer
+    card: ModelCard
+    parity: Parity
+    prompt_set: PromptSet
+    ablation: Ablation
+    search: PreparedSplit
+    held_out: PreparedSplit
+
+
+def make_setting(
+    loaded: Loaded,
+    prompt_set: PromptSet,
+    *,
+    ablation: str,
+    mean_per_role: bool,
+    batch_tokens: int,
+    memory_bytes: int,
+    progress: Progress,
+) -> Setting:
+    """Wrap the model, check its parity, run the prompts clean and ablated.
+
+    Raises UnsupportedModel, ParityFailed, BadWeights, TaskError, OutOfMemory.
+    """
+    progress.phase("parity", 1)
+    t = wrap(loaded.model)
+    parity = check_parity(t, *probe_tokens(t))
+    progress.step(1)
+    batches = {
+        "search": make_batches(t, prompt_set.search, batch_tokens, memory_bytes),
+        "held_out": make_batches(t, prompt_set.held_out, batch_tokens, memory_bytes),
+    }
+    values: Ablation = {"resample": Resample(), "zero": Zero()}.get(ablation) or mean_over(
+        t, batches["search"], per_role=mean_per_role
+    )
+    splits = {}
+    progress.phase("clean and ablated runs", len(batches))
+    for name, pairs in (("search", prompt_set.search), ("held_out", prompt_set.held_out)):
+        prompts = prepare(t, batches[name], values)
+        splits[name] = PreparedSplit(name, pairs, prompts, memory_bytes)
+        progress.step(len(splits))
+    return Setting(t, loaded.card, parity, prompt_set, values, splits["search"], splits["held_out"])
+
+
+def top_tokens(
+    setting: Setting, tokenizer: Any, prompt: str, corrupt: str | None, masks: Sequence[BoolMatrix], top: int
+) -> list[list[dict[str, Any]]]:
+    """The `top` likeliest next tokens under each mask, with their probabilities.
+
+    Raises TaskError where clean and corrupt prompt differ in tokens.
+    """
+    clean_ids = tokenizer.encode(prompt)
+    corrupt_ids = clean_ids if corrupt is None else tokenizer.encode(corrupt)
+    if len(clean_ids) != len(corrupt_ids):
+        raise TaskError(f"the prompt has {len(clean_ids)} tokens and the corrupt one {len(corrupt_ids)}: make them equal")
+    t = setting.t
+    pair = Pair(tuple(clean_ids), tuple(corrupt_ids), ((0,),), (), "")
+    ablation = Resample() if corrupt is not None else setting.ablation
+    memory = setting.search.memory_bytes
+    (p,) = prepare(t, make_batches(t, [pair], len(clean_ids), memory), ablation)
+    columns = []
+    with torch.no_grad():
+        for mask in masks:
+            weights = torch.from_numpy(mask[None].astype(np.float32)).to(t.device)
+            last = run_masked(t, p.inputs, p.ablation, weights)[0, 0, -1]
+            probabilities, ids = t.unembed(last).softmax(-1).topk(min(top, t.vocab_size))
+            columns.append(
+                [
+                    {"token": tokenizer.decode([int(i)]), "id": int(i), "probability": float(q)}
+                    for q, i in zip(probabilities, ids, strict=True)
+                ]
+            )
+    return columns
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most that this process held: of the device where it has its own memory, else resident."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
