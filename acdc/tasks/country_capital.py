@@ -1,4 +1,4 @@
-"""Country to capital: a fact recalled from the name of its subject (the setting of Meng et al. 2022, arXiv 2202.05262)."""
+"""Country to capital: a fact recalled from the name of its subject (after Meng et al. 2022, arXiv 2202.05262)."""
 
 from __future__ import annotations
 

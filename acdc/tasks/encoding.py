@@ -29,7 +29,7 @@ class Encoder:
         return ids if ids[: len(self.prefix)] == self.prefix else self.prefix + ids
 
     def continuation(self, text: str, answer: str) -> Tokens | None:
-        """The tokens of `answer` after `text`; None where the two do not split at their border (or nothing is added)."""
+        """The tokens of `answer` after `text`; None where the two do not split at their border."""
         head, whole = self.ids(text), self.ids(text + answer)
         return whole[len(head) :] if whole[: len(head)] == head and len(whole) > len(head) else None
 

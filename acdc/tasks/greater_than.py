@@ -116,7 +116,7 @@ def _year_faults(encoder: Encoder) -> list[Fault]:
 GREATER_THAN = TaskDescription(
     name=NAME,
     summary="Greater-than: a year that comes after the one mentioned.",
-    example="The war lasted from the year 1743 to the year 174 → 4 to 9 (not 0 to 3); or …1743 to the year 17 → 44 to 99",
+    example="The war lasted from the year 1743 to the year 174 → 4 to 9 (not 0 to 3); or …to the year 17 → 44 to 99",
     corruptions=CORRUPTIONS,
     roles=(*ROLES, "end"),
     build=build,

@@ -61,10 +61,8 @@ def _pair(encoder: Encoder, group: str, drawn: list[int], corruption: str, rng: 
     length, k = SHAPES[group]
     first, others = drawn[:length], drawn[length:]
     again = first[:k]
-    if corruption == "break_match":  # the last token has no earlier place from which to look one ahead
-        changed = [*first[: k - 1], others[0], *first[k:]]
-    else:
-        changed = others
+    # break_match: the last token has no earlier place from which to look one ahead
+    changed = [*first[: k - 1], others[0], *first[k:]] if corruption == "break_match" else others
     clean, corrupt = ((*encoder.prefix, *copy, *again) for copy in (first, changed))
     start = len(encoder.prefix)
     return Pair(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, pairwise
 from random import Random
 
 from acdc.errors import Fault
@@ -123,7 +123,7 @@ def _candidate(encoder: Encoder, group: str, sequence: Sequence, rng: Random) ->
     *shown, following = sequence.words
     scattered = rng.sample([word for word in sequence.fits if word != following], len(shown))
     other = sequence.of.after(scattered[-1])
-    in_order = any(sequence.of.after(a) == b for a, b in zip(scattered, scattered[1:], strict=False))
+    in_order = any(sequence.of.after(a) == b for a, b in pairwise(scattered))
     if other is None or other not in sequence.fits or other in sequence.words or other in scattered or in_order:
         return Misfit("the corrupt words came out in order, or what follows them is in the prompt")
     clean = render(SENTENCES[group], dict(zip(ROLES, shown, strict=True)))

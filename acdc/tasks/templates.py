@@ -19,7 +19,8 @@ class Rendered:
 
 def render(template: str, words: Mapping[str, str]) -> Rendered:
     """Put `words` into `template`, whose fields are written {NAME}."""
-    text, ranges = "", {}
+    text = ""
+    ranges: dict[str, Span] = {}
     for literal, field, _, _ in string.Formatter().parse(template):
         text += literal
         if field is not None:
