@@ -5,14 +5,16 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DatabaseError as SqlDatabaseError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from acdc.errors import DatabaseError, StorageError
+from acdc.errors import DatabaseError, SchemaMismatch, StorageError
 from acdc.store.columns import dump_json
 
 _BUSY_TIMEOUT_MS = 10_000  # how long a SQLite writer waits for another
@@ -28,14 +30,22 @@ class Database:
 
     def __init__(self, url: str, *, enforces_foreign_keys: bool = True) -> None:
         parsed = parse_url(url)
-        self.label = parsed.render_as_string(hide_password=True)
+        self.label = parsed.set(drivername=parsed.get_backend_name()).render_as_string(hide_password=True)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        self._file = Path(parsed.database) if self.is_sqlite and parsed.database else None
         self._engine = create_engine(
             parsed, json_serializer=dump_json, pool_pre_ping=not self.is_sqlite, **_connect_options(parsed)
         )
         self._writing = self._engine.execution_options(acdc_writes=True)
         if self.is_sqlite:
             _prepare_sqlite(self._engine, enforces_foreign_keys)
+
+    def must_exist(self) -> None:
+        """Raises SchemaMismatch instead of making an empty file where a SQLite database was expected."""
+        if self._file is not None and not self._file.exists():
+            raise SchemaMismatch(
+                f"{self.label}: no database there; acdc serve makes one, and so does acdc.store.migrate"
+            )
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -122,7 +132,8 @@ def _is_disk_full(error: DBAPIError) -> bool:
 
 def _is_outage(error: DBAPIError) -> bool:
     """Broken connections, locks not got in time, a server that starts or stops: not what is wrong with a statement."""
-    return error.connection_invalidated or type(error).__name__ in ("OperationalError", "InterfaceError")
+    # DatabaseError itself, not one of its kinds, is SQLite's word for a file that is damaged or no database.
+    return error.connection_invalidated or type(error) in (OperationalError, InterfaceError, SqlDatabaseError)
 
 
 def _first_line(error: DBAPIError) -> str:

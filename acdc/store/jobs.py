@@ -88,8 +88,8 @@ class Jobs:
     def counts(self) -> Mapping[State, int]:
         """Jobs in each state, zeros too."""
         with self._database.read() as connection:
-            query = select(jobs.c.state, func.count()).group_by(jobs.c.state)
-            found: dict[str, int] = dict(connection.execute(query).tuples().all())
+            query = select(jobs.c.state, func.count().label("n")).group_by(jobs.c.state)
+            found: dict[str, int] = {row.state: row.n for row in connection.execute(query)}
         return {state: found.get(state, 0) for state in State}
 
     def events(self, job_id: str, *, after: int = 0, limit: int = 1000) -> tuple[EventRow, ...]:

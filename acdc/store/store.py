@@ -32,6 +32,7 @@ class Store:
         Raises DatabaseError when it is unreachable, SchemaMismatch when it is not at this code's schema: see `migrate`.
         """
         database = Database(url)
+        database.must_exist()
         try:
             with database.read() as connection:
                 check_schema(connection, database.label)

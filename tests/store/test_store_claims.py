@@ -189,7 +189,11 @@ def test_log_lines_are_numbered_kept_and_made_storable(store: Store) -> None:
     store.claims.add_log(claim, ["x" * 20_000])
     lines = store.jobs.logs(claim.job.id)
     assert [line.number for line in lines] == [1, 2, 3, 4]
-    assert [line.line for line in lines[:3]] == ["one", "two\N{REPLACEMENT CHARACTER}", "half \N{REPLACEMENT CHARACTER}"]
+    assert [line.line for line in lines[:3]] == [
+        "one",
+        "two\N{REPLACEMENT CHARACTER}",
+        "half \N{REPLACEMENT CHARACTER}",
+    ]
     assert len(lines[3].line) == 10_000
     assert [line.number for line in store.jobs.logs(claim.job.id, after=2, limit=1)] == [3]
 

@@ -79,7 +79,7 @@ def test_cancelling_twice_is_as_good_as_once(store: Store) -> None:
 )
 def test_database_itself_refuses_impossible_rows(store: Store, change: str) -> None:
     job = submit(store)
-    with pytest.raises(IntegrityError, match="(?i)check constraint"):
+    with pytest.raises(IntegrityError, match=r"(?i)check constraint"):
         sql(store, f"UPDATE jobs SET {change} WHERE id = :id", id=job.id)
 
 
