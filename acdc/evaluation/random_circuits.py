@@ -13,7 +13,8 @@ How it is drawn:
 What it is drawn from: where step 1 needs no repair the draw is exactly uniform over the circuits wanted. Otherwise
 step 3 is a Markov chain with symmetric moves, whose long-run distribution is uniform over the circuits that single
 moves can reach; it runs a few moves an edge, so which heads take part still depends on the repair. Where three
-repairs find no circuit, the matched circuit itself with the heads of each layer shuffled is where mixing starts.
+repairs find no circuit, the matched circuit itself with the heads of each layer shuffled is where mixing starts;
+there, a node that hangs by a single edge cannot leave the circuit, so such a draw is more like the matched one.
 """
 
 from __future__ import annotations

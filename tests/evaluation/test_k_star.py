@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from acdc.circuit import Point
 from acdc.evaluation.curve import Judge, sizes_of
 from acdc.evaluation.faithfulness import scale_of
-from acdc.evaluation.k_star import find_k_star, meets, most_trials, shortfall
+from acdc.evaluation.k_star import find_k_star, meets, most_trials, shortfall, sizes_between
 from acdc.evaluation.measuring import Ledger
 from acdc.graph import Graph, GraphShape
 from acdc.progress import Quiet
@@ -140,6 +140,15 @@ def test_there_is_no_k_star_where_f_is_withheld_or_nothing_is_ranked():
     sizes = sizes_of(GRID, SMALL.n_edges)
     assert find_k_star(judge_of(SMALL, search, flat), [ranking], sizes) is None
     assert find_k_star(judge_of(SMALL, search, search), [], sizes) is None
+
+
+def test_sizes_between_are_even_in_the_logarithm_and_end_at_two_percent():
+    assert [size.n for size in sizes_between(sizes_of(GRID, 100_000), 100_000)] == [
+        *[119, 141, 168],  # between 100 and 200
+        *[251, 316, 398],
+        *[595, 707, 841],
+        *[1189, 1414, 1682],
+    ]
 
 
 def test_sizes_up_to_two_percent_are_swept_more_finely_where_the_grid_steps_over_the_band():

@@ -145,6 +145,14 @@ def test_groups_are_drawn_whole_where_there_are_ten():
     assert by_group.high - by_group.low > 5 * (by_example.high - by_example.low)
 
 
+def test_a_mean_over_groups_weighs_examples():
+    values = np.array([1.0] * 100 + [0.0] * 9)
+    groups = ["large"] * 100 + [f"small-{i}" for i in range(9)]
+    interval = mean_interval(values, groups, 0)
+    assert interval.unit == "group"
+    assert interval.contains(float(values.mean()))
+
+
 def test_values_and_groups_must_agree():
     with pytest.raises(ValueError, match="2 values and 1 groups"):
         mean_interval(np.zeros(2), ["a"], 0)

@@ -45,6 +45,16 @@ def test_where_no_repair_is_found_the_shuffled_circuit_serves(monkeypatch):
         assert len({c.tobytes() for c in circuits}) > 1
 
 
+def test_mixing_moves_what_renaming_heads_alone_would_leave(monkeypatch):
+    monkeypatch.setattr(sampler, "REPAIR_ROUNDS", 0)
+    chain = MEDIUM.mask_of_edges(["embed->mlp0", "mlp0->mlp5", "mlp5->logits", "embed->mlp5", "mlp0->logits"])
+    others = rank(MEDIUM, random_scores(MEDIUM, 8), MEDIUM.legal, "greedy").select(80).mask
+    matched = MEDIUM.connected(chain | others)
+    edge = MEDIUM.edge("mlp0->mlp5")
+    circuits = random_circuits(MEDIUM, matched, 20, np.random.default_rng(0))
+    assert not all(circuit[edge.sender, edge.receiver] for circuit in circuits)
+
+
 def test_every_circuit_of_the_profile_is_drawn_about_equally_often_on_a_tiny_graph():
     matched = TINY.mask_of_edges(["embed->0.0.q", "embed->0.0.v", "0.0->logits", "0.1->logits", "embed->logits"])
     matched = TINY.connected(matched)
