@@ -21,7 +21,7 @@ from acdc.store.results import insert_results
 from acdc.store.rows import Beat, CheckpointRef, Claim, JobError, JobRow, NewResult
 from acdc.store.states import HELD, Move, State, target
 from acdc.store.tables import job_logs, jobs
-from acdc.store.transitions import lock_held, lock_own, move_job, read_job, taken, write_event
+from acdc.store.transitions import lock_held, lock_job, lock_own, move_job, read_job, taken, write_event
 
 LEASE_S = 30.0
 MAX_DEATHS = 3  # of the engine child, in a row, without a new checkpoint
@@ -39,9 +39,10 @@ class Claims:
         """
         token = new_id("lease")
         with self._database.write() as connection:
-            job = connection.execute(_best_queued(resource_class)).first()
-            if job is None:
+            job_id = connection.execute(_best_queued(resource_class)).scalar()
+            if job_id is None:
                 return None
+            job = lock_job(connection, job_id)
             detail = {"worker": worker_id, "attempt": job.attempt + 1}
             move_job(connection, job, Move.CLAIM, changes=taken(worker_id, token, lease_s), detail=detail)
             return Claim(read_job(connection, job.id), token, lease_s)
@@ -137,7 +138,7 @@ def _best_queued(resource_class: str) -> Select[Any]:
         .subquery()
     )
     return (
-        select(jobs)
+        select(jobs.c.id)
         .outerjoin(held, held.c.owner == jobs.c.owner)
         .where(
             jobs.c.state == State.QUEUED,
