@@ -2,8 +2,8 @@
 
     python -m workers.child PARENT_PID ORDERS_FD MESSAGES_FD
 
-Started by `workers.executor.EngineChild` only. Orders and messages (`workers.wire`) travel on two pipes of their own, so
-that nothing that a library prints can be taken for one; stdout and stderr go to the job's log file, from the process
+Started by `workers.executor.EngineChild` only. Orders and messages (`workers.wire`) travel on two pipes of their own,
+so that nothing that a library prints can be taken for one; stdout and stderr go to the job's log file, from the process
 itself down to a crash in C. It never outlives its parent, and leaves SIGINT and SIGTERM to it: a terminal's Ctrl-C or a
 service manager reaches every process at once, and only the parent knows whether to cancel or to drain.
 """

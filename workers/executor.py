@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -69,8 +70,8 @@ class EngineChild:
         with self._lock:
             self._run += 1
             self._is_running = True
-        paths = {"source": source and str(source), "checkpoint": checkpoint and str(checkpoint)}
-        self._send(encode(Run(self._run, spec, str(scratch), str(log), **paths)))
+        order = Run(self._run, spec, str(scratch), str(log), _text(source), _text(checkpoint))
+        self._send(encode(order))
 
     def hear(self, timeout_s: float | None = None) -> Heard | None:
         """The run's next message; None when there was none in time. Done, Stopped, Failed or Died is the last."""
@@ -101,10 +102,8 @@ class EngineChild:
     def _kill_process(self) -> None:
         process = self._process
         if process is not None and process.returncode is None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
 
     def close(self) -> None:
         """End the process; it takes no grace, since nothing of it is wanted any more."""
@@ -166,6 +165,10 @@ def _pass_on(messages: int, process: subprocess.Popen[bytes], heard: queue.Simpl
         process.kill()
         process.wait()
     heard.put(Died(_reason(process.returncode)))
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _reason(status: int) -> str:

@@ -19,7 +19,8 @@ stdout carries one JSON object a line, flushed, and nothing else. `event` says w
     {"event": "step",       "done": 17, "note": "9.6.q"}      about five a second at most
     {"event": "log",        "text": "..."}
     {"event": "checkpoint", "step": 13}                       --resume would go on from here
-    {"event": "result",     "key": "circuit", "circuit": "DIR/circuit.circuit.safetensors" | null, "data": "DIR/circuit.json"}
+    {"event": "result",     "key": "circuit", "data": "DIR/circuit.json",
+                            "circuit": "DIR/circuit.circuit.safetensors" | null}
     {"event": "error",      "code": "invalid_task", "message": "...", "job_code": "invalid_task",
                             "faults": [{"where": "...", "message": "..."}]}
     {"event": "finished",   "state": "succeeded" | "failed" | "cancelled"}      always last

@@ -1,4 +1,4 @@
-"""An engine process without torch: counts to a number instead of searching, with everything around it as in the real one.
+"""An engine process without torch: it counts instead of searching, with everything around it as in the real one.
 
 The spec's notes say how: a JSON object, see `Play`. It counts one up per step and checkpoints each count, so that a
 resumed run is known by the counts that it did not do again (`counted` in the result).
@@ -85,7 +85,9 @@ def fail(how: str) -> None:
         case "task":
             raise TaskError("two rows are bad", [Fault("row 1", "too long"), Fault("row 2", "too short")])
         case "memory":
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            )
         case "disk":
             raise OSError(errno.ENOSPC, "No space left on device")
         case "surprise":
