@@ -26,7 +26,8 @@ class PairRow:
     """The fields of a custom pair.
 
     corrupt: None where another row's clean prompt is to be swapped in. answers, wrong: texts that may follow the
-    prompt, leading space included. spans: characters [start, stop) of the clean text; of the last message, if it is a chat.
+    prompt, leading space included. spans: characters [start, stop) of the clean text, or of a chat's
+    last message.
     """
 
     clean: Prompt

@@ -124,7 +124,8 @@ def _candidate(encoder: Encoder, group: str, sequence: Sequence, rng: Random) ->
     scattered = rng.sample([word for word in sequence.fits if word != following], len(shown))
     other = sequence.of.after(scattered[-1])
     in_order = any(sequence.of.after(a) == b for a, b in pairwise(scattered))
-    if other is None or other not in sequence.fits or other in sequence.words or other in scattered or in_order:
+    in_place = any(a == b for a, b in zip(shown, scattered, strict=True))
+    if other is None or other not in sequence.fits or other in {*sequence.words, *scattered} or in_order or in_place:
         return Misfit("the corrupt words came out in order, or what follows them is in the prompt")
     clean = render(SENTENCES[group], dict(zip(ROLES, shown, strict=True)))
     corrupt = render(SENTENCES[group], dict(zip(ROLES, scattered, strict=True)))
