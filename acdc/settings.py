@@ -6,6 +6,7 @@ Each field is the variable `ACDC_` and its name in capitals: `ACDC_PORT=9000`. L
 from __future__ import annotations
 
 import ipaddress
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -131,3 +132,9 @@ def _fault(finding: Any) -> Fault:
     """The value is left out: it may be a secret."""
     name = PREFIX + str(finding["loc"][0]).upper() if finding["loc"] else ""
     return Fault(name, finding["msg"].removeprefix("Value error, "))
+
+
+def as_environment(settings: Settings) -> dict[str, str]:
+    """The environment for a child process that shall have the same places as this process, whatever set them here."""
+    places = ("data_dir", "database_url", "artefacts_url", "cache_dir")
+    return {**os.environ, **{PREFIX + name.upper(): str(getattr(settings, name)) for name in places}}

@@ -1,0 +1,169 @@
+"""`acdc circuits …` and `acdc try`: stored circuits, and what is done with them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from acdc.cli.console import Json, answer, connect, read_file, remark, table, write_file
+from acdc.cli.jobs import Limit, Wait, report_job
+from acdc.cli.spec_source import Model, Name, Sets, Tags, overlay
+
+app = typer.Typer(no_args_is_help=True, help="List, show, evaluate, import, export and delete circuits.")
+
+CircuitId = Annotated[str, typer.Argument(metavar="CIRCUIT")]
+Names = Annotated[list[str] | None, typer.Option("--node", help="has this node, like 9.9 or mlp0; may be repeated")]
+Edges = Annotated[list[str] | None, typer.Option("--edge", help="has this edge, like 5.5->9.6.q; may be repeated")]
+
+
+class Format(StrEnum):
+    """safetensors is everything to the bit; neuronpedia is for that viewer."""
+
+    SAFETENSORS = "safetensors"
+    JSON = "json"
+    CSV = "csv"
+    NEURONPEDIA = "neuronpedia"
+
+
+@app.command("list")
+def list_circuits(
+    model: Model = None,
+    task: Annotated[str | None, typer.Option("--task")] = None,
+    method: Annotated[str | None, typer.Option("--method")] = None,
+    metric: Annotated[str | None, typer.Option("--metric")] = None,
+    job: Annotated[str | None, typer.Option("--job", help="found by this job")] = None,
+    node: Names = None,
+    edge: Edges = None,
+    tag: Tags = None,
+    limit: Limit = 20,
+    as_json: Json = False,
+) -> None:
+    """Newest first; every filter must hold."""
+    filters = {"model": model, "task": task, "method": method, "metric": metric, "job": job}
+    with connect() as client:
+        found = client.circuits(limit=limit, node=node, edge=edge, tag=tag, **filters)
+    columns = ("circuit", "task", "model", "method", "#edges", "#f", "#KL share", "name", "created")
+    rows = [[c.id, c.task, c.model, c.method, c.n_edges, c.f, c.kl_share, c.name, c.created_at] for c in found]
+    answer([dict(circuit.raw) for circuit in found], lambda: table(columns, rows))
+
+
+@app.command()
+def show(
+    circuit_id: CircuitId,
+    svg: Annotated[Path | None, typer.Option("--svg", help="write the circuit's picture here")] = None,
+    curve_svg: Annotated[Path | None, typer.Option("--curve-svg", help="write the curve's picture here")] = None,
+    edges: Annotated[int, typer.Option("--edges", min=0, help="list this many edges, the largest |score| first")] = 0,
+    as_json: Json = False,
+) -> None:
+    """The summary of one circuit, with every choice that its numbers depend on."""
+    from acdc.cli.following import circuit_summary
+    from acdc.cli.summary import summary_data
+
+    with connect() as client:
+        info = client.circuit(circuit_id)
+        if svg is not None:
+            remark(f"wrote {write_file(svg, client.graph_svg(circuit_id))}")
+        if curve_svg is not None:
+            remark(f"wrote {write_file(curve_svg, client.curve_svg(circuit_id))}")
+        listed = client.edges(circuit_id, limit=edges) if edges else []
+        grid = table(("#", "edge", "#score"), [[e.rank, f"{e.sender}->{e.receiver}", e.score] for e in listed])
+        data = {**info.raw, "summary": summary_data(client.circuit_file(circuit_id))}
+        answer(data, lambda: [*circuit_summary(client, circuit_id), *([grid] if listed else [])])
+
+
+@app.command()
+def evaluate(
+    circuit_id: CircuitId,
+    set_: Sets = None,
+    add: Annotated[list[str] | None, typer.Option("--add", help="an edge (5.5->9.6.q) or node (9.6) to add")] = None,
+    remove: Annotated[list[str] | None, typer.Option("--remove", help="an edge or node to take out")] = None,
+    name: Name = None,
+    wait: Wait = False,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a circuit again: other prompts, metric, ablation or size (--set), edges or nodes added or removed.
+
+    What is not said is as the job that found it had it.
+    """
+    changes = overlay(({"name": name} if name else {}) | _edit(add or [], remove or []), set_ or ())
+    with connect() as client:
+        report_job(client, client.evaluate(circuit_id, changes), wait)
+
+
+def _edit(add: list[str], remove: list[str]) -> dict[str, Any]:
+    edit: dict[str, list[str]] = {}
+    for verb, names in (("add", add), ("remove", remove)):
+        for name in names:
+            edit.setdefault(f"{verb}_{'edges' if '->' in name else 'nodes'}", []).append(name)
+    return {"edit": edit} if edit else {}
+
+
+@app.command("import")
+def import_circuit(
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="an exported .safetensors circuit")] = None,
+    node: Annotated[list[str] | None, typer.Option("--node", help="hand-written: a head (9.9) or MLP (mlp0)")] = None,
+    edge: Annotated[list[str] | None, typer.Option("--edge", help="hand-written: an edge (embed->mlp0)")] = None,
+    model: Model = None,
+    name: Name = None,
+    tag: Tags = None,
+    set_: Sets = None,
+    wait: Wait = False,
+    as_json: Json = False,
+) -> None:
+    """Store a circuit from a file, or judge and store one written by hand as --node and --edge."""
+    from acdc.errors import SpecError
+
+    if (file is None) == (not node and not edge):
+        raise SpecError("give either FILE, or --node and --edge for a circuit written by hand")
+    with connect() as client:
+        if file is not None:
+            info = client.import_file(read_file(file), name=name, tags=tag or ())
+            answer(dict(info.raw), lambda: f"{info.id}: {info.n_edges:,} edges, {info.task} on {info.model}")
+            return
+        given = {"nodes": node, "edges": edge, "model": model, "name": name, "tags": tag}
+        spec = overlay({key: value for key, value in given.items() if value}, set_ or ())
+        report_job(client, client.hypothesis(spec), wait)
+
+
+@app.command()
+def export(
+    circuit_id: CircuitId,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="CIRCUIT.FORMAT by default")] = None,
+    format: Annotated[Format, typer.Option("--format")] = Format.SAFETENSORS,
+    as_json: Json = False,
+) -> None:
+    """Write a circuit to a file that others can read, or that `import` takes back."""
+    with connect() as client:
+        data = client.export(circuit_id, format)
+    ending = "graph.json" if format is Format.NEURONPEDIA else format
+    path = write_file(out or Path(f"{circuit_id}.{ending}"), data)
+    answer({"file": str(path), "bytes": len(data)}, lambda: f"wrote {path} ({len(data):,} bytes)")
+
+
+@app.command()
+def delete(
+    circuit_id: CircuitId,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete a circuit with its evaluations."""
+    if not yes:
+        typer.confirm(f"delete {circuit_id} and its evaluations?", abort=True, err=True)
+    with connect() as client:
+        client.delete_circuit(circuit_id)
+    answer({"deleted": circuit_id}, lambda: f"deleted {circuit_id}")
+
+
+def try_prompt(
+    circuit_id: CircuitId,
+    prompt: Annotated[str, typer.Argument(help="the next token after this text")],
+    corrupt: Annotated[str | None, typer.Option("--corrupt", help="as many tokens, for resample ablation")] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="how many tokens")] = 10,
+    as_json: Json = False,
+) -> None:
+    """The likeliest next tokens of model, circuit, complement and random circuit, side by side."""
+    with connect() as client:
+        report_job(client, client.try_prompt(circuit_id, prompt, corrupt, top=top), wait=True)

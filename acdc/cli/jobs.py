@@ -1,0 +1,151 @@
+"""`acdc submit`, `acdc plan` and `acdc jobs …`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from acdc.cli.console import Json, answer, connect, session, table
+from acdc.cli.spec_source import Method, Model, Name, Sets, Source, Tags, read_spec
+
+app = typer.Typer(no_args_is_help=True, help="List, read, cancel, retry and watch jobs.")
+
+JobId = Annotated[str, typer.Argument(metavar="JOB")]
+Wait = Annotated[bool, typer.Option("--wait", help="follow the job to its end; Ctrl-C then cancels it")]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="how many at most")]
+
+
+def submit(
+    spec: Source,
+    wait: Wait = False,
+    model: Model = None,
+    method: Method = None,
+    name: Name = None,
+    tag: Tags = None,
+    set_: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Send a job to the service."""
+    job_spec = read_spec(spec, sets=set_, model=model, method=method, name=name, tags=tag)
+    with connect() as client:
+        report_job(client, client.submit(job_spec.model_dump(mode="json")), wait)
+
+
+def report_job(client: Any, job: Any, wait: bool) -> None:
+    """What every command that makes a job ends with."""
+    from acdc.cli.following import results, results_data, wait_or_tell
+
+    job = wait_or_tell(client, job, wait)
+    if job.state == "succeeded":
+        answer(results_data(client, job), lambda: results(client, job))
+    else:
+        answer(dict(job.raw), lambda: f"{job.id} is {job.state}")
+
+
+def plan(
+    spec: Source,
+    model: Model = None,
+    method: Method = None,
+    set_: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Tell a job's seconds, memory and disk: on this machine, or with --url on the service's."""
+    job_spec = read_spec(spec, sets=set_, model=model, method=method)
+    if session().url is None:
+        from acdc.plan import estimate, facts_of, measure_speed
+
+        data = estimate(job_spec, facts_of(job_spec.model), measure_speed()).to_dict()
+    else:
+        with connect() as client:
+            data = client.plan(job_spec.model_dump(mode="json"))
+    answer(data, lambda: _plan(data))
+
+
+def _plan(data: dict[str, Any]) -> list[Any]:
+    phases = [[phase["name"], phase["seconds"], phase["how"]] for phase in data["phases"]]
+    needs = [[name, _megabytes(data[name]["n_bytes"]), data[name]["how"]] for name in ("memory", "disk")]
+    total = "unknown" if data["seconds"] is None else f"about {data['seconds']:.0f} s"
+    return [
+        table(("phase", "#seconds", "reckoned from"), phases),
+        table(("need", "#MB", "reckoned from"), needs),
+        f"{total} in all, right within a factor of {data['uncertainty']:g} both ways",
+        *(f"unknown: {what}" for what in data["unknown"]),
+    ]
+
+
+def _megabytes(n_bytes: int | None) -> str | None:
+    return None if n_bytes is None else f"{n_bytes / 1e6:,.0f}"
+
+
+@app.command("list")
+def list_jobs(
+    state: Annotated[list[str] | None, typer.Option("--state", help="only these; may be repeated")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="discover, evaluate or try")] = None,
+    tag: Tags = None,
+    limit: Limit = 20,
+    as_json: Json = False,
+) -> None:
+    """Newest first."""
+    with connect() as client:
+        jobs = client.jobs(limit=limit, state=state, kind=kind, tag=tag)
+    rows = [[j.id, j.state, j.kind, j.raw.get("task"), j.raw.get("method"), j.name, j.created_at] for j in jobs]
+    columns = ("job", "state", "kind", "task", "method", "name", "created")
+    answer([dict(job.raw) for job in jobs], lambda: table(columns, rows))
+
+
+@app.command()
+def show(job_id: JobId, as_json: Json = False) -> None:
+    """One job: its state, progress, spec, results or error."""
+    with connect() as client:
+        job = client.job(job_id)
+    answer(dict(job.raw), lambda: _job(job))
+
+
+def _job(job: Any) -> list[Any]:
+    hidden = {"spec", "results", "progress", "error", "links"}
+    parts: list[Any] = [table(("", ""), [[key, value] for key, value in job.raw.items() if key not in hidden])]
+    if job.progress is not None:
+        parts.append(
+            f"progress: {job.progress.phase} {job.progress.done}/{job.progress.total or '?'} {job.progress.note}"
+        )
+    if job.error is not None:
+        parts += [f"error: {job.error.message} ({job.error.code})", *(f"  - {fault}" for fault in job.error.faults)]
+    if job.results:
+        rows = [[result.key, result.kind, result.circuit_id] for result in job.results]
+        parts.append(table(("result", "kind", "circuit"), rows))
+    return parts
+
+
+@app.command()
+def cancel(job_id: JobId, as_json: Json = False) -> None:
+    """Ask for a job's end: at once while it is queued, at the next step while it runs."""
+    with connect() as client:
+        job = client.cancel(job_id)
+    answer(dict(job.raw), lambda: f"{job.id} is {job.state}")
+
+
+@app.command()
+def retry(job_id: JobId, wait: Wait = False, as_json: Json = False) -> None:
+    """Make a new job with the spec of a failed or cancelled one."""
+    with connect() as client:
+        job = client.retry(job_id)
+        report_job(client, job, wait)
+
+
+@app.command()
+def logs(job_id: JobId, as_json: Json = False) -> None:
+    """Everything that a job's log has so far."""
+    with connect() as client:
+        lines = client.logs(job_id)
+    answer([{"number": line.number, "line": line.line} for line in lines], lambda: [line.line for line in lines])
+
+
+@app.command()
+def watch(job_id: JobId, as_json: Json = False) -> None:
+    """Follow a job to its end. Ctrl-C stops watching; the job goes on."""
+    from acdc.cli.following import follow, results, results_data
+
+    with connect() as client:
+        job = follow(client, client.job(job_id), cancels=False)
+        answer(results_data(client, job), lambda: results(client, job))

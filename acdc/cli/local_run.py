@@ -1,0 +1,147 @@
+"""`acdc run`: a search without a service. The engine works in a child, `python -m workers.local`, whose file says what
+it prints; this process never loads torch."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import typer
+
+from acdc.circuit import Circuit
+from acdc.cli.console import Json, answer, write_file
+from acdc.cli.failures import JobFailed
+from acdc.cli.live import LiveProgress
+from acdc.cli.processes import spawn
+from acdc.cli.spec_source import Method, Model, Name, Sets, Source, Tags, read_spec
+from acdc.cli.summary import summarise, summary_data
+from acdc.errors import AcdcError, Cancelled
+
+OUT = Path("acdc-out")
+
+
+@dataclass
+class Outcome:
+    """What a local run said. results: its `result` events."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    error: dict[str, Any] | None = None
+    state: str = "failed"
+    can_resume: bool = False
+
+
+def run(
+    spec: Source,
+    out: Annotated[Path, typer.Option("--out", help="directory for the circuit, its tables and pictures")] = OUT,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint in --out")] = False,
+    model: Model = None,
+    method: Method = None,
+    name: Name = None,
+    tag: Tags = None,
+    set_: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Search a circuit here and now, without a service. Ctrl-C stops it; --resume goes on."""
+    job = read_spec(spec, sets=set_, model=model, method=method, name=name, tags=tag)
+    with tempfile.TemporaryDirectory(prefix="acdc-run-") as scratch:
+        file = write_file(Path(scratch) / "spec.json", job.canonical_json)
+        outcome = _follow(file, out, resume)
+    _stop_unless_succeeded(outcome, spec, out)
+    shown = [_finish(result, out) for result in outcome.results]
+    answer(
+        {"state": outcome.state, "out": str(out), "results": [data for data, _ in shown]},
+        lambda: (part for _, parts in shown for part in parts),
+    )
+
+
+def _follow(spec: Path, out: Path, resume: bool) -> Outcome:
+    command = ["workers.local", str(spec), "--out", str(out), *(["--resume"] if resume else [])]
+    outcome = Outcome()
+    with LiveProgress() as progress, _child(command) as lines:
+        phase, total = "starting", 0
+        for line in lines:
+            event = json.loads(line)
+            match event["event"]:
+                case "phase":
+                    phase, total = event["name"], event["total"]
+                    progress.show(phase, 0, total)
+                case "step":
+                    progress.show(phase, event["done"], total, event.get("note", ""))
+                case "resumed":
+                    progress.say(f"resumed from step {event['step']}")
+                case "log":
+                    progress.say(event["text"])
+                case "checkpoint":
+                    outcome.can_resume = True
+                case "result":
+                    outcome.results.append(event)
+                case "error":
+                    outcome.error = event
+                case "finished":
+                    outcome.state = event["state"]
+    return outcome
+
+
+@contextmanager
+def _child(command: list[str]) -> Iterator[IO[bytes]]:
+    """The engine's owner and its lines. Ctrl-C goes to it once, as a request to stop, and its last words are read on;
+    a second Ctrl-C kills. It is in a session of its own so that a terminal's Ctrl-C does not reach it twice."""
+    process = spawn(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+
+    def pass_on(*_: object) -> None:
+        process.send_signal(signal.SIGINT)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield process.stdout
+        process.wait()
+    finally:
+        process.stdout.close()  # a reader that goes away cancels too
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop_unless_succeeded(outcome: Outcome, spec: str, out: Path) -> None:
+    """Raises Cancelled or JobFailed, with the way to go on."""
+    from acdc.client import faults_of
+
+    if outcome.state == "succeeded":
+        return
+    again = f"; `acdc run {spec} --out {out} --resume` goes on where it stopped" if outcome.can_resume else ""
+    if outcome.state == "cancelled":
+        raise Cancelled(f"the search was stopped{again}")
+    if outcome.error is None:
+        raise AcdcError(f"the engine's owner ended without a word; {out / 'log.txt'} may say why")
+    error = outcome.error
+    raise JobFailed(f"{error['message']} ({error['code']}){again}", faults_of(error.get("faults")))
+
+
+def _finish(result: dict[str, Any], out: Path) -> tuple[dict[str, Any], list[Any]]:
+    """Draw the pictures of one result; give it for programs and for people."""
+    data = {"key": result["key"], "circuit": result["circuit"], "data": result["data"]}
+    if result["circuit"] is None:
+        from acdc.cli.tables import tables
+
+        return data, list(tables(json.loads(Path(result["data"]).read_text())))
+    from acdc.drawing import draw_circuit, draw_curve
+
+    file = Path(result["circuit"])
+    circuit = Circuit.load(file)
+    stem = file.name.removesuffix(".circuit.safetensors")
+    pictures = [write_file(out / f"{stem}.svg", draw_circuit(circuit))]
+    if circuit.report is not None:
+        pictures.append(write_file(out / f"{stem}.curve.svg", draw_curve(circuit.report)))
+    shown = list(summarise(circuit, [str(path) for path in pictures], title=result["key"]))
+    shown.append(f"file       {file}")
+    return {**data, "pictures": [str(path) for path in pictures], **summary_data(circuit)}, shown

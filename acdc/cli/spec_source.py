@@ -1,0 +1,134 @@
+"""From what stands on the command line to a checked job spec.
+
+SPEC is a YAML or JSON file, `-` for stdin, a file of custom pairs (.jsonl), or the bare name of a task. A known task's
+name is the task even where a file is called so: write ./ioi for the file. Options are laid over it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from acdc.cli.console import read_file
+from acdc.errors import Fault, SpecError
+
+if TYPE_CHECKING:
+    from acdc.spec import JobSpec
+
+Source = Annotated[
+    str, typer.Argument(metavar="SPEC", help="YAML or JSON file, - for stdin, pairs.jsonl, or a task's name like ioi")
+]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="lay one field over SPEC, like method.steps=5")
+]
+Model = Annotated[str | None, typer.Option("--model", help="short name, or hub:… path:… gguf:… pypi:…")]
+Method = Annotated[str | None, typer.Option("--method", help="`acdc methods` lists them")]
+Name = Annotated[str | None, typer.Option("--name", help="what you call it")]
+Tags = Annotated[list[str] | None, typer.Option("--tag", help="to find it again; may be repeated")]
+
+_SHORT_FORMS = {"task": "name", "method": "name", "ablation": "kind"}  # fields that may be written as one word
+
+
+def read_spec(
+    source: str,
+    *,
+    sets: Sequence[str] | None = None,
+    model: str | None = None,
+    method: str | None = None,
+    name: str | None = None,
+    tags: Sequence[str] | None = None,
+) -> JobSpec:
+    """Raises SpecError with every fault in it."""
+    from acdc.spec import parse_job
+
+    data = _read_source(source)
+    flags = {"model": model, "method": method, "name": name, "tags": list(tags) if tags else None}
+    data |= {key: value for key, value in flags.items() if value is not None}
+    return parse_job(overlay(data, sets or ()))
+
+
+def overlay(data: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
+    """`data` with every KEY=VALUE laid over it; a value is read as YAML. Raises SpecError with every fault."""
+    import yaml
+
+    changed, faults = dict(data), []
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals or not all(key.split(".")):
+            faults.append(Fault(f"--set {text}", "write KEY=VALUE, like method.steps=5"))
+            continue
+        try:
+            _put(changed, key.split("."), yaml.safe_load(value))
+        except (yaml.YAMLError, SpecError) as error:
+            reason = error.message if isinstance(error, SpecError) else "the value is no YAML; quote it"
+            faults.append(Fault(f"--set {text}", reason))
+    if faults:
+        raise SpecError(f"{len(faults)} of the --set options cannot be used", faults)
+    return changed
+
+
+def _put(data: dict[str, Any], path: list[str], value: Any) -> None:
+    *parents, last = path
+    for depth, key in enumerate(parents):
+        inner = data.get(key)
+        if depth == 0 and key in _SHORT_FORMS and (inner is None or isinstance(inner, str)):
+            inner = {_SHORT_FORMS[key]: inner or _default_word(key)}
+        if inner is not None and not isinstance(inner, Mapping):
+            raise SpecError(f"{'.'.join(parents[: depth + 1])} is {inner!r} and has no fields")
+        data[key] = dict(inner or {})  # a copy: what was read is never changed
+        data = data[key]
+    data[last] = value
+
+
+def _default_word(field: str) -> Any:
+    """The value of a field's own choice where the spec leaves it open: a method must be named to set a parameter."""
+    from acdc.spec import DiscoverSpec
+
+    return getattr(getattr(DiscoverSpec(), field), _SHORT_FORMS[field])
+
+
+def _read_source(source: str) -> dict[str, Any]:
+    from acdc.tasks import TASKS
+
+    if source == "-":
+        return _parse(sys.stdin.buffer.read(), "stdin")
+    if source in TASKS:
+        return {"task": source}
+    path = Path(source)
+    if path.is_dir():
+        raise SpecError(f"{source} is a directory; name the YAML or JSON file in it")
+    if not path.exists():
+        known = ", ".join(sorted(TASKS))
+        raise SpecError(f"{source!r} is neither a file nor a task; known tasks: {known}")
+    if path.suffix == ".jsonl":
+        return {"task": {"name": "custom", "pairs": _pairs(path)}}
+    return _parse(read_file(path), source)
+
+
+def _parse(data: bytes, where: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(data.decode("utf-8-sig"))  # JSON is YAML
+    except UnicodeDecodeError:
+        raise SpecError(f"{where} is not text in UTF-8") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise SpecError(f"{where} is neither YAML nor JSON: {reason}") from None
+    if content is None:
+        raise SpecError(f"{where} is empty; the smallest spec is `task: ioi`")
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise SpecError(f"{where} holds no mapping; a spec looks like `task: ioi`")
+    return content
+
+
+def _pairs(path: Path) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from acdc.tasks.pair_files import read_pairs
+
+    return [asdict(row) for row in read_pairs(path)]

@@ -1,0 +1,245 @@
+"""What people read about a circuit: verdict, k* and its heads, the curve, its areas, the random baseline, the choices.
+
+One renderer for `run`, `submit --wait`, `circuits show` and `demo`, from a Circuit alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from acdc.circuit import Areas, Band, Circuit, KStar, Point, Report
+from acdc.cli.console import number, table
+
+BAR = 24  # characters that f = 1 takes in the text curve
+_SPLIT = {"search": "search", "held_out": "held out"}
+
+
+def summarise(circuit: Circuit, pictures: Sequence[str] = (), title: str = "circuit") -> Iterator[RenderableType]:
+    """Everything, from top to bottom. pictures: where they are, as files or URLs."""
+    yield _headline(circuit, title)
+    if circuit.report is None:
+        yield "not evaluated yet: `acdc circuits evaluate ID` does that"
+    else:
+        yield from _judgement(circuit, circuit.report)
+    yield from _choices(circuit)
+    for picture in pictures:
+        yield f"picture    {picture}"
+
+
+def heads_of(circuit: Circuit) -> list[str]:
+    """The kept heads, in forward order, as `layer.head`."""
+    return [name for name in circuit.nodes() if name[0].isdigit()]
+
+
+def k_star_data(circuit: Circuit) -> dict[str, Any] | None:
+    """k* for programs: None where the circuit was not evaluated, or had nothing to choose from."""
+    star = circuit.report and circuit.report.k_star
+    if not star:
+        return None
+    point = star.point
+    return {
+        "met": star.met,
+        "rule": point.rule,
+        "edges_connected": point.connected,
+        "faithfulness": point.f,
+        "kl_share": point.kl_share,
+        "nearest": [
+            {"edges_connected": p.connected, "faithfulness": p.f, "kl_share": p.kl_share} for p in star.nearest
+        ],
+    }
+
+
+def summary_data(circuit: Circuit) -> dict[str, Any]:
+    """The summary for programs."""
+    return {
+        "model": circuit.provenance.model.reference,
+        "task": circuit.provenance.task.name,
+        "method": circuit.provenance.choices.method,
+        "edges_total": circuit.graph.n_edges,
+        "edges_kept": circuit.n_edges,
+        "heads": heads_of(circuit),
+        "k_star": k_star_data(circuit),
+        "report": circuit.report and circuit.report.to_dict(),
+    }
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+
+def _headline(circuit: Circuit, title: str) -> str:
+    made = circuit.provenance
+    kept = circuit.selected
+    return (
+        f"{title}: {made.task.name} on {made.model.title}, found with {made.choices.method}\n"
+        f"kept       {circuit.n_edges:,} of {circuit.graph.n_edges:,} edges ({share(circuit.n_edges, circuit)}), "
+        f"rule {kept.rule}: {kept.asked_for:,} asked for, {kept.connected:,} of them on a path to the logits"
+    )
+
+
+def share(n_edges: int, circuit: Circuit) -> str:
+    return f"{100 * n_edges / circuit.graph.n_edges:.2f} %"
+
+
+def _judgement(circuit: Circuit, report: Report) -> Iterator[RenderableType]:
+    yield _behaviour(circuit, report)
+    if report.k_star is not None:
+        yield from _k_star(circuit, report.k_star)
+    yield _heads(circuit)
+    if report.points:
+        yield curve(report.points)
+    if report.areas:
+        yield _areas(report.areas)
+    yield from _random(report)
+    if report.kept:
+        yield _kept(report.kept)
+
+
+def _behaviour(circuit: Circuit, report: Report) -> str:
+    b = report.behaviour
+    return (
+        f"behaviour  {b.verdict}: {circuit.provenance.choices.metric} {b.metric_clean:.3f} clean, "
+        f"{b.metric_corrupt:.3f} corrupt (difference {b.interval[0]:.3f} to {b.interval[1]:.3f}); "
+        f"accuracy {b.accuracy_clean:.3f}, chance {b.chance:.3f}, {b.n_examples} prompts"
+    )
+
+
+def _k_star(circuit: Circuit, star: KStar) -> Iterator[str]:
+    wanted = "f in [0.8, 1.2] and KL(circuit) at most half of KL(empty), on held-out prompts"
+    if star.met:
+        point = star.point
+        chosen = (
+            "met on the searched prompts too" if star.chosen_on == "search" else "met on the held-out prompts alone"
+        )
+        yield f"k*         {_point(point, circuit)}\n           the smallest size tried with {wanted}; {chosen}"
+        return
+    yield f"k*         missed: no size tried has {wanted}; the nearest:"
+    for point in star.nearest or (star.point,):
+        yield f"           {_point(point, circuit)}"
+
+
+def _point(point: Point, circuit: Circuit) -> str:
+    return (
+        f"{point.connected:,} connected edges ({share(point.connected, circuit)}, {point.rule}): "
+        f"f {number(point.f)}, KL share {number(point.kl_share)}, accuracy {point.accuracy:.3f}"
+    )
+
+
+def _heads(circuit: Circuit) -> str:
+    heads = heads_of(circuit)
+    mlps = sum(name.startswith("mlp") for name in circuit.nodes())
+    return f"heads      {len(heads)} kept, with {mlps} MLPs: {' '.join(heads) or '-'}"
+
+
+def curve(points: Sequence[Point]) -> Table:
+    """The faithfulness curve: signed and absolute, searched and held out, with a bar for the held-out f."""
+    rows = []
+    rules = list(dict.fromkeys(point.rule for point in points))
+    by_place = {(p.rule, p.fraction, p.split): p for p in points}
+    for rule in rules:
+        for fraction in sorted({p.fraction for p in points if p.rule == rule}):
+            inside, outside = (by_place.get((rule, fraction, split)) for split in _SPLIT)
+            shown = outside or inside
+            assert shown is not None  # the fraction came from a point
+            rows.append(
+                [
+                    rule,
+                    f"{100 * fraction:g} %",
+                    f"{shown.connected:,}",
+                    *_cells(inside),
+                    *_cells(outside),
+                    _bar(outside),
+                ]
+            )
+    columns = (
+        "rule",
+        "#edges",
+        "#connected",
+        "#f search",
+        "#KL share",
+        "#f held out",
+        "#KL share",
+        "f held out, | is 1",
+    )
+    return table(columns, rows, title="faithfulness curve")
+
+
+def _cells(point: Point | None) -> tuple[float | None, float | None]:
+    return (None, None) if point is None else (point.f, point.kl_share)
+
+
+def _bar(point: Point | None) -> str:
+    """f from 0 to 1.5 as a bar; what lies outside ends in an arrow."""
+    if point is None or point.f is None:
+        return ""
+    full = round(point.f * BAR)
+    longest = BAR * 3 // 2
+    cells = "#" * min(max(full, 0), longest)
+    arrow = "<" if full < 0 else ">" if full > longest else ""
+    return f"{cells:{BAR}}"[:BAR] + "|" + cells[BAR:] + arrow
+
+
+def _areas(areas: Sequence[Areas]) -> Table:
+    """Area under f (CPR, 1 is best) and under |1 - f| (CMD, 0 is best)."""
+    rows = [[_SPLIT.get(a.split, a.split), a.rule, a.cpr, a.cmd, a.cpr_log, a.cmd_log] for a in areas]
+    return table(("prompts", "rule", "#CPR", "#CMD", "#CPR log", "#CMD log"), rows, title="areas (log: over log size)")
+
+
+def _random(report: Report) -> Iterator[RenderableType]:
+    bands = [*report.bands, *([report.kept_random] if report.kept_random else [])]
+    if not bands:
+        return
+    rows = [
+        [b.rule, f"{100 * b.fraction:.3g} %", b.connected, b.n_circuits, *map(span, (b.f, b.kl_share))] for b in bands
+    ]
+    columns = ("rule", "#edges", "#connected", "#circuits", "f, mean (range)", "KL share, mean (range)")
+    yield table(columns, rows, title="random circuits, matched in connected edges and layer profile, held out")
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def span(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{mean(known):.3f} ({min(known):.3f} to {max(known):.3f})" if known else "-"
+
+
+def random_at_k_star(report: Report) -> Band | None:
+    """The random circuits as large as k*: the stored selection's own, else the band nearest in size."""
+    if report.kept_random is not None or report.k_star is None:
+        return report.kept_random
+    wanted = report.k_star.point.connected
+    return min(report.bands, key=lambda band: abs(band.connected - wanted), default=None)
+
+
+def _kept(points: Sequence[Point]) -> Table:
+    rows = [[_SPLIT.get(p.split, p.split), p.connected, p.metric, p.f, p.kl, p.kl_share, p.accuracy] for p in points]
+    columns = ("prompts", "#connected", "#metric", "#f", "#KL", "#KL share", "#accuracy")
+    return table(columns, rows, title="the stored circuit itself")
+
+
+def _choices(circuit: Circuit) -> Iterator[RenderableType]:
+    made, chosen = circuit.provenance, circuit.provenance.choices
+    parameters = ", ".join(f"{key}={value}" for key, value in chosen.parameters.items() if key != "name")
+    yield (
+        "choices    these numbers hold for:\n"
+        f"           granularity {chosen.granularity}; positions {chosen.positions}; direction: {chosen.direction}\n"
+        f"           ablation {chosen.ablation}; metric {chosen.metric}; searched on {chosen.objective}"
+        + (f"; {parameters}\n" if parameters else "\n")
+        + f"           model {made.model.reference}, weights {made.model.quantisation or 'not quantised'}, "
+        f"{made.model.tuning or 'not tuned'}, parity {_parity(made.model.parity)}\n"
+        f"           prompts {made.task.n_search} searched, {made.task.n_held_out} held out, {made.task.n_dropped} "
+        f"dropped; corruption {made.task.corruption}; seed {made.run.seed}; {made.run.wall_time_s:.0f} s"
+    )
+    for note in made.run.notes:
+        yield f"note       {note}"
+
+
+def _parity(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.1e} of the logits' range"
