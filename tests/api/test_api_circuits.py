@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from api_samples import HOSTILE, SPEC, finish, make_circuit
+from fastapi.testclient import TestClient
+
+from acdc.circuit import Circuit
+from acdc.store import Artefacts, Store
+
+FILE = {"content-type": "application/octet-stream"}
+
+
+@pytest.fixture
+def circuit_id(client: TestClient, store: Store, artefacts: Artefacts) -> str:
+    """Found by a job with SPEC."""
+    assert client.post("/v1/jobs", json=SPEC).status_code == 202
+    return finish(store, artefacts)
+
+
+def put(client: TestClient, circuit: Circuit, **params: object) -> str:
+    response = client.post("/v1/circuits", content=circuit.to_bytes(), headers=FILE, params=params)
+    assert response.status_code == 201, response.text
+    assert response.headers["location"] == response.json()["links"]["self"]
+    return response.json()["id"]
+
+
+def test_found_circuit_carries_report_and_provenance(client: TestClient, circuit_id: str) -> None:
+    shown = client.get(f"/v1/circuits/{circuit_id}").json()
+    assert shown["report"]["behaviour"]["verdict"] == "shown"
+    assert shown["provenance"]["run"]["spec"]["name"] == "small"
+    for part in ("edges", "scores", "curve", "card", "graph.svg", "curve.svg", "export", "evaluations", "job"):
+        assert client.get(shown["links"][part]).status_code == 200, part
+
+
+def test_exported_file_comes_back_bit_for_bit(client: TestClient) -> None:
+    circuit = make_circuit(3)
+    one = put(client, circuit, name="mine", tag=["a", "b"], notes="n")
+    exported = client.get(f"/v1/circuits/{one}/export").content
+    assert exported == circuit.to_bytes()
+    two = client.post("/v1/circuits", content=exported, headers=FILE).json()
+    assert two["artefact"] == client.get(f"/v1/circuits/{one}").json()["artefact"]
+    shown = client.get(f"/v1/circuits/{one}").json()
+    assert (shown["name"], shown["tags"], shown["notes"], shown["job_id"]) == ("mine", ["a", "b"], "n", None)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign"])
+def test_damaged_or_foreign_file_is_refused(client: TestClient, store: Store, damage: str) -> None:
+    data = bytearray(make_circuit().to_bytes())
+    if damage == "flip":
+        data[-1] ^= 1
+    sent = {"cut": bytes(data[:-7]), "flip": bytes(data), "empty": b"", "foreign": b"\x80\x04pickle" * 9}[damage]
+    response = client.post("/v1/circuits", content=sent, headers=FILE)
+    assert (response.status_code, response.json()["code"]) == (422, "bad_circuit_file")
+    assert store.circuits.list().items == ()
+
+
+def test_edges_page_from_the_largest_score_down(client: TestClient) -> None:
+    circuit = make_circuit()
+    root = f"/v1/circuits/{put(client, circuit)}/edges"
+    edges, cursor = [], {}
+    while True:
+        page = client.get(root, params={"limit": 7, **cursor}).json()
+        edges += page["items"]
+        if page["next_cursor"] is None:
+            break
+        cursor = {"cursor": page["next_cursor"]}
+    expected = [circuit.graph.edge_name(edge) for edge in circuit.edges()]
+    assert [f"{edge['sender']}->{edge['receiver']}" for edge in edges] == expected
+    assert [edge["rank"] for edge in edges] == list(range(1, len(expected) + 1))
+    sizes = [abs(edge["score"]) for edge in edges if edge["score"] is not None]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_scores_in_json_are_the_matrix_with_null_where_untested(client: TestClient) -> None:
+    circuit = make_circuit()
+    body = client.get(f"/v1/circuits/{put(client, circuit)}/scores").json()
+    scores = np.array([[np.nan if score is None else score for score in row] for row in body["scores"]])
+    assert np.array_equal(np.isnan(scores), ~circuit.tested)
+    assert np.array_equal(scores[circuit.tested], circuit.scores[circuit.tested].astype(float))
+    assert body["senders"][0] == "embed"
+    assert body["receivers"][-1] == "logits"
+
+
+def test_csv_holds_every_edge_once(client: TestClient) -> None:
+    circuit = make_circuit()
+    text = client.get(f"/v1/circuits/{put(client, circuit)}/export", params={"format": "csv"}).text
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert len(rows) == circuit.graph.n_edges
+    kept = [f"{row['sender']}->{row['receiver']}" for row in rows if row["kept"] == "1"]
+    assert np.array_equal(circuit.graph.mask_of_edges(kept), circuit.kept)
+    assert sum(row["score"] == "" for row in rows) == 1
+
+
+def test_json_export_holds_the_kept_edges(client: TestClient) -> None:
+    circuit = make_circuit()
+    body = client.get(f"/v1/circuits/{put(client, circuit)}/export", params={"format": "json"}).json()
+    assert np.array_equal(circuit.graph.mask_of_edges(edge["edge"] for edge in body["edges"]), circuit.kept)
+    assert body["provenance"]["task"]["sha256"] == "a" * 64
+
+
+def test_attribution_graph_is_what_its_viewer_needs(client: TestClient) -> None:
+    circuit = make_circuit(title="SmolLM2 (135M), Q4")
+    body = client.get(f"/v1/circuits/{put(client, circuit)}/export", params={"format": "neuronpedia"}).json()
+    assert set(body) == {"metadata", "qParams", "nodes", "links"}
+    assert {"slug", "scan", "prompt_tokens", "prompt"} <= set(body["metadata"])
+    assert body["metadata"]["scan"] == "SmolLM2-135M-Q4"
+    needed = {"node_id": str, "feature": int, "ctx_idx": int, "feature_type": str, "jsNodeId": str, "clerp": str}
+    for node in body["nodes"]:
+        assert all(isinstance(node[key], kind) for key, kind in needed.items())
+        assert node["layer"] == "E" or int(node["layer"]) > 0
+    ids = {node["node_id"] for node in body["nodes"]}
+    places = {(node["layer"], node["feature"], node["ctx_idx"]) for node in body["nodes"]}
+    assert len(ids) == len(places) == len(body["nodes"])
+    assert {link["source"] for link in body["links"]} | {link["target"] for link in body["links"]} <= ids
+    (logit,) = (node for node in body["nodes"] if node["feature_type"] == "logit")
+    assert "(p=" in logit["clerp"]
+    into_logits = circuit.graph.receiver_index("logits")
+    total = circuit.scores[circuit.kept[:, into_logits], into_logits].sum()
+    weights = [link["weight"] for link in body["links"] if link["target"] == logit["node_id"]]
+    assert sum(weights) == pytest.approx(float(total), rel=1e-5)
+
+
+def test_pictures_are_inert_svg(client: TestClient) -> None:
+    root = f"/v1/circuits/{put(client, make_circuit(title=HOSTILE), name=HOSTILE)}"
+    for part in ("graph.svg", "curve.svg"):
+        response = client.get(f"{root}/{part}")
+        assert response.headers["content-type"].startswith("image/svg+xml")
+        assert "sandbox" in response.headers["content-security-policy"]
+        tags = {element.tag.rpartition("}")[2] for element in ET.fromstring(response.text).iter()}
+        assert "svg" in tags
+        assert not tags & {"script", "img", "foreignObject"}
+
+
+def test_card_shows_foreign_text_as_text(client: TestClient) -> None:
+    root = f"/v1/circuits/{put(client, make_circuit(), name=HOSTILE, notes='[click](https://evil)')}"
+    card = client.get(f"{root}/card")
+    assert card.headers["content-type"].startswith("text/markdown")
+    assert "\\<img src=x" in card.text
+    assert "[click](" not in card.text
+    assert "k*" in card.text
+    assert client.get(f"{root}/card", headers={"accept": "application/json"}).json()["report"]["k_star"]["met"] is True
+
+
+def test_curve_has_the_points_of_the_report(client: TestClient) -> None:
+    circuit = make_circuit()
+    curve = client.get(f"/v1/circuits/{put(client, circuit)}/curve").json()
+    assert circuit.report
+    assert len(curve["points"]) == len(circuit.report.points)
+    assert curve["k_star"]["point"]["f"] == circuit.report.k_star.point.f
+
+
+def test_circuit_without_report_says_how_to_get_one(client: TestClient) -> None:
+    from dataclasses import replace
+
+    root = f"/v1/circuits/{put(client, replace(make_circuit(), report=None))}"
+    response = client.get(f"{root}/curve")
+    assert (response.status_code, response.json()["code"]) == (404, "not_found")
+    assert "evaluate" in response.json()["detail"]
+    assert "Not evaluated" in client.get(f"{root}/card").text
+
+
+def test_labels_change_and_what_is_left_out_stays(client: TestClient) -> None:
+    root = f"/v1/circuits/{put(client, make_circuit(), name='old', tag=['a'], notes='n')}"
+    changed = client.patch(root, json={"name": "new"}).json()
+    assert (changed["name"], changed["tags"], changed["notes"]) == ("new", ["a"], "n")
+    changed = client.patch(root, json={"notes": None, "tags": []}).json()
+    assert (changed["name"], changed["tags"], changed["notes"]) == ("new", [], None)
+    assert client.patch(root, json={}).status_code == 422
+    assert client.patch(root, json={"colour": 1}).json()["errors"][0]["where"] == "colour"
+
+
+def test_deleted_circuit_is_gone(client: TestClient) -> None:
+    root = f"/v1/circuits/{put(client, make_circuit())}"
+    assert client.delete(root).status_code == 204
+    assert client.get(root).status_code == 404
+    assert client.delete(root).status_code == 404
+
+
+def test_filters_of_the_circuit_list_restrict(client: TestClient) -> None:
+    one, two = make_circuit(1), make_circuit(2)
+    ids = [put(client, one, tag=["x"]), put(client, two)]
+    edges = [{c.graph.edge_name(e) for e in c.edges()} for c in (one, two)]
+
+    def found(**params: object) -> list[str]:
+        return [item["id"] for item in client.get("/v1/circuits", params=params).json()["items"]]
+
+    assert found() == ids[::-1]
+    assert found(tag="x") == ids[:1]
+    assert found(edge=min(edges[1] - edges[0])) == ids[1:]
+    assert found(model="f" * 64, task="custom", method="eap", metric="logit_diff") == ids[::-1]
+    assert found(node=two.nodes()[-1], max_edges=0) == []
+    assert found(task="ioi") == []
+    assert client.get("/v1/circuits", params={"edge": "rubbish"}).status_code == 422
+
+
+def test_hypothesis_becomes_an_evaluate_job(client: TestClient) -> None:
+    asked = {"task": SPEC["task"], "nodes": ["0.1", "mlp0"], "edges": ["embed->mlp1"]}
+    response = client.post("/v1/circuits", json=asked)
+    job = response.json()
+    assert (response.status_code, job["kind"]) == (202, "evaluate")
+    assert job["spec"]["hypothesis"] == {"nodes": ["0.1", "mlp0"], "edges": ["embed->mlp1"]}
+    nothing = client.post("/v1/circuits", json={"task": SPEC["task"]})
+    assert (nothing.status_code, nothing.json()["code"]) == (422, "invalid_spec")
+
+
+def test_evaluation_inherits_what_it_does_not_name(client: TestClient, circuit_id: str) -> None:
+    response = client.post(f"/v1/circuits/{circuit_id}/evaluate", json={"metric": "prob_diff"})
+    job = response.json()
+    assert (response.status_code, job["kind"]) == (202, "evaluate")
+    assert job["spec"]["circuit"] == circuit_id
+    assert job["spec"]["metric"] == "prob_diff"
+    assert job["spec"]["task"]["pairs"][0]["clean"] == SPEC["task"]["pairs"][0]["clean"]
+
+
+def test_prompt_is_tried_as_a_job(client: TestClient, circuit_id: str) -> None:
+    response = client.post(f"/v1/circuits/{circuit_id}/try", json={"prompt": "The capital of Gaul is", "top": 3})
+    assert (response.status_code, response.json()["kind"]) == (202, "try")
+    assert response.json()["spec"]["circuit"] == circuit_id
+    assert client.post(f"/v1/circuits/{circuit_id}/try", json={}).json()["errors"][0]["where"] == "prompt"
+    assert client.post("/v1/circuits/cir_0000/try", json={"prompt": "x"}).status_code == 404
+
+
+def test_evaluating_a_circuit_that_no_job_found_takes_model_and_metric_from_it(client: TestClient) -> None:
+    root = f"/v1/circuits/{put(client, make_circuit())}"
+    job = client.post(f"{root}/evaluate", json={"task": SPEC["task"]}).json()
+    assert job["spec"]["model"] == "smollm2-135m-instruct-q4"
+    assert job["spec"]["metric"] == "logit_diff"
+
+
+def test_export_of_a_lost_artefact_is_a_storage_problem(client: TestClient, tmp_path) -> None:
+    root = f"/v1/circuits/{put(client, make_circuit())}"
+    for path in (tmp_path / "artefacts").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    response = client.get(f"{root}/graph.svg")
+    assert (response.status_code, response.json()["code"]) == (503, "storage")
+    assert json.loads(response.text)["detail"]
