@@ -1,0 +1,232 @@
+import { el, facts, field, number, problemBox, say, select, table, when } from "./dom.js";
+import { dataView } from "./jobs.js";
+import { blob, follow, get, send } from "./service.js";
+
+const METRICS = ["logit_diff", "prob_diff", "kl_divergence", "answer_logprob", "accuracy"];
+const EDGES_PER_PAGE = 50;
+const EDGES_DRAWN = 300;
+
+export async function circuitPage(circuitId, signal) {
+  const root = `/v1/circuits/${circuitId}`;
+  const circuit = await get(root);
+  const [edges, evaluations] = await Promise.all([get(`${root}/edges`, { limit: EDGES_PER_PAGE }), get(`${root}/evaluations`)]);
+  return el("div", {},
+    el("h2", {}, circuit.name ?? circuit.id),
+    headline(circuit),
+    el("h3", {}, "Picture"), graph(root, circuit, signal),
+    circuit.report ? [el("h3", {}, "Faithfulness"), picture(`${root}/curve.svg`, "Faithfulness curve; the numbers are in the tables below", signal)] : null,
+    circuit.report ? judgement(circuit.report) : el("p", {}, "Not evaluated yet: use the form below."),
+    el("h3", {}, "What the numbers depend on"), choices(circuit.provenance),
+    el("h3", {}, "Edges"), edgeTable(root, circuit, edges),
+    el("h3", {}, "Try it on a prompt"), tryForm(root, signal),
+    el("h3", {}, "Evaluate it again"), evaluateForm(root, circuit), evaluationTable(evaluations.items),
+    el("h3", {}, "Take it away"), exportButtons(root, circuit.id),
+    el("h3", {}, "Labels"), labelForm(root, circuit));
+}
+
+function headline(circuit) {
+  return facts([
+    ["Task", circuit.task], ["Method", circuit.method], ["Model", circuit.provenance.model.title],
+    ["Edges", `${number(circuit.n_edges)} of ${number(circuit.n_edges_total)} (${number(circuit.fraction * 100)} %), rule ${circuit.rule}`],
+    ["f, held out", number(circuit.f)], ["KL share, held out", number(circuit.kl_share)],
+    ["Id", circuit.id], ["Tags", circuit.tags.join(", ") || null], ["Notes", circuit.notes],
+    ["Job", circuit.job_id ? el("a", { href: `#/jobs/${circuit.job_id}` }, circuit.job_id) : "imported"],
+    ["Derived from", circuit.derived_from && el("a", { href: `#/circuits/${circuit.derived_from}` }, circuit.derived_from)],
+    ["Stored", when(circuit.created_at)],
+  ]);
+}
+
+function picture(path, description, signal) {
+  const figure = el("figure", { tabindex: "0", "aria-label": description });
+  blob(path).then((data) => {
+    const url = URL.createObjectURL(data);
+    signal.addEventListener("abort", () => URL.revokeObjectURL(url));
+    figure.replaceChildren(el("img", { src: url, alt: description }));
+  }).catch((error) => figure.replaceChildren(problemBox(error)));
+  return figure;
+}
+
+function graph(root, circuit, signal) {
+  const limits = [30, 100, EDGES_DRAWN, 1000];
+  const chosen = String(Math.min(EDGES_DRAWN, ...limits.filter((n) => n >= circuit.n_edges)));
+  const place = el("div", {});
+  const control = select("max_edges", limits.map((n) => [String(n), `at most ${n} edges`]), chosen);
+  const draw = () => {
+    const shown = Math.min(Number(control.value), circuit.n_edges);
+    const hidden = circuit.n_edges - shown;
+    const drawing = picture(`${root}/graph.svg?max_edges=${control.value}`, `Circuit of ${shown} edges, layers from bottom to top`, signal);
+    place.replaceChildren(
+      el("p", { class: "hint" }, `${number(hidden)} edges hidden by the threshold; the table below lists all of them.`), drawing);
+  };
+  control.addEventListener("change", draw);
+  draw();
+  const size = el("input", { type: "checkbox", onchange: () => place.querySelector("figure").classList.toggle("natural", size.checked) });
+  return el("div", {}, el("div", { class: "row" }, field("Threshold", control), el("label", { class: "check" }, size, "Full size")), place);
+}
+
+const POINT = [
+  ["Prompts", (p) => p.split.replace("_", " ")], ["Rule", (p) => p.rule], ["Edges asked", (p) => number(p.asked_for), true],
+  ["Connected", (p) => number(p.connected), true], ["f", (p) => number(p.f), true], ["Metric", (p) => number(p.metric), true],
+  ["KL", (p) => number(p.kl), true], ["KL share", (p) => number(p.kl_share), true], ["Accuracy", (p) => number(p.accuracy), true],
+];
+
+function judgement(report) {
+  const { behaviour, k_star: star } = report;
+  const [low, high] = behaviour.interval;
+  return el("div", {},
+    el("p", {}, "The behaviour is ", el("strong", {}, behaviour.verdict),
+      `: metric ${number(behaviour.metric_clean)} on clean and ${number(behaviour.metric_corrupt)} on corrupt prompts `
+      + `(interval of the difference ${number(low)} to ${number(high)}), accuracy ${number(behaviour.accuracy_clean)} `
+      + `where chance is ${number(behaviour.chance)}; ${behaviour.n_examples} examples.`),
+    report.kept.length ? table("The circuit itself", POINT, report.kept) : null,
+    star ? table(star.met ? "k*: the smallest circuit with f in 0.8 to 1.2 and KL share at most 0.5" : "No size met both conditions; the nearest ones", POINT, star.met ? [star.point] : star.nearest) : null,
+    report.areas.length ? table("Areas over all sizes", [
+      ["Prompts", (a) => a.split.replace("_", " ")], ["Rule", (a) => a.rule], ["CPR", (a) => number(a.cpr), true],
+      ["CMD", (a) => number(a.cmd), true], ["CPR, log size", (a) => number(a.cpr_log), true], ["CMD, log size", (a) => number(a.cmd_log), true],
+    ], report.areas) : null,
+    el("details", {}, el("summary", {}, `Every point of the curve (${report.points.length})`), table("Points", POINT, report.points)));
+}
+
+function choices({ model, task, choices: made, run }) {
+  const list = (object, names) => names.filter((name) => object[name] !== null && object[name] !== "")
+    .map((name) => [name.replaceAll("_", " "), typeof object[name] === "object" ? JSON.stringify(object[name]) : number(object[name])]);
+  return el("div", {},
+    facts(list(made, ["metric", "objective", "ablation", "parameters", "granularity", "positions", "direction"])),
+    el("details", {}, el("summary", {}, "Model, prompts and run"),
+      facts([
+        ...list(model, ["reference", "fingerprint", "quantisation", "tuning", "parity"]),
+        ...list(task, ["corruption", "n_search", "n_held_out", "n_dropped", "sha256", "groups_search", "groups_held_out"]),
+        ...list(run, ["code_version", "engine_version", "torch_version", "dtype", "device", "threads", "seed", "wall_time_s", "peak_memory_bytes", "notes"]),
+      ])));
+}
+
+function edgeTable(root, circuit, first) {
+  const columns = [
+    ["Rank", (edge) => number(edge.rank), true], ["Sender", (edge) => edge.sender], ["Receiver", (edge) => edge.receiver],
+    ["Score", (edge) => number(edge.score), true],
+  ];
+  const rows = [...first.items];
+  let cursor = first.next_cursor;
+  const place = el("div", {});
+  const draw = () => {
+    const button = el("button", { onclick: next }, "Show more");
+    place.replaceChildren(table(`${number(rows.length)} of ${number(circuit.n_edges)} edges, the largest |score| first`, columns, rows), ...(cursor ? [button] : []));
+  };
+  async function next() {
+    const page = await get(`${root}/edges`, { limit: EDGES_PER_PAGE, cursor });
+    rows.push(...page.items);
+    cursor = page.next_cursor;
+    draw();
+    place.querySelector("button")?.focus();
+  }
+  draw();
+  return place;
+}
+
+function tryForm(root, signal) {
+  const answer = el("div", { "aria-live": "polite" });
+  const submit = async (event) => {
+    event.preventDefault();
+    const given = Object.fromEntries([...new FormData(event.target)].filter(([, value]) => value !== ""));
+    try {
+      const job = await send("POST", `${root}/try`, given);
+      answer.replaceChildren(el("p", {}, "Running as ", el("a", { href: `#/jobs/${job.id}` }, job.id), " …"));
+      await follow(job.id, signal, () => {});
+      if (signal.aborted) return;
+      const done = await get(`/v1/jobs/${job.id}`);
+      if (done.error) throw Object.assign(new Error(done.error.message), { errors: done.error.faults });
+      answer.replaceChildren(...(done.results.length ? done.results.map((result) => dataView(result.data)) : [el("p", {}, `The job was ${done.state}.`)]));
+    } catch (error) {
+      answer.replaceChildren(problemBox(error));
+    }
+  };
+  return el("div", {}, el("form", { onsubmit: submit },
+    field("Prompt", el("input", { name: "prompt", required: true, placeholder: "When Mary and John went to the store, John gave a drink to" })),
+    field("Corrupt prompt (optional)", el("input", { name: "corrupt" }), "As many tokens; without one, cut edges carry a mean."),
+    el("button", { class: "main" }, "Try")), answer);
+}
+
+function evaluateForm(root, circuit) {
+  const answer = el("div", {});
+  const lines = (text) => text.split(/[\s,]+/).filter(Boolean);
+  const submit = async (event) => {
+    event.preventDefault();
+    const form = new FormData(event.target);
+    const body = {};
+    for (const name of ["metric", "ablation"]) if (form.get(name)) body[name] = form.get(name);
+    if (form.get("size")) body.selection = { size: Number(form.get("size")) };
+    const edit = Object.fromEntries(["add_edges", "remove_edges", "add_nodes", "remove_nodes"].map((name) => [name, lines(form.get(name))]).filter(([, list]) => list.length));
+    if (Object.keys(edit).length) body.edit = edit;
+    try {
+      location.hash = `#/jobs/${(await send("POST", `${root}/evaluate`, body)).id}`;
+    } catch (error) {
+      answer.replaceChildren(problemBox(error));
+    }
+  };
+  const same = (values) => [["", "as it was"], ...values.map((value) => [value, value])];
+  return el("div", {}, el("form", { onsubmit: submit },
+    field("Metric", select("metric", same(METRICS)), `It was ${circuit.metric}.`),
+    field("Ablation value", select("ablation", same(["resample", "zero", "mean"])), `It was ${circuit.ablation}.`),
+    field("Size", el("input", { name: "size", type: "number", min: "0", step: "any" }), "A number of edges, or a share below 1."),
+    el("details", {}, el("summary", {}, "Add or remove edges and nodes"),
+      field("Add edges", el("input", { name: "add_edges", placeholder: "5.5->9.6.q" })),
+      field("Remove edges", el("input", { name: "remove_edges" })),
+      field("Add nodes", el("input", { name: "add_nodes", placeholder: "9.6 mlp3" })),
+      field("Remove nodes", el("input", { name: "remove_nodes" }))),
+    el("button", {}, "Evaluate")), answer);
+}
+
+function evaluationTable(evaluations) {
+  if (!evaluations.length) return null;
+  const kept = (row) => row.report.kept?.find((point) => point.split === "held_out") ?? row.report.kept?.[0] ?? {};
+  return table("Later evaluations, newest first", [
+    ["Job", (row) => el("a", { href: `#/jobs/${row.job_id}` }, row.spec.name ?? row.job_id)],
+    ["Task", (row) => row.spec.task.name], ["Metric", (row) => row.spec.metric], ["Ablation", (row) => row.spec.ablation.kind],
+    ["f", (row) => number(kept(row).f), true], ["KL share", (row) => number(kept(row).kl_share), true], ["When", (row) => when(row.created_at)],
+  ], evaluations);
+}
+
+function exportButtons(root, circuitId) {
+  const save = (path, name) => async () => {
+    try {
+      const url = URL.createObjectURL(await blob(path));
+      el("a", { href: url, download: name }).click();
+      setTimeout(() => URL.revokeObjectURL(url), 1000);
+    } catch (error) {
+      say(error.message);
+    }
+  };
+  const files = [
+    ["Everything (safetensors)", "/export?format=safetensors", "safetensors"], ["Kept edges (JSON)", "/export?format=json", "json"],
+    ["Every edge (CSV)", "/export?format=csv", "csv"], ["Attribution graph (Neuronpedia)", "/export?format=neuronpedia", "graph.json"],
+    ["Card (Markdown)", "/card", "md"], ["Picture (SVG)", "/graph.svg", "svg"],
+  ];
+  return el("div", { class: "row" }, files.map(([text, path, ending]) =>
+    el("button", { onclick: save(root + path, `${circuitId}.${ending}`) }, text)));
+}
+
+function labelForm(root, circuit) {
+  const answer = el("div", {});
+  const submit = async (event) => {
+    event.preventDefault();
+    const form = new FormData(event.target);
+    const tags = form.get("tags").split(",").map((tag) => tag.trim()).filter(Boolean);
+    try {
+      await send("PATCH", root, { name: form.get("name") || null, tags, notes: form.get("notes") || null });
+      answer.replaceChildren();
+      say("Saved.");
+    } catch (error) {
+      answer.replaceChildren(problemBox(error));
+    }
+  };
+  const remove = async () => {
+    if (!confirm("Delete this circuit with its evaluations?")) return;
+    await send("DELETE", root);
+    location.hash = "#/circuits";
+  };
+  return el("div", {}, el("form", { onsubmit: submit },
+    field("Name", el("input", { name: "name", value: circuit.name ?? "", maxLength: 200 })),
+    field("Tags", el("input", { name: "tags", value: circuit.tags.join(", ") }), "Separated by commas."),
+    field("Notes", el("textarea", { name: "notes", rows: 3 }, circuit.notes ?? "")),
+    el("div", { class: "row" }, el("button", {}, "Save"), el("button", { type: "button", onclick: remove }, "Delete"))), answer);
+}
