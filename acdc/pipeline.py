@@ -16,7 +16,7 @@ import torch
 
 from acdc.circuit import Choices, Circuit, Provenance, Run, Selected, TaskCard
 from acdc.discovery import METHODS
-from acdc.discovery.problem import Found, Problem
+from acdc.discovery.problem import Found, Problem, add_scores
 from acdc.errors import GraphMismatch, TaskError, UnknownModel
 from acdc.evaluation.editing import complement, edited
 from acdc.evaluation.judging import Judgement, Plan, judge
@@ -90,17 +90,26 @@ def discover(loaded: Loaded, spec: DiscoverSpec, progress: Progress) -> list[Res
     """Search, then judge each circuit found."""
     begin = time.monotonic()
     setting = _setting(loaded, spec, progress)
-    method = METHODS[spec.method.name]
     parameters = spec.method.model_dump(exclude={"name", "objective"})
-    objective = spec.method.objective or method.default_objective or spec.metric
-    problem = Problem(setting.t, setting.search.prompts, METRICS[objective], spec.compute.memory_bytes)
     results = []
-    for found in method.search(problem, progress, **parameters):
+    for found in _search(setting, spec, parameters, progress):
         kept = _kept(setting.t.graph, found, spec.selection)
         judgement = _judge(setting, spec, found.scores, found.tested, kept, progress)
+        objective = " + ".join(spec.objectives)
         provenance = _provenance(setting, spec, spec.method.name, parameters, objective, begin, found)
         results.append(Result(found.key, _circuit(setting, found, judgement, provenance)))
     return results
+
+
+def _search(
+    setting: Setting, spec: DiscoverSpec, parameters: Mapping[str, Any], progress: Progress
+) -> Sequence[Found]:
+    """One search, or one for each objective and the sum of their scores."""
+    found = []
+    for objective in spec.objectives:
+        problem = Problem(setting.t, setting.search.prompts, METRICS[objective], spec.compute.memory_bytes)
+        found.append(METHODS[spec.method.name](problem, progress, **parameters))
+    return found[0] if len(found) == 1 else [add_scores([part for (part,) in found])]
 
 
 def _kept(graph: Graph, found: Found, selection: Selection) -> Kept | None:

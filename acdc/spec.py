@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from acdc.errors import Fault, SpecError
 from acdc.models.catalogue import CATALOGUE
@@ -139,6 +139,13 @@ class TaskSpec(Frozen):
         return self
 
 
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+# What attribution differentiates. Of several objectives the scores are added, each divided by the sum of its sizes.
+Objectives = Annotated[tuple[MetricName, ...], Field(min_length=1, max_length=5), BeforeValidator(_as_tuple)]
+
 # -- methods: one class each; the function's keyword arguments are its fields ------------------------------------------
 
 
@@ -146,7 +153,7 @@ class Eap(Frozen):
     """Edge attribution patching: gradient times activation difference on every edge."""
 
     name: Literal["eap"] = "eap"
-    objective: MetricName | None = Field(default=None, description="what is differentiated; the job's metric by default")
+    objective: Objectives | None = Field(default=None, description="what is differentiated; the job's metric by default")
 
 
 class EapIgInputs(Frozen):
@@ -154,7 +161,7 @@ class EapIgInputs(Frozen):
 
     name: Literal["eap-ig-inputs"] = "eap-ig-inputs"
     steps: int = Field(default=10, ge=1, le=1000)
-    objective: MetricName | None = None
+    objective: Objectives | None = None
 
 
 class EapIgActivations(Frozen):
@@ -162,7 +169,7 @@ class EapIgActivations(Frozen):
 
     name: Literal["eap-ig-activations"] = "eap-ig-activations"
     steps: int = Field(default=5, ge=1, le=1000)
-    objective: MetricName | None = None
+    objective: Objectives | None = None
 
 
 class Exact(Frozen):
@@ -304,12 +311,22 @@ class DiscoverSpec(_Job):
     def _method_word_is_enough(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
 
+    @property
+    def objectives(self) -> tuple[MetricName, ...]:
+        """What the search improves: the method's own objective, else KL for acdc and the job's metric for the others."""
+        own = self.method.objective
+        if own is None:
+            return ("kl_divergence",) if self.method.name == "acdc" else (self.metric,)
+        return (own,) if isinstance(own, str) else own
+
     @model_validator(mode="after")
     def _combination_works(self) -> DiscoverSpec:
-        objective = self.method.objective or self.metric
-        if self.method.name in ("eap", "eap-ig-inputs", "eap-ig-activations") and objective == "accuracy":
+        objectives = self.objectives
+        if len(set(objectives)) < len(objectives):
+            raise ValueError(f"an objective is named twice in {objectives}")
+        if self.method.name in ("eap", "eap-ig-inputs", "eap-ig-activations") and "accuracy" in objectives:
             raise ValueError(f"method {self.method.name!r} needs a gradient and accuracy has none; use logit_diff")
-        if self.method.name == "eap" and objective == "kl_divergence":
+        if self.method.name == "eap" and "kl_divergence" in objectives:
             raise ValueError(
                 "method 'eap' cannot use kl_divergence: its gradient at the clean run is zero; use eap-ig-inputs"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,3 +61,19 @@ class Found:
     key: str = "circuit"
     passes: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, float] = field(default_factory=dict)
+
+
+def add_scores(parts: Sequence[Found]) -> Found:
+    """Scores of one method under several objectives, added after dividing each by the sum of its sizes.
+
+    A circuit chosen by one objective alone can be broken everywhere else: by logit difference it may push up the right
+    answer and ruin the rest of the distribution, by KL it may keep the distribution and lose the answer. Where the method
+    is linear in its objective, as attribution is, this is attribution of the weighted sum of the objectives.
+    """
+    shares = [part.scores / max(float(np.abs(part.scores).sum()), 1e-30) for part in parts]
+    passes: dict[str, float] = {}
+    for part in parts:
+        for kind, count in part.passes.items():
+            passes[kind] = passes.get(kind, 0.0) + count
+    facts = {f"{name} ({i + 1})": value for i, part in enumerate(parts) for name, value in part.facts.items()}
+    return Found(sum(shares[1:], shares[0]), parts[0].tested, key=parts[0].key, passes=passes, facts=facts)

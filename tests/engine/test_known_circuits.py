@@ -11,10 +11,10 @@ from tiny_models import random_pairs, tiny
 from acdc.discovery.acdc import receiver_order, search_acdc
 from acdc.discovery.attribution import score_eap
 from acdc.discovery.exact import score_exact
-from acdc.discovery.problem import Problem
+from acdc.discovery.problem import Problem, add_scores
 from acdc.errors import Cancelled
 from acdc.graph import Edge, Graph, GraphShape
-from acdc.metrics import METRICS
+from acdc.metrics import METRICS, Metric
 from acdc.models.architectures import wrap
 from acdc.models.toy import ToyConfig, ToyTransformer
 from acdc.patching.ablation import Resample, Zero
@@ -178,3 +178,23 @@ def test_scores_of_mixed_lengths_are_the_mean_of_single_prompts() -> None:
     together = score_eap(problem_of(model, pairs), Quiet())[0].scores
     alone = np.mean([score_eap(problem_of(model, [pair]), Quiet())[0].scores for pair in pairs], axis=0)
     assert np.abs(together - alone).max() < 1e-6 * np.abs(alone).max()
+
+
+def test_scores_of_several_objectives_are_those_of_their_weighted_sum() -> None:
+    """Attribution is linear in its objective: the sum of shares is attribution of the correspondingly weighted metric."""
+    parts = []
+    for metric in ("logit_diff", "answer_logprob"):
+        parts += score_eap(problem_of(tiny("llama"), random_pairs(4), metric=metric), Quiet())
+    sizes = [float(np.abs(part.scores).sum()) for part in parts]
+
+    def weighted(logits: torch.Tensor, batch: object, clean: torch.Tensor | None) -> torch.Tensor:
+        names = ("logit_diff", "answer_logprob")
+        values = [METRICS[name].function(logits, batch, clean) / size for name, size in zip(names, sizes, strict=True)]  # type: ignore[arg-type]
+        return values[0] + values[1]
+
+    problem = problem_of(tiny("llama"), random_pairs(4))
+    both = Metric("weighted", weighted, needs_wrong=True, needs_clean=False, has_gradient=True)  # type: ignore[arg-type]
+    (expected,) = score_eap(Problem(problem.t, problem.prompts, both, MEMORY), Quiet())
+    total = add_scores(parts)
+    assert np.abs(total.scores - expected.scores).max() < 1e-6 * np.abs(expected.scores).max()
+    assert total.passes == {"forward": 4, "forward_backward": 2}
