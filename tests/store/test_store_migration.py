@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
@@ -140,6 +141,22 @@ def test_lost_connection_is_a_retryable_error_and_the_next_one_works(store: Stor
     with ThreadPoolExecutor(4) as threads:
         assert {job.state for job in threads.map(store.jobs.get, [claim.job.id] * 16)} == {State.RUNNING}
     assert not store.claims.heartbeat(claim).lost
+
+
+@pytest.mark.parametrize("backend", ["postgresql"])
+def test_held_job_survives_a_server_that_goes_down_and_comes_back(store: Store, backend: str, postgres: Any) -> None:
+    claim = claimed(store)
+    store.reaper.sweep()
+    postgres.control("-m", "immediate", "stop")
+    try:
+        for ask in (store.ping, lambda: store.claims.heartbeat(claim), lambda: store.claims.succeed(claim, [])):
+            with pytest.raises(DatabaseError) as caught:
+                ask()
+            assert caught.value.is_retryable
+    finally:
+        postgres.start()
+    assert not store.claims.heartbeat(claim).lost
+    assert store.claims.succeed(claim, []).state is State.SUCCEEDED
 
 
 def test_sqlite_writers_wait_for_each_other(tmp_path: Path) -> None:
