@@ -9,9 +9,8 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from acdc.tasks import country_capital, docstring, gendered_pronoun, greater_than, ioi, people
+from acdc.tasks import country_capital, docstring, gendered_pronoun, greater_than, ioi, people, successor
 from acdc.tasks import subject_verb_agreement as sva
-from acdc.tasks import successor
 
 KINDS = ("gpt2_like", "gemma_like", "words_only")
 

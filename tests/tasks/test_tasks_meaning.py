@@ -12,8 +12,10 @@ import pytest
 from acdc.tasks import TASKS
 from acdc.tasks.people import MEN, WOMEN
 
-NUMBERS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen \
-eighteen nineteen".split()
+NUMBERS = [
+    *("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+]
 
 
 def built(tokenizer, name, corruption=None, seed=0):
@@ -101,11 +103,9 @@ def test_verbs_agree_with_the_subject_and_not_with_the_noun_between(tokenizer):
     numbers = set()
     for pair in built(tokenizer, "subject_verb_agreement"):
         subject, attractor = (at(tokenizer, pair, role) for role in ("subject", "attractor"))
-        is_plural, between_is_plural = (word.endswith("s") or word.endswith("en") for word in (subject, attractor))
-        # man, woman end like men, women; children like no singular in the list
+        # man and woman end as men and women do
         is_plural, between_is_plural = (
-            word not in ("man", "woman") and flag
-            for word, flag in ((subject, is_plural), (attractor, between_is_plural))
+            word.endswith(("s", "en")) and word not in ("man", "woman") for word in (subject, attractor)
         )
         plural, singular = ["are", "were", "have"], ["is", "was", "has"]
         expected = (plural, singular) if is_plural else (singular, plural)
