@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +17,10 @@ _spec = importlib.util.spec_from_file_location("databases_of_the_store", _file)
 assert _spec is not None
 assert _spec.loader is not None
 _databases = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = _databases
 _spec.loader.exec_module(_databases)
 
+postgres = _databases.postgres
 postgres_url = _databases.postgres_url
 postgres_template = _databases.postgres_template
 sqlite_template = _databases.sqlite_template

@@ -28,12 +28,14 @@ from workers.child import main
 @dataclass(frozen=True)
 class Play:
     """gates: count n waits until the file of that name is there. marks: directory where every count leaves a file.
-    die_at: the process kills itself before that count. fail: how the run ends instead of with a result."""
+    die_at: the process kills itself before that count; die_after: having counted so many itself. fail: how the run ends
+    instead of with a result."""
 
     to: int = 5
     gates: Mapping[str, str] = field(default_factory=dict)
     marks: str | None = None
     die_at: int | None = None
+    die_after: int | None = None
     fail: str | None = None
     is_stubborn: bool = False
 
@@ -61,6 +63,8 @@ def count(spec: JobSpec, *, progress: Progress, source: Circuit | None) -> Itera
         counted.append(n)
         progress.save(Checkpoint(n, {"n": n}, {"counted": np.array(counted)}))
         progress.step(n)
+        if n - start == play.die_after:
+            os.kill(os.getpid(), signal.SIGKILL)
         if play.marks:
             (Path(play.marks) / f"{n}.{os.getpid()}").touch()
     progress.log(f"counted to {play.to}")

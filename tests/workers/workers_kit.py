@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ from typing import Any, TypeVar
 
 import psutil
 import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
 from acdc.spec import parse_job
 from acdc.store import Artefacts, JobRow, Store
@@ -51,6 +54,7 @@ class Service:
     def __init__(self, store: Store, artefacts: Artefacts, database_url: str, directory: Path) -> None:
         self.store = store
         self.artefacts = artefacts
+        self._url = database_url
         self.marks = directory / "marks"
         self.marks.mkdir()
         self.gate = directory / "gate"
@@ -104,6 +108,31 @@ class Service:
 
     def log(self, job_id: str) -> list[str]:
         return [row.line for row in self.store.jobs.logs(job_id)]
+
+    def freeze(self, worker: subprocess.Popen[bytes], job_id: str) -> None:
+        """Stop a worker outside its transactions: one that is stopped inside blocks the others, as databases must."""
+
+        def is_frozen() -> bool:
+            worker.send_signal(signal.SIGSTOP)
+            if self._is_writable(job_id):
+                return True
+            worker.send_signal(signal.SIGCONT)
+            return False
+
+        until("a moment between two transactions", is_frozen)
+
+    def _is_writable(self, job_id: str) -> bool:
+        is_sqlite = self._url.startswith("sqlite")
+        options = {"timeout": 0.2} if is_sqlite else {"options": "-c lock_timeout=200"}
+        engine = create_engine(self._url, connect_args=options)
+        try:
+            with engine.begin() as connection:
+                connection.execute(text("UPDATE jobs SET id = id WHERE id = :id"), {"id": job_id})
+            return True
+        except OperationalError:
+            return False
+        finally:
+            engine.dispose()
 
     def stop(self) -> None:
         self.gate.touch()
