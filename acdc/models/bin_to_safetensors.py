@@ -36,7 +36,7 @@ def convert_bin(source: Path, target: Path) -> None:
             name = path.with_suffix(".safetensors").name
             weight_map |= dict.fromkeys(_convert_file(path, target / name), name)
         (target / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-        for path in source.iterdir():
+        for path in source.iterdir() if source != target else ():
             if path.suffix in (".json", ".txt", ".model", ".jinja") and not path.name.endswith(".index.json"):
                 shutil.copyfile(path, target / path.name)
 

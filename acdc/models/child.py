@@ -49,6 +49,11 @@ class ChildError(Exception):
         self.status = status
         self.output = output
 
+    @property
+    def reason(self) -> str:
+        """The last line alone: of a traceback, what was raised."""
+        return self.output.splitlines()[-1] if self.output else f"exit status {self.status}"
+
 
 def run_child(
     module: str, arguments: Sequence[str], *, progress: Progress, phase: str, watched: Path, total_bytes: int

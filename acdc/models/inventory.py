@@ -293,7 +293,7 @@ def directory_bytes(path: Path) -> int:
     total = 0
     for file in path.rglob("*"):
         with contextlib.suppress(OSError):
-            total += file.lstat().st_size
+            total += 0 if file.is_dir() else file.lstat().st_size
     return total
 
 

