@@ -78,8 +78,9 @@ class Fetcher:
             prepared = source.prepare(partial)
             model = self._describe(source, reference, prepared, partial, progress)
             return self.inventory.install(partial, model)
-        except BadWeights:
-            self.inventory.drop_partial(key)  # to be fetched again, not gone on from
+        except BaseException as error:
+            if not source.keeps_partial or isinstance(error, BadWeights):
+                self.inventory.drop_partial(key)
             raise
 
     def _describe(

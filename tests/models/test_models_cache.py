@@ -151,12 +151,16 @@ def test_dtype_is_as_asked(tmp_path: Path, dtype: str) -> None:
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {getattr(torch, dtype)}
 
 
-def test_model_in_memory_has_the_fingerprint_of_its_files(tmp_path: Path) -> None:
+def test_model_in_memory_is_described_without_files(tmp_path: Path) -> None:
     write_tiny_llama(tmp_path / "tiny")
     loaded = ModelCache(tmp_path / "cache").load(reference("path", tmp_path / "tiny"))
     described = describe_loaded(loaded.model, loaded.tokenizer, "mine").card
     assert described.n_parameters == loaded.card.n_parameters
     assert described.reference == "loaded:mine"
+    first = described.fingerprint
+    with torch.no_grad():
+        loaded.model.lm_head.weight[0, 0] += 1
+    assert describe_loaded(loaded.model, loaded.tokenizer, "mine").card.fingerprint != first
 
 
 def test_one_changed_weight_changes_the_fingerprint() -> None:

@@ -83,6 +83,7 @@ def test_cancelling_a_conversion_ends_it(tmp_path: Path) -> None:
     with pytest.raises(Cancelled):
         ModelCache(tmp_path / "cache").load(reference("gguf", tmp_path / "tiny.gguf"), progress=Impatient())
     assert list_local(tmp_path / "cache") == []
+    assert list((tmp_path / "cache" / "partial").iterdir()) == []
     assert psutil.Process().children() == []
 
 
