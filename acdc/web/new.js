@@ -53,7 +53,7 @@ export async function newPage() {
 // Controls for the plain properties of a JSON schema; what is more than that is left to the box.
 function controls(schema) {
   return Object.entries(schema.properties).filter(([name]) => name !== "name").map(([name, property]) => {
-    const options = property.anyOf?.find((one) => one.enum) ?? property;
+    const options = property.anyOf?.map((one) => one.items ?? one).find((one) => one.enum) ?? property;
     if (options.enum) return field(name, select(name, [["", "default"], ...options.enum.map((value) => [value, value])], ""), property.description);
     const isNumber = ["integer", "number"].includes(property.type);
     const attributes = isNumber ? { type: "number", min: property.minimum?.toString(), max: property.maximum?.toString(), step: property.type === "integer" ? "1" : "any" } : {};

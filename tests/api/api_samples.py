@@ -55,10 +55,10 @@ def make_report() -> Report:
 
 
 def make_circuit(seed: int = 0, *, title: str = "Tiny", spec: dict[str, Any] | None = None) -> Circuit:
-    """Half of a 2-layer graph's edges, with random scores and one edge that was never tested."""
+    """Most of a 2-layer graph's edges, with random scores and one edge that was never tested."""
     graph = Graph(GraphShape(2, 4, 2))
     scores = (np.random.default_rng(seed).standard_normal(graph.legal.shape) * graph.legal).astype(np.float32)
-    kept = graph.connected(graph.legal & (np.abs(scores) > 0.6))
+    kept = graph.connected(graph.legal & (np.abs(scores) > 0.2))
     tested = graph.legal.copy()
     tested[0, 0] = False
     scores[0, 0] = 0
