@@ -48,7 +48,7 @@ from typing import Any
 
 from acdc.errors import AcdcError, SpecError
 from acdc.settings import load_settings
-from acdc.spec import JobSpec, parse_job
+from acdc.spec import DiscoverSpec, JobSpec, parse_job
 from workers.executor import ENGINE, Died, EngineChild, Heard
 from workers.wire import Done, Failed, Found, Log, Phase, Resumed, Saved, Step, Stopped
 
@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None, *, engine: Sequence[str] = ENGINE) -
     options = _parse(argv)
     try:
         spec = _read_spec(options.spec)
+        if not isinstance(spec, DiscoverSpec) and spec.circuit is not None and options.source is None:
+            raise SpecError(f"a job on circuit {spec.circuit!r} needs its file here: give --source FILE")
         run = _LocalRun(spec, options.out, engine)
         status = run.run(options.source, resume=options.resume)
     except AcdcError as error:

@@ -26,7 +26,7 @@ from typing import Any
 
 from acdc.errors import AcdcError, DatabaseError, StorageError
 from acdc.settings import Settings, load_settings
-from acdc.store import DEFAULT_CLASS, Artefacts, Store, migrate
+from acdc.store import DEFAULT_CLASS, Artefacts, Claim, Store, migrate
 from workers.attempt import Attempt, Place
 from workers.executor import ENGINE, EngineChild
 from workers.patience import GaveUpError, Patience
@@ -96,9 +96,10 @@ class Worker:
                     Attempt(place, claim, child).run()
                 except GaveUpError as what:
                     logger.warning("job %s is left to the end of its lease: %s", claim.job.id, what)
-                except Exception:  # the edge of a slot: the next job must run
-                    logger.exception("job %s is left to the end of its lease", claim.job.id)
+                except Exception as error:  # the edge of a slot: the next job must run
+                    logger.exception("job %s broke its worker", claim.job.id)
                     child.close()
+                    _fail_broken(place.store, claim, error, name)
         finally:
             child.close()
 
@@ -114,6 +115,17 @@ class Worker:
                     place.artefacts.collect(place.store.artefacts_in_use)
             except (DatabaseError, StorageError) as error:
                 logger.warning("cannot sweep: %s", error.message)
+
+
+def _fail_broken(store: Store, claim: Claim, error: Exception, name: str) -> None:
+    """So that it does not break one worker after the other; what cannot be written is left to the end of the lease."""
+    code = "storage" if isinstance(error, OSError) else "internal"
+    try:
+        store.claims.fail(
+            claim, code, f"worker {name} failed around the engine ({type(error).__name__}); see its own log"
+        )
+    except AcdcError as refusal:
+        logger.warning("job %s is left to the end of its lease: %s", claim.job.id, refusal.message)
 
 
 def main(argv: Sequence[str] | None = None, *, engine: Sequence[str] = ENGINE) -> int:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -15,12 +16,14 @@ from workers_kit import HERE, Service, both_databases, counting, until
 
 from acdc.circuit import Circuit
 from acdc.progress import Checkpoint
+from acdc.settings import load_settings
 from acdc.spec import parse_job
 from acdc.store import CheckpointRef, State
 from acdc.version import ENGINE_VERSION
 from workers.checkpoints import read_checkpoint, write_checkpoint
 from workers.logs import LogTail
 from workers.wire import Failed, Run, decode_message, decode_order, encode
+from workers.worker import Worker
 
 
 @pytest.fixture(scope="session")
@@ -109,6 +112,24 @@ def test_checkpoint_that_is_missing_costs_time_and_no_job(service: Service) -> N
     service.worker()
     assert service.ended(job_id).state is State.SUCCEEDED
     assert service.data(job_id)["resumed_from"] == 0
+
+
+def test_job_that_breaks_its_worker_fails_and_the_next_one_is_taken(service: Service, tmp_path: Path) -> None:
+    settings = load_settings(
+        database_url=service.url, artefacts_url=str(tmp_path / "artefacts"), data_dir=tmp_path, poll_s=0.05
+    )
+    worker = Worker(settings)
+    thread = threading.Thread(target=worker.run, args=([str(tmp_path / "no program")],))
+    thread.start()
+    try:
+        for job in [service.ended(service.submit()) for _ in range(2)]:
+            assert job.error is not None
+            assert job.error.code == "storage"
+            assert "FileNotFoundError" in job.error.message
+    finally:
+        worker.drain()
+        thread.join(30)
+    assert not thread.is_alive()
 
 
 def test_worker_and_its_library_import_no_torch() -> None:

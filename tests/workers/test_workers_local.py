@@ -81,6 +81,12 @@ def test_spec_that_is_no_json_is_refused(local: Local) -> None:
     assert (status, events[0]["code"]) == (2, "invalid_spec")
 
 
+def test_job_on_a_stored_circuit_needs_its_file(local: Local) -> None:
+    status, events = local.finish(local.start({"kind": "try", "circuit": "circuit_1", "prompt": "a"}))
+    assert status == 2
+    assert "--source" in events[0]["message"]
+
+
 @pytest.mark.parametrize(
     ("how", "code", "job_code"),
     [

@@ -54,7 +54,7 @@ class Service:
     def __init__(self, store: Store, artefacts: Artefacts, database_url: str, directory: Path) -> None:
         self.store = store
         self.artefacts = artefacts
-        self._url = database_url
+        self.url = database_url
         self.marks = directory / "marks"
         self.marks.mkdir()
         self.gate = directory / "gate"
@@ -122,9 +122,9 @@ class Service:
         until("a moment between two transactions", is_frozen)
 
     def _is_writable(self, job_id: str) -> bool:
-        is_sqlite = self._url.startswith("sqlite")
+        is_sqlite = self.url.startswith("sqlite")
         options = {"timeout": 0.2} if is_sqlite else {"options": "-c lock_timeout=200"}
-        engine = create_engine(self._url, connect_args=options)
+        engine = create_engine(self.url, connect_args=options)
         try:
             with engine.begin() as connection:
                 connection.execute(text("UPDATE jobs SET id = id WHERE id = :id"), {"id": job_id})
