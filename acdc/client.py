@@ -359,7 +359,9 @@ class Client:
                 response.read()
             self._checked(response)
             for event in EventSource(response).iter_sse():
-                if event.id.isdecimal() and int(event.id) > after:
+                # A ping carries no data, and repeats the last id.
+                if event.data and event.id.isdecimal() and int(event.id) > after:
+                    after = int(event.id)
                     yield _event(event)
 
     def _checked(self, response: httpx.Response) -> httpx.Response:

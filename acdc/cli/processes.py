@@ -22,12 +22,11 @@ def spawn(
     stdout: int | IO[Any],
     stderr: int | IO[Any] | None = None,
     env: Mapping[str, str] | None = None,
-    dies_with_us: bool = True,
 ) -> subprocess.Popen[bytes]:
     """`python -m command`, in a session of its own, so that a terminal's Ctrl-C reaches it only through us.
 
-    dies_with_us: on Linux it gets SIGTERM when the thread that called this ends, also by kill -9; elsewhere only an
-    orderly end takes it along.
+    On Linux it gets SIGTERM when the thread that called this ends, also by kill -9; elsewhere only an orderly end takes
+    it along.
     """
     return subprocess.Popen(
         [sys.executable, "-m", *command],
@@ -36,7 +35,7 @@ def spawn(
         stderr=stderr,
         env=env,
         start_new_session=True,
-        preexec_fn=_terminate_with_parent() if dies_with_us else None,
+        preexec_fn=_terminate_with_parent(),
     )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.5  # between two looks at the workers
 RESTART_PAUSE_S = 2.0  # so that a worker that cannot start does not spin
-_WORKER = ("workers.worker", "--with-parent")
+_WORKER = ("workers.worker",)
 
 
 class Workers:
@@ -44,21 +44,26 @@ class Workers:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stopping.set()
-        self._thread.join()
-        stop(self._processes, self._grace_s)
+        try:
+            self._thread.join()
+        except KeyboardInterrupt:  # again: no more patience
+            for process in self._processes:
+                process.kill()
+            self._thread.join()
 
     def _keep(self) -> None:
+        """Start, restart and stop, all in this one thread: the kernel tells a child when the thread that started it
+        ends, and a worker takes a second SIGTERM for impatience."""
         self._processes = [self._start() for _ in range(self._count)]
         while not self._stopping.wait(LOOK_S):
             for place, process in enumerate(self._processes):
                 if process.poll() is not None and not self._stopping.wait(RESTART_PAUSE_S):
                     errors().print(f"a worker ended with {process.returncode}; starting another one")
                     self._processes[place] = self._start()
+        stop(self._processes, self._grace_s)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        return spawn(
-            _WORKER, stdout=sys.stderr.fileno(), env=self._environment, dies_with_us=False
-        )  # a second SIGTERM would cut its drain short, so --with-parent does that
+        return spawn(_WORKER, stdout=sys.stderr.fileno(), env=self._environment)
 
 
 def serve(

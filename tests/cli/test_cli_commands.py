@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from acdc.cli.app import app
+from acdc.cli.failures import CANCELLED, NO_ANSWER, WRONG
+from acdc.client import Client
+from acdc.errors import ServiceError
+
+Invoke = Callable[..., Any]
+
+
+def invoke(*words: str, stdin: str | None = None) -> Any:
+    return CliRunner().invoke(app, list(words), input=stdin)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real service without workers, as a user starts it."""
+    data = tmp_path_factory.mktemp("service")
+    command = [
+        sys.executable,
+        "-m",
+        "acdc.cli",
+        "serve",
+        "--port",
+        "0",
+        "--workers",
+        "0",
+        "--data-dir",
+        str(data),
+        "--json",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())["url"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_help_answers_at_once_and_without_torch() -> None:
+    code = (
+        "import sys, time; begin = time.perf_counter()\n"
+        "from acdc.cli.app import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "seconds = time.perf_counter() - begin\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules), 'torch'\n"
+        "assert seconds < 3, seconds\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "submit" in done.stdout
+
+
+def test_a_spec_with_ten_faults_shows_ten(tmp_path: Path) -> None:
+    spec = {
+        "model": "nope",
+        "task": {"name": "ioi", "prompts": 0, "held_out": 0, "seed": -1},
+        "metric": "guess",
+        "seed": -1,
+        "compute": {"dtype": "int4", "device": "abacus"},
+        "evaluation": {"random_circuits": -1},
+        "nonsense": 1,
+    }
+    file = tmp_path / "spec.json"
+    file.write_text(json.dumps(spec))
+    result = invoke("submit", str(file))
+    assert result.exit_code == WRONG
+    assert result.stderr.count("  - ") == 10
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("content", [b"a: [1", b"\xff\xfe\x00", b"", b"[1, 2]", b'{"task": '])
+def test_a_file_that_holds_no_spec_is_refused_in_words(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_bytes(content)
+    result = invoke("plan", str(file))
+    assert result.exit_code == WRONG
+    assert "spec.yaml" in result.stderr
+
+
+def test_a_directory_is_no_spec(tmp_path: Path) -> None:
+    result = invoke("plan", str(tmp_path))
+    assert result.exit_code == WRONG
+    assert "is a directory" in result.stderr
+
+
+def test_a_word_that_is_neither_file_nor_task_lists_the_tasks() -> None:
+    result = invoke("plan", "nonsense")
+    assert result.exit_code == WRONG
+    assert "ioi" in result.stderr
+
+
+def test_options_are_laid_over_a_spec_from_stdin() -> None:
+    from acdc.cli.spec_source import overlay
+
+    assert overlay({}, ["method.steps=5"])["method"] == {"name": "eap-ig-inputs", "steps": 5}
+    assert overlay({"task": "ioi"}, ["task.prompts=3"])["task"] == {"name": "ioi", "prompts": 3}
+    result = invoke("plan", "-", "--set", "method.steps=2", "--json", stdin="task: ioi")
+    assert result.exit_code == 0, result.stderr
+    assert "2 forward-backward" in result.stdout
+
+
+def test_every_bad_set_option_is_reported() -> None:
+    result = invoke("plan", "ioi", "--set", "nonsense", "--set", "=1", "--set", "seed.deep=[")
+    assert result.stderr.count("  - ") == 3
+
+
+@pytest.mark.parametrize("words", [["models"], ["tasks"], ["methods"], ["plan", "ioi"]])
+def test_what_needs_no_service_answers_in_json_and_in_words(words: list[str]) -> None:
+    assert json.loads(invoke(*words, "--json").stdout)
+    assert "\x1b" not in invoke(*words).stdout
+
+
+def test_without_a_service_the_way_to_start_one_is_told() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        result = invoke("--url", url, "jobs", "list")
+        with Client(url) as client, pytest.raises(ServiceError, match="acdc serve"):
+            client.jobs()
+    assert result.exit_code == NO_ANSWER
+    assert "acdc serve" in result.stderr
+
+
+def test_a_port_in_use_is_one_clear_error(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = invoke("serve", "--port", port, "--data-dir", str(tmp_path))
+    assert result.exit_code == NO_ANSWER
+    assert "in use" in result.stderr
+    assert "--port" in result.stderr
+
+
+def test_a_job_is_submitted_listed_shown_and_cancelled(service: str) -> None:
+    job = json.loads(invoke("--url", service, "submit", "ioi", "--name", "mine", "--json").stdout)
+    assert (job["state"], job["name"]) == ("queued", "mine")
+    for words in (["list"], ["show", job["id"]], ["logs", job["id"]]):
+        result = invoke("--url", service, "jobs", *words, "--json")
+        assert result.exit_code == 0, result.stderr
+        json.loads(result.stdout)
+        assert invoke("--url", service, "jobs", *words).exit_code == 0
+    cancelled = json.loads(invoke("--url", service, "jobs", "cancel", job["id"], "--json").stdout)
+    assert cancelled["state"] == "cancelled"
+    again = json.loads(invoke("--url", service, "jobs", "retry", job["id"], "--json").stdout)
+    assert again["retry_of"] == job["id"]
+    assert json.loads(invoke("--url", service, "circuits", "list", "--json").stdout) == []
+
+
+def test_a_job_that_is_not_there_is_told_as_json_too(service: str) -> None:
+    result = invoke("--url", service, "jobs", "show", "job_nope", "--json")
+    assert result.exit_code == WRONG
+    assert json.loads(result.stderr)["error"]["code"] == "not_found"
+
+
+def test_ctrl_c_while_waiting_cancels_the_job(service: str) -> None:
+    command = [sys.executable, "-m", "acdc.cli", "--url", service, "submit", "ioi", "--wait", "--name", "ctrl-c"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    with Client(service) as client:
+        assert "queued" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+        assert process.wait(20) == CANCELLED, said
+        (job,) = [job for job in client.jobs() if job.name == "ctrl-c"]
+        assert job.state == "cancelled"
+    assert "Traceback" not in said
+    process.stderr.close()
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float = 30) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_the_service(tmp_path: Path, number: int) -> None:
+    command = [sys.executable, "-m", "acdc.cli", "serve", "--port", "0", "--data-dir", str(tmp_path), "--json"]
+    log = tmp_path / "log"
+    with log.open("w") as stream, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stream) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        family = psutil.Process(process.pid)
+        assert _wait_until(lambda: bool(family.children(recursive=True))), "no worker was started"
+        children = family.children(recursive=True)
+        os.kill(process.pid, number)
+        process.wait(30)
+    assert not list(psutil.wait_procs(children, timeout=20)[1])
+    assert "a worker ended" not in log.read_text()
