@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from acdc.models.reference import Reference
 
 D_MODEL, D_MLP, N_LAYERS, N_HEADS, N_KV_HEADS = 16, 32, 2, 4, 2
-WORDS = ["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
+WORDS = ["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "cd"]  # older readers mistake a list of one merge for a word
 
 
 def write_tiny_llama(directory: Path, *, seed: int = 0, as_bin: bool = False) -> LlamaForCausalLM:
@@ -36,7 +36,7 @@ def write_tiny_llama(directory: Path, *, seed: int = 0, as_bin: bool = False) ->
     if as_bin:
         (directory / "model.safetensors").unlink()
         torch.save(model.state_dict(), directory / "pytorch_model.bin")
-    backend = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(WORDS)}, merges=[("a", "b")]))
+    backend = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(WORDS)}, merges=[("a", "b"), ("c", "d")]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>").save_pretrained(directory)
@@ -60,7 +60,7 @@ def write_tiny_gguf(path: Path, *, seed: int = 0, spoil: str | None = None, with
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(WORDS)
     writer.add_token_types([3] + [1] * (len(WORDS) - 1))
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "c d"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
     generator = np.random.default_rng(seed)
