@@ -286,7 +286,10 @@ class Circuit:
         except ImportError:
             raise ImportError("to_dataframe needs pandas: pip install 'acdc-service[notebook]'") from None
         senders, receivers = self.graph.senders, self.graph.receivers
-        rows = [(senders[e.sender].name, receivers[e.receiver].name, self.scores[e.sender, e.receiver]) for e in self.edges()]
+        rows = [
+            (senders[e.sender].name, receivers[e.receiver].name, self.scores[e.sender, e.receiver])
+            for e in self.edges()
+        ]
         return pandas.DataFrame(rows, columns=["sender", "receiver", "score"])
 
     def _repr_svg_(self) -> str:
@@ -308,7 +311,9 @@ class Circuit:
         digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays.values()))
         text = json.dumps(header, sort_keys=True, allow_nan=False)
         digest.update(text.encode())
-        return save_tensors({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"acdc": text, "sha256": digest.hexdigest()})
+        # One entry of metadata: safetensors writes several in any order, and equal circuits would differ.
+        metadata = {"acdc": json.dumps({"sha256": digest.hexdigest(), "header": text})}
+        return save_tensors({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata)
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "circuit") -> Circuit:
@@ -316,8 +321,11 @@ class Circuit:
         header, arrays = _read(data, name)
         try:
             provenance = header["provenance"]
+            shape = GraphShape(**header["shape"])
+            if shape.n_layers * shape.n_heads > arrays["scores"].size:  # or a small file could ask for any memory
+                raise CircuitFileError(f"{name}: its arrays are too small for the graph that it names")
             return cls(
-                graph=Graph(GraphShape(**header["shape"])),
+                graph=Graph(shape),
                 **arrays,
                 selected=Selected(**header["selected"]),
                 provenance=Provenance(
@@ -334,7 +342,7 @@ class Circuit:
                 ),
                 report=header["report"] and Report.from_dict(header["report"]),
             )
-        except (KeyError, TypeError, GraphMismatch) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, GraphMismatch) as error:
             raise CircuitFileError(f"{name}: the header does not describe a circuit ({error})") from None
 
     def save(self, path: Path) -> None:
@@ -363,12 +371,18 @@ def _read(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if "acdc" not in metadata or set(arrays) != {"scores", "tested", "kept"}:
         raise foreign
     digest = hashlib.sha256(b"".join(arrays[key].tobytes() for key in ("scores", "tested", "kept")))
-    digest.update(metadata["acdc"].encode())
-    if digest.hexdigest() != metadata.get("sha256"):
+    try:
+        marked = json.loads(metadata["acdc"])
+        text = str(marked["header"])
+        header = json.loads(text)
+        version = header["format"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise foreign from None
+    digest.update(text.encode())
+    if digest.hexdigest() != marked.get("sha256"):
         raise CircuitFileError(f"{name}: its content does not match its checksum; export it again")
-    header = json.loads(metadata["acdc"])
-    if header.get("format") != FORMAT:
-        raise CircuitFileError(f"{name}: format {header.get('format')!r}; this version reads {FORMAT}")
+    if version != FORMAT:
+        raise CircuitFileError(f"{name}: format {version!r}; this version reads {FORMAT}")
     return header, arrays
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import xml.etree.ElementTree as ET
@@ -41,6 +42,7 @@ def test_found_circuit_carries_report_and_provenance(client: TestClient, circuit
 def test_exported_file_comes_back_bit_for_bit(client: TestClient) -> None:
     circuit = make_circuit(3)
     one = put(client, circuit, name="mine", tag=["a", "b"], notes="n")
+    assert len({circuit.to_bytes() for _ in range(20)}) == 1
     exported = client.get(f"/v1/circuits/{one}/export").content
     assert exported == circuit.to_bytes()
     two = client.post("/v1/circuits", content=exported, headers=FILE).json()
@@ -58,6 +60,26 @@ def test_damaged_or_foreign_file_is_refused(client: TestClient, store: Store, da
     response = client.post("/v1/circuits", content=sent, headers=FILE)
     assert (response.status_code, response.json()["code"]) == (422, "bad_circuit_file")
     assert store.circuits.list().items == ()
+
+
+def test_small_file_that_names_a_huge_graph_is_refused(client: TestClient) -> None:
+    data = make_circuit().to_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    marked = json.loads(header["__metadata__"]["acdc"])
+    text = marked["header"].replace('"n_layers": 2', '"n_layers": 2000000000')
+    assert text != marked["header"]
+    circuit = make_circuit()
+    digest = hashlib.sha256(
+        circuit.scores.tobytes() + circuit.tested.tobytes() + circuit.kept.tobytes() + text.encode()
+    )
+    header["__metadata__"]["acdc"] = json.dumps({"sha256": digest.hexdigest(), "header": text})
+    forged = json.dumps(header).encode()
+    response = client.post(
+        "/v1/circuits", content=len(forged).to_bytes(8, "little") + forged + data[8 + length :], headers=FILE
+    )
+    assert (response.status_code, response.json()["code"]) == (422, "bad_circuit_file")
+    assert "too small" in response.json()["detail"]
 
 
 def test_edges_page_from_the_largest_score_down(client: TestClient) -> None:
