@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from acdc.models.reference import Reference
 
 D_MODEL, D_MLP, N_LAYERS, N_HEADS, N_KV_HEADS = 16, 32, 2, 4, 2
-WORDS = ["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "cd"]  # older readers mistake a list of one merge for a word
+# Two merges: older readers mistake a list of one for a word.
+WORDS = ["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "cd"]
 
 
 def write_tiny_llama(directory: Path, *, seed: int = 0, as_bin: bool = False) -> LlamaForCausalLM:
