@@ -22,15 +22,17 @@ if TYPE_CHECKING:
     from acdc.circuit import Circuit, Point, Report
     from acdc.client import Client, Event, Job
 
-# Fewer prompts and sizes than the defaults, so that two cores are done in minutes.
+# Fewer prompts, steps, sizes and random circuits than the defaults, so that two cores are done in minutes.
 SPEC: dict[str, Any] = {
     "name": "demo",
     "model": "smollm2-135m-instruct-q4",
-    "task": {"name": "ioi", "prompts": 16, "held_out": 16},
-    "method": {"name": "eap-ig-inputs", "steps": 5, "objective": "kl_divergence"},
-    "evaluation": {"grid": [0.005, 0.01, 0.02, 0.1]},
+    "task": {"name": "ioi", "corruption": "s2_io_flip", "prompts": 32, "held_out": 32},
+    "method": {"name": "eap-ig-inputs", "steps": 5, "objective": ["logit_diff", "kl_divergence"]},
+    "evaluation": {"grid": [0.002, 0.005, 0.01, 0.02, 0.05, 0.2, 1.0], "band_circuits": 2},
 }
-SMALLER = "the demo uses 16 + 16 prompts and 4 sizes; the defaults are 128 + 64 and 10, and give steadier figures"
+SMALLER = (
+    "the demo uses 32 + 32 prompts, 5 steps and 7 sizes; the defaults are 128 + 64, 10 and 10, and give steadier figures"
+)
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 _STOP_S = 20.0
