@@ -189,7 +189,8 @@ class Graph:
         wanted |= {"embed", "pos", "logits"}
         rows = np.array([sender.name in wanted for sender in self.senders])
         columns = np.array([bool(wanted & set(self.nodes_read_by(r))) for r in range(self.n_receivers)])
-        return self.legal & rows[:, None] & columns[None, :]
+        mask: BoolMatrix = self.legal & rows[:, None] & columns[None, :]
+        return mask
 
     def nodes_read_by(self, receiver: int) -> tuple[str, ...]:
         """Names of the nodes whose input this receiver is: one, but for k and v, which all heads of a group share."""
@@ -212,7 +213,8 @@ class Graph:
         for r in range(self.n_receivers):  # canonical order: every sender before r is settled
             if (kept[:, r] & reached).any():
                 reached |= feeds[r]
-        return kept & reached[:, None] & self.reaches_logits(kept)[None, :]
+        connected: BoolMatrix = kept & reached[:, None] & self.reaches_logits(kept)[None, :]
+        return connected
 
     def reaches_logits(self, kept: BoolMatrix) -> npt.NDArray[np.bool_]:
         """[receivers]: whether what a receiver reads has a kept way on to the logits. kept: legal edges only."""
@@ -280,7 +282,12 @@ class Graph:
         try:
             return index[name]
         except KeyError:
-            hint = "" if re.fullmatch(r"embed|pos|logits|mlp\d+|\d+\.\d+(\.[qkv])?", name) else "; see acdc.graph for names"
+            known = re.fullmatch(r"embed|pos|logits|mlp\d+|\d+\.\d+(\.[qkv])?", name)
+            hint = (
+                ""
+                if known
+                else "; heads are layer.head (9.6), inputs 9.6.q, 9.2.k, 9.2.v, MLPs mlp3, and embed, logits"
+            )
             raise GraphMismatch(f"this graph has no {what} {name!r}{hint}") from None
 
 

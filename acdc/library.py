@@ -24,7 +24,7 @@ def discover(
     """Find a circuit of a loaded Hugging Face model, which is left exactly as it was found.
 
     pairs: custom prompts, as in a spec's `task.pairs`; without them the spec's task is used (`task="ioi"` by default).
-    spec: every other field of a discover job: task, method, metric, ablation, evaluation, selection, compute, seed, ...
+    spec: every other field of a discover job: task, method, metric, ablation, evaluation, selection, compute, ...
     Returns the circuit with its report; in a notebook it shows as a picture, `.to_dataframe()` lists its edges. A search
     over several thresholds returns the ranking over all of them.
     Raises SpecError with every fault, and whatever the engine raises.
@@ -34,7 +34,9 @@ def discover(
     if pairs is not None:
         task = data.get("task", {})
         if not isinstance(task, Mapping):
-            raise SpecError(f"give either pairs or task={task!r}; with pairs, `task` may hold prompts, held_out, seed, ...")
+            raise SpecError(
+                f"give either pairs or task={task!r}; with pairs, `task` may hold prompts, held_out, seed, ..."
+            )
         data["task"] = {**task, "name": "custom", "pairs": list(pairs)}
     job = parse_job(data)
     assert isinstance(job, DiscoverSpec)

@@ -79,7 +79,9 @@ def reference_of(text: str) -> Reference:
     """The engine's form of a model reference."""
     ref = ModelRef.parse(text)
     if ref.kind == "loaded":
-        raise UnknownModel(f"model {text!r} exists only in the process that loaded it; give a reference that can be loaded")
+        raise UnknownModel(
+            f"model {text!r} exists only in the process that loaded it; give a reference that can be loaded"
+        )
     return Reference(text=text, kind=ref.kind, name=ref.name, revision=ref.revision, member=ref.member)
 
 
@@ -101,9 +103,7 @@ def discover(loaded: Loaded, spec: DiscoverSpec, progress: Progress) -> list[Res
     return results
 
 
-def _search(
-    setting: Setting, spec: DiscoverSpec, parameters: Mapping[str, Any], progress: Progress
-) -> Sequence[Found]:
+def _search(setting: Setting, spec: DiscoverSpec, parameters: Mapping[str, Any], progress: Progress) -> Sequence[Found]:
     """One search, or one for each objective and the sum of their scores."""
     found = []
     for objective in spec.objectives:
@@ -340,5 +340,3 @@ def _task_card(prompt_set: PromptSet, seed: int) -> TaskCard:
         groups_search=groups(prompt_set.search),
         groups_held_out=groups(prompt_set.held_out),
     )
-
-

@@ -21,7 +21,7 @@ from acdc.models.loading import Loaded
 from acdc.models.parity import Parity, check_parity, probe_tokens
 from acdc.models.transformer import Transformer
 from acdc.patching.ablation import Ablation, Resample, Zero, mean_over
-from acdc.patching.batches import make_batches
+from acdc.patching.batches import Batch, make_batches
 from acdc.patching.circuits import Prompts, measure, measure_corrupt, prepare
 from acdc.patching.masked import run_masked
 from acdc.progress import Progress
@@ -97,9 +97,7 @@ def make_setting(
         "search": make_batches(t, prompt_set.search, batch_tokens, memory_bytes),
         "held_out": make_batches(t, prompt_set.held_out, batch_tokens, memory_bytes),
     }
-    values: Ablation = {"resample": Resample(), "zero": Zero()}.get(ablation) or mean_over(
-        t, batches["search"], per_role=mean_per_role
-    )
+    values = _ablation(t, ablation, batches["search"], mean_per_role)
     splits = {}
     progress.phase("clean and ablated runs", len(batches))
     for name, pairs in (("search", prompt_set.search), ("held_out", prompt_set.held_out)):
@@ -107,6 +105,18 @@ def make_setting(
         splits[name] = PreparedSplit(name, pairs, prompts, memory_bytes)
         progress.step(len(splits))
     return Setting(t, loaded.card, parity, prompt_set, values, splits["search"], splits["held_out"])
+
+
+def _ablation(t: Transformer, kind: str, reference: Sequence[Batch], per_role: bool) -> Ablation:
+    match kind:
+        case "resample":
+            return Resample()
+        case "zero":
+            return Zero()
+        case "mean":
+            return mean_over(t, reference, per_role=per_role)
+        case _:
+            raise AssertionError(f"unknown ablation {kind}")
 
 
 def top_tokens(
@@ -119,10 +129,12 @@ def top_tokens(
     clean_ids = tokenizer.encode(prompt)
     corrupt_ids = clean_ids if corrupt is None else tokenizer.encode(corrupt)
     if len(clean_ids) != len(corrupt_ids):
-        raise TaskError(f"the prompt has {len(clean_ids)} tokens and the corrupt one {len(corrupt_ids)}: make them equal")
+        raise TaskError(
+            f"the prompt has {len(clean_ids)} tokens and the corrupt one {len(corrupt_ids)}: make them equal"
+        )
     t = setting.t
     pair = Pair(tuple(clean_ids), tuple(corrupt_ids), ((0,),), (), "")
-    ablation = Resample() if corrupt is not None else setting.ablation
+    ablation = setting.ablation if corrupt is None else Resample()
     memory = setting.search.memory_bytes
     (p,) = prepare(t, make_batches(t, [pair], len(clean_ids), memory), ablation)
     columns = []

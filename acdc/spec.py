@@ -153,7 +153,7 @@ class Eap(Frozen):
     """Edge attribution patching: gradient times activation difference on every edge."""
 
     name: Literal["eap"] = "eap"
-    objective: Objectives | None = Field(default=None, description="what is differentiated; the job's metric by default")
+    objective: Objectives | None = Field(default=None, description="by default the job's metric")
 
 
 class EapIgInputs(Frozen):
@@ -313,7 +313,7 @@ class DiscoverSpec(_Job):
 
     @property
     def objectives(self) -> tuple[MetricName, ...]:
-        """What the search improves: the method's own objective, else KL for acdc and the job's metric for the others."""
+        """What the search improves: the method's own objective, else KL for acdc and the metric for the others."""
         own = self.method.objective
         if own is None:
             return ("kl_divergence",) if self.method.name == "acdc" else (self.metric,)
@@ -342,7 +342,7 @@ class Hypothesis(Frozen):
     @model_validator(mode="after")
     def _names_something(self) -> Hypothesis:
         if not self.nodes and not self.edges:
-            raise ValueError("give `nodes` like [\"9.9\", \"mlp0\"], or `edges` like [\"embed->mlp0\"]")
+            raise ValueError('give `nodes` like ["9.9", "mlp0"], or `edges` like ["embed->mlp0"]')
         return self
 
 

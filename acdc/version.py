@@ -2,5 +2,5 @@
 
 __version__ = "0.1.0"
 
-# Raised by hand whenever a change can move a score: stored results are reused, and checkpoints resumed, only within one.
+# Raised by hand whenever a change can move a score: results are reused, and checkpoints resumed, only within one.
 ENGINE_VERSION = 1

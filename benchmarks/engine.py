@@ -122,7 +122,9 @@ def _wait(t: Transformer) -> None:
         torch.cuda.synchronize()
 
 
-def ratios(problem: Problem, ours: Callable[[Problem], None], bare: Callable[[Problem], None], runs: int) -> list[float]:
+def ratios(
+    problem: Problem, ours: Callable[[Problem], None], bare: Callable[[Problem], None], runs: int
+) -> list[float]:
     """Paired runs, one after the other, so that a busy machine slows both."""
     with as_found(problem.t.module), torch.no_grad():
         ours(problem)
@@ -179,7 +181,7 @@ def memory_child(arguments: argparse.Namespace) -> None:
 
 
 def residuals_per_layer(arguments: argparse.Namespace) -> float:
-    """eap holds its corrupt outputs before it begins: 2 residual streams a layer, added to what the call itself takes."""
+    """eap begins with its corrupt outputs at hand: 2 residual streams a layer, added to what the call takes."""
     tokens = max(arguments.prompts * arguments.tokens, 4096)
     peaks = {}
     for what in ("eap", "bare"):
@@ -233,7 +235,9 @@ def main() -> None:
     masked = ratios(problem, masked_forward, bare_forward, arguments.runs)
     figures = [
         figure("eap-cost-ratio", statistics.median(eap), "x", 1.5, len(eap), f"median of paired runs; {how}"),
-        figure("masked-forward-ratio", statistics.median(masked), "x", 3.0, len(masked), f"median of paired runs; {how}"),
+        figure(
+            "masked-forward-ratio", statistics.median(masked), "x", 3.0, len(masked), f"median of paired runs; {how}"
+        ),
         figure(
             "eap-memory-residuals-per-layer",
             residuals_per_layer(arguments),

@@ -31,7 +31,8 @@ SPEC: dict[str, Any] = {
     "evaluation": {"grid": [0.002, 0.005, 0.01, 0.02, 0.05, 0.2, 1.0], "band_circuits": 2},
 }
 SMALLER = (
-    "the demo uses 32 + 32 prompts, 5 steps and 7 sizes; the defaults are 128 + 64, 10 and 10, and give steadier figures"
+    "the demo uses 32 + 32 prompts, 5 steps and 7 sizes; the defaults are 128 + 64, 10 and 10, and give steadier "
+    "figures"
 )
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"

@@ -37,7 +37,7 @@ _NO_ANSWER = (ServiceError, DatabaseError, StorageError, OutOfMemory)
 _REFUSED = (Unauthorized, Forbidden, Conflict, IdempotencyConflict)
 
 
-class JobFailed(AcdcError):  # noqa: N818 - named as its siblings are
+class JobFailed(AcdcError):
     """The job that a command waited for ended as failed."""
 
     code = "job_failed"

@@ -3,11 +3,12 @@
 1. Start from the full graph.
 2. Walk the receivers from the output to the input: logits; then per layer, from the last, the MLP, the q inputs (heads
    descending), k, v. For each, walk its senders from late to early.
-3. Cut the edge if what it costs, m(circuit as it stands) - m(without it), is below the threshold (under the absolute
-   rule: if its size is). A cut edge stays cut, and the circuit without it is the one that stands from then on.
+3. Cut the edge if what it costs, m(circuit as it stands) - m(without it), is below the threshold (under the
+   absolute rule: if its size is). A cut edge stays cut, and the circuit without it is the one that stands from then on.
 
 A receiver with no kept way to the logits cannot change m: its edges cost exactly 0, and no forward is spent on them.
-Scores are the costs seen. Over several thresholds there is a further result whose score is the largest threshold survived.
+Scores are the costs seen. Over several thresholds there is a further result, whose scores are the largest thresholds
+survived.
 This is the plain form, the oracle of any faster one. Cost: one masked forward per tested edge.
 """
 

@@ -2,10 +2,10 @@
 
 `eap` (Syed et al. 2023, arXiv 2310.10348): score[s, r] = <out_s - a_s, dm/d input_r> at the clean run.
 `eap-ig-inputs` (Hanna et al. 2024, arXiv 2403.17806): the gradient averaged over n runs whose embeddings lie on the
-    straight path from their ablation value to clean, at k/n, k = 1..n (for KL at the midpoints, as its gradient is zero at the
-    clean run).
-`eap-ig-activations` (ibid.): for each sublayer's senders, the gradient averaged over n runs in which their own output lies on
-    the path; only the edges that leave these senders take part.
+    straight path from their ablation value to clean, at k/n, k = 1..n (for KL at the midpoints, as its gradient is zero
+    at the clean run).
+`eap-ig-activations` (ibid.): for each sublayer's senders, the gradient averaged over n runs in which their own output
+    lies on the path; only the edges that leave these senders take part.
 
 Sign: positive means that the edge helps: cutting it would lower m, to first order.
 Cost over the data: eap 2 forward + 1 forward-backward; -inputs 2 forward + n forward-backward; -activations 2 forward +
@@ -44,8 +44,8 @@ def score_eap(problem: Problem, progress: Progress) -> list[Found]:
 
 
 def score_eap_ig_inputs(problem: Problem, progress: Progress, *, steps: int) -> list[Found]:
-    """Also reports the completeness error: |sum of the embedding's scores - (m(clean) - m(embeddings ablated))| over the
-    latter, which goes to 0 as steps grow."""
+    """Also reports the completeness error: |sum of the embedding's scores - (m(clean) - m(embeddings ablated))| over
+    the latter, which goes to 0 as steps grow."""
     _require_gradient(problem)
     t = problem.t
     scores = EdgeScores(t, problem.memory_bytes)

@@ -6,7 +6,6 @@ The measure that attribution approximates. Cost: one masked forward per edge, as
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from acdc.discovery.problem import Found, Problem
 from acdc.progress import Checkpoint, Progress

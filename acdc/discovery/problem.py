@@ -67,8 +67,8 @@ def add_scores(parts: Sequence[Found]) -> Found:
     """Scores of one method under several objectives, added after dividing each by the sum of its sizes.
 
     A circuit chosen by one objective alone can be broken everywhere else: by logit difference it may push up the right
-    answer and ruin the rest of the distribution, by KL it may keep the distribution and lose the answer. Where the method
-    is linear in its objective, as attribution is, this is attribution of the weighted sum of the objectives.
+    answer and ruin the rest of the distribution, by KL it may keep the distribution and lose the answer. Where the
+    method is linear in its objective, as attribution is, this is attribution of the objectives' weighted sum.
     """
     shares = [part.scores / max(float(np.abs(part.scores).sum()), 1e-30) for part in parts]
     passes: dict[str, float] = {}

@@ -184,7 +184,9 @@ def wrap(module: nn.Module, *, split_position: bool = False) -> Transformer:
         graph=Graph(shape),
         layers=layers,
         embed=_embedder(module, row, split_position),
-        unembed=_unembedder(attrgetter(row.final_norm)(module), unembed, getattr(config, "final_logit_softcapping", None)),
+        unembed=_unembedder(
+            attrgetter(row.final_norm)(module), unembed, getattr(config, "final_logit_softcapping", None)
+        ),
         rope=_rope_maker(module, row, tuple(dict.fromkeys(layer.rope_type for layer in layers))),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
@@ -242,7 +244,9 @@ class _BlockReader:
         b_out = out.bias
         share_scale, w_out = None, w_total
         if row.post_attention_norm:
-            share_scale, post_weight, post_bias = _norm_parts(attrgetter(row.post_attention_norm)(block), row.norm_offset)
+            share_scale, post_weight, post_bias = _norm_parts(
+                attrgetter(row.post_attention_norm)(block), row.norm_offset
+            )
             if b_out is not None or post_bias is not None:
                 raise UnsupportedModel(f"{row.name}: a post-norm together with an attention output bias")
             w_out = _fold(w_total, share_scale, None) if share_scale.kind == "layer" else w_total
@@ -259,7 +263,7 @@ class _BlockReader:
             share_scale=share_scale,
             head_norm_q=attrgetter(row.head_norms[0])(block) if row.head_norms else None,
             head_norm_k=attrgetter(row.head_norms[1])(block) if row.head_norms else None,
-            attention_scale=float(getattr(attention, "scaling", None) or getattr(attention, "scale", self.d_head**-0.5)),
+            attention_scale=_attention_scale(attention),
             softcap=getattr(attention, "attn_logit_softcapping", None),
             window=_window(self.config, attention, layer_type),
             rope_type=layer_type,
@@ -308,7 +312,7 @@ def _norm_parts(norm: nn.Module, offset: float) -> tuple[Scale, Tensor | None, T
     if isinstance(norm, nn.LayerNorm):
         return Scale("layer", norm.eps), weight, norm.bias
     if type(norm).__name__.endswith("RMSNorm") and weight is not None:
-        eps = getattr(norm, "variance_epsilon", None) or norm.eps
+        eps: Any = getattr(norm, "variance_epsilon", None) or norm.eps
         return Scale("rms", float(eps)), weight.detach() + offset if offset else weight, None
     raise UnsupportedModel(f"norm of unknown kind {type(norm).__name__}")
 
@@ -317,6 +321,13 @@ def _fold(weight: Tensor, scale: Scale, norm_weight: Tensor | None) -> Tensor:
     """W -> W diag(norm_weight), and without its mean over inputs where the norm centres. [..., d]"""
     folded = weight if norm_weight is None else weight * norm_weight
     return folded - folded.mean(-1, keepdim=True) if scale.kind == "layer" else folded
+
+
+def _attention_scale(attention: Any) -> float:
+    scale = getattr(attention, "scaling", None) or getattr(attention, "scale", None)
+    if scale is None:
+        raise UnsupportedModel(f"{type(attention).__name__} does not say how it scales its attention")
+    return float(scale)
 
 
 def _layer_type(config: Any, index: int) -> str:

@@ -49,7 +49,11 @@ def check_parity(t: Transformer, clean: Tensor, corrupt: Tensor) -> Parity:
             all_cut=_distance(masked[1], wanted_corrupt),
         )
     tolerance = TOLERANCE[t.dtype]
-    for name, value in (("plain", parity.plain), ("all-ones mask", parity.all_kept), ("all-zeros mask", parity.all_cut)):
+    for name, value in (
+        ("plain", parity.plain),
+        ("all-ones mask", parity.all_kept),
+        ("all-zeros mask", parity.all_cut),
+    ):
         if not value <= tolerance:
             raise ParityFailed(
                 f"the {name} forward of this {t.architecture} model differs from its own by {value:.2e} of the logits' "

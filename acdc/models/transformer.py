@@ -36,7 +36,7 @@ class Scale:
             return x.new_ones(()).expand(*x.shape[:-1], 1)
         if self.kind == "layer":
             return (x.var(-1, correction=0, keepdim=True) + self.eps).rsqrt()
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # one pass, no temporary of x's size
+        norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # one pass, no temporary of x's size
         return (norm * norm / x.shape[-1] + self.eps).rsqrt()
 
     def pull_back(self, x: Tensor, u: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class Layer:
     """One block.
 
     w_read: [R, e, d] folded q, k, v weights; b_read: [R, e]. w_out: [H, e, d], folded with the post-norm's weight.
-    w_total: [H * e, d], the same without the fold; only where there is a post-norm, whose scale is taken of z @ w_total.
+    w_total: [H * e, d], the same without the fold, where there is a post-norm: its scale is taken of z @ w_total.
     b_out: [d] or None, what the block adds that belongs to no sender. head_norm_q/k: norms on q and k, per head.
     mlp: residual in -> what the MLP adds, norms included; None without MLP.
     """
@@ -171,7 +171,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def as_found(module: nn.Module) -> Iterator[None]:
-    """Inside: evaluation mode, no parameter gradients, TF32 off. Afterwards, also after an exception, all is as before."""
+    """Inside: evaluation mode, no parameter gradients, TF32 off. Afterwards all is as before, also after an error."""
     modes = [(part, part.training) for part in module.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     tf32 = torch.backends.cuda.matmul.allow_tf32

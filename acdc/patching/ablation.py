@@ -20,24 +20,18 @@ from acdc.patching.forward import NodeOutputs, record
 
 
 class Ablation(Protocol):
-    name: str
-
     def values(self, t: Transformer, batch: Batch) -> NodeOutputs:
         """What every sender's cut edges carry, for the rows of a batch."""
 
 
 @dataclass(frozen=True)
 class Resample:
-    name: str = "resample"
-
     def values(self, t: Transformer, batch: Batch) -> NodeOutputs:
         return record(t, batch.corrupt)[0]
 
 
 @dataclass(frozen=True)
 class Zero:
-    name: str = "zero"
-
     def values(self, t: Transformer, batch: Batch) -> NodeOutputs:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=t.dtype, device=t.device)
@@ -56,7 +50,6 @@ class Mean:
 
     overall: NodeOutputs
     by_role: dict[str, NodeOutputs]
-    name: str = "mean"
 
     def values(self, t: Transformer, batch: Batch) -> NodeOutputs:
         names = ["", *self.by_role]

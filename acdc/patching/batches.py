@@ -1,8 +1,8 @@
 """Pairs of prompts as tensors: bucketed by length, never padded on the left, each mean weighing examples.
 
-An answer of several tokens is teacher-forced: each such alternative becomes a row of its own, the prompt followed by all
-of its tokens but the last. Rows of one example are filled up on the right to a common length; under a causal mask the
-filling changes nothing that is read.
+An answer of several tokens is teacher-forced: each such alternative becomes a row of its own, the prompt followed by
+all of its tokens but the last. Rows of one example are filled up on the right to a common length; under a causal mask
+the filling changes nothing that is read.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from acdc.errors import Fault, TaskError
 from acdc.models.transformer import Transformer
 from acdc.patching.masked import tokens_that_fit
 from acdc.tasks.prompts import Pair, Tokens
+
+_Steps = list[list[tuple[int, int]]]  # per alternative, per token of it: (read, token)
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ def check_pairs(t: Transformer, pairs: Sequence[Pair]) -> None:
         tokens = {*pair.clean, *pair.corrupt, *(i for answer in (*pair.answers, *pair.wrong) for i in answer)}
         where = f"pair {index + 1}"
         if len(pair.clean) != len(pair.corrupt) or not pair.clean:
-            faults.append(Fault(where, f"clean has {len(pair.clean)} tokens, corrupt {len(pair.corrupt)}: make them equal"))
+            faults.append(
+                Fault(where, f"clean has {len(pair.clean)} tokens, corrupt {len(pair.corrupt)}: make them equal")
+            )
         if t.max_positions and len(pair.clean) + _extra(pair) > t.max_positions:
             faults.append(Fault(where, f"{len(pair.clean)} tokens; this model takes {t.max_positions}"))
         if tokens and max(tokens) >= t.vocab_size:
@@ -116,14 +120,18 @@ def _extra(pair: Pair) -> int:
 
 
 def _continuations(pair: Pair) -> list[Tokens]:
-    """The distinct rows of an example, as what follows the prompt in each; single-token answers share the bare prompt."""
+    """The distinct rows of an example, as what follows the prompt in each; one-token answers share the bare prompt."""
     return sorted({tokens[:-1] for tokens in (*pair.answers, *pair.wrong)}, key=lambda tokens: (len(tokens), tokens))
 
 
 def _batch(t: Transformer, pairs: Sequence[Pair], chunk: Sequence[int], length: int) -> Batch:
-    clean, corrupt, roles = [], [], []
+    clean: list[list[int]] = []
+    corrupt: list[list[int]] = []
+    roles: list[tuple[str, ...]] = []
     reads: dict[tuple[int, int], int] = {}
-    first_read, right, wrong = [], [], []
+    first_read: list[int] = []
+    right: list[_Steps] = []
+    wrong: list[_Steps] = []
     for index in chunk:
         pair = pairs[index]
         rows = {}
@@ -165,7 +173,7 @@ def _roles(pair: Pair, length: int) -> tuple[str, ...]:
     return tuple(roles)
 
 
-def _alternatives(steps: list[list[list[tuple[int, int]]]], device: torch.device) -> Alternatives:
+def _alternatives(steps: list[_Steps], device: torch.device) -> Alternatives:
     most = max((len(example) for example in steps), default=0) or 1
     longest = max((len(a) for example in steps for a in example), default=1)
     table = torch.zeros(3, len(steps), most, longest, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""Metrics of circuits: prompts, their ablation values and the clean run's predictions, ready for many masked forwards."""
+"""Metrics of circuits: prompts, ablation values and the clean run's predictions, ready for many masked forwards."""
 
 from __future__ import annotations
 

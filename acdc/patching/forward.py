@@ -119,7 +119,8 @@ def record(t: Transformer, tokens: Tensor) -> tuple[NodeOutputs, Tensor]:
 def read_all(layer: Layer, x: Tensor) -> Tensor:
     """All projections of one common input. x: [batch, pos, d] -> [batch, pos, R, e]"""
     flat = x @ layer.w_read.flatten(0, 1).T
-    return (flat * layer.read_scale(x)).unflatten(-1, layer.b_read.shape) + layer.b_read
+    projected: Tensor = (flat * layer.read_scale(x)).unflatten(-1, layer.b_read.shape) + layer.b_read
+    return projected
 
 
 def _attend(t: Transformer, layer: Layer, projected: Tensor, rope: Rope) -> Tensor:

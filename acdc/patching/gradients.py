@@ -7,8 +7,8 @@ which is dm/dM[s, r] at M = 1 when the gradient is taken at the clean run (attri
 Neither side is ever stored per head over layers. Backward gives the gradient at the projections' outputs (the size of
 R * e per token); per tile of tokens it is pulled back through W and the norm's Jacobian to each q/k/v input, while the
 senders' differences are formed from z, and one matrix product per layer scores all its edges. Besides what autograd
-keeps, a layer holds: two residual streams read (x), two differences (z, MLP), R * e <= 3 H e of projections' gradients and
-one at the MLP input: at most eight residual streams.
+keeps, a layer holds: the residual stream read (x), two differences (z, MLP) and the ablation values they came from,
+R * e <= 3 H e of projections' gradients and one at the MLP input: at most eight residual streams.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ReceiverGradients:
 
 
 class _Tap(Ignore):
-    """Notes the tensors whose gradients are wanted, from `first_layer` on, then passes everything on to `inner`."""
+    """Notes the tensors whose gradients are wanted, and passes everything on to `inner`."""
 
     def __init__(self, inner: Watcher) -> None:
         self.inner = inner
@@ -65,8 +65,8 @@ def gradients_at_receivers(
 ) -> tuple[ReceiverGradients, Tensor]:
     """One forward and backward.
 
-    inputs: [n_inputs, batch, pos, d]. objective: last residual [batch, pos, d] -> a scalar. watcher: may replace outputs
-    on the way. Returns gradients, and the objective's value. Receivers that the objective cannot see have gradient 0.
+    inputs: [n_inputs, batch, pos, d]. objective: last residual [batch, pos, d] -> a scalar. watcher: may put in others
+    outputs. Returns gradients, and the objective's value. Receivers that the objective cannot see get gradient 0.
     """
     tap = _Tap(watcher if watcher is not None else Ignore())
     with torch.enable_grad():

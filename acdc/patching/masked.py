@@ -42,7 +42,9 @@ def run_masked(t: Transformer, inputs: Tensor, ablation: NodeOutputs, masks: Ten
         if layer.b_out is not None:
             base = base + layer.b_out
         if layer.mlp is not None:
-            mlp_input = senders.mix(base, reads.stop - 1, reads.stop)[:, 0] if parallel_input is None else parallel_input
+            mlp_input = (
+                senders.mix(base, reads.stop - 1, reads.stop)[:, 0] if parallel_input is None else parallel_input
+            )
             senders.add((layer.mlp(mlp_input) - ablation.mlp[index]).unsqueeze(1))
             base = base + ablation.mlp[index]
     return senders.mix(base, t.graph.n_receivers - 1, t.graph.n_receivers)[:, 0]
@@ -55,7 +57,7 @@ def circuit_tiles(t: Transformer, n_circuits: int, rows: int, length: int, memor
 
 
 def tokens_that_fit(t: Transformer, longest: int, memory_bytes: int) -> int:
-    """Tokens of prompts that one circuit's masked forward can hold. Raises OutOfMemory where not even one prompt fits."""
+    """Tokens of prompts that one circuit's masked forward can hold. Raises OutOfMemory where no prompt fits."""
     tokens = memory_bytes // bytes_per_token(t)
     if tokens < longest:
         raise OutOfMemory(
@@ -66,7 +68,7 @@ def tokens_that_fit(t: Transformer, longest: int, memory_bytes: int) -> int:
 
 
 def bytes_per_token(t: Transformer) -> int:
-    """What the masked forward holds for one token of one circuit: every sender's difference, and one layer's inputs."""
+    """What the masked forward holds for one token of one circuit: all senders' differences, one layer's inputs."""
     residuals = t.graph.n_senders + 2 * (t.n_heads + 2 * t.n_kv_heads)
     return residuals * t.d_model * t.dtype.itemsize
 
@@ -81,7 +83,9 @@ class _Senders:
         self.parts: list[Tensor] = []
         self.buffer: Tensor | None = None
         if not torch.is_grad_enabled():
-            self.buffer = torch.empty(masks.shape[0], t.graph.n_senders, batch * length * d, dtype=t.dtype, device=t.device)
+            self.buffer = torch.empty(
+                masks.shape[0], t.graph.n_senders, batch * length * d, dtype=t.dtype, device=t.device
+            )
 
     def add(self, differences: Tensor) -> None:
         """differences: [circuit, n, batch, pos, d] of the next n senders."""
@@ -97,7 +101,8 @@ class _Senders:
         known = torch.cat(self.parts, 1) if self.buffer is None else self.buffer[:, : self.count]
         weights = self.masks[:, first:last, : self.count]
         mixed = torch.baddbmm(base.reshape(1, 1, -1), weights, known)
-        return mixed.unflatten(2, self.shape)
+        inputs: Tensor = mixed.unflatten(2, self.shape)
+        return inputs
 
 
 def _heads(t: Transformer, layer: Layer, x: Tensor, rope: Rope) -> Tensor:

@@ -1,8 +1,8 @@
 """A two-layer attention-only induction model wired by hand, whose circuit is known exactly.
 
 The residual stream has four blocks: token (one-hot), position (one-hot), previous (the token before), answer.
-Head 0.0 looks one position back (q and k read positions) and copies that token into `previous`. Head 1.0 matches its own
-token (q) with `previous` (k) and copies the token found (v) into `answer`, which is all that the logits read.
+Head 0.0 looks one position back (q and k read positions) and copies that token into `previous`. Head 1.0 matches its
+own token (q) with `previous` (k) and copies the token found (v) into `answer`, which is all that the logits read.
 Heads 0.1 and 1.1 are busy but write where nobody reads: into `position` in the last layer and into nothing at all.
 """
 

@@ -12,7 +12,6 @@ from acdc.discovery.exact import score_exact
 from acdc.discovery.problem import Problem
 from acdc.metrics import METRICS
 from acdc.models.architectures import wrap
-from acdc.models.transformer import Transformer
 from acdc.patching.ablation import Ablation, Resample, Zero, mean_over
 from acdc.patching.batches import make_batches
 from acdc.patching.circuits import prepare
@@ -34,9 +33,7 @@ def make_problem(
 def mask_gradient(problem: Problem, mask: Tensor) -> Tensor:
     """dm/dM at `mask`, by autograd through the masked forward."""
     mask = mask.double().requires_grad_(True)
-    total = sum(
-        problem.mean_of(p)(run_masked(problem.t, p.inputs, p.ablation, mask[None])[0]) for p in problem.prompts
-    )
+    total = sum(problem.mean_of(p)(run_masked(problem.t, p.inputs, p.ablation, mask[None])[0]) for p in problem.prompts)
     assert isinstance(total, Tensor)
     (gradient,) = torch.autograd.grad(total, mask)
     return gradient * problem.full_mask()

@@ -181,7 +181,7 @@ def test_scores_of_mixed_lengths_are_the_mean_of_single_prompts() -> None:
 
 
 def test_scores_of_several_objectives_are_those_of_their_weighted_sum() -> None:
-    """Attribution is linear in its objective: the sum of shares is attribution of the correspondingly weighted metric."""
+    """Attribution is linear in its objective: the sum of shares is attribution of the weighted metric."""
     parts = []
     for metric in ("logit_diff", "answer_logprob"):
         parts += score_eap(problem_of(tiny("llama"), random_pairs(4), metric=metric), Quiet())

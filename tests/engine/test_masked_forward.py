@@ -49,8 +49,8 @@ def test_rotary_positions_cannot_be_split_off() -> None:
 
 
 def masked_by_the_formula(t: Transformer, clean: Tensor, ablation: NodeOutputs, mask: Tensor) -> Tensor:
-    """input_r = c_r + sum_s [a_s + M (out_s - a_s)], one receiver and one sender at a time, with the model's own norms and
-    projections. Returns logits [batch, pos, vocab]."""
+    """input_r = c_r + sum_s [a_s + M (out_s - a_s)], one receiver and one sender at a time, with the model's own norms
+    and projections. Returns logits [batch, pos, vocab]."""
     row, module = describe(t.module), t.module
     blocks = list(attrgetter(row.blocks)(module))
     outputs: list[Tensor] = list(t.embed(clean))
@@ -166,7 +166,7 @@ def test_role_means_are_means_over_the_positions_of_that_role() -> None:
 def test_mixed_lengths_give_the_metrics_of_single_prompts() -> None:
     t = wrap(tiny("gemma3"))
     pairs = random_pairs(7, lengths=(4, 7, 5))
-    mask = torch.from_numpy((np.random.default_rng(0).random(t.graph.legal.shape) < 0.5)).double()[None]
+    mask = torch.from_numpy(np.random.default_rng(0).random(t.graph.legal.shape) < 0.5).double()[None]
     metrics = list(METRICS.values())
     ablation = Zero()
     together = measure(t, prepare(t, make_batches(t, pairs, 16, MEMORY), ablation), mask, metrics, MEMORY)
@@ -187,7 +187,7 @@ def test_tiles_of_circuits_do_not_change_what_is_measured() -> None:
 
 def test_a_prompt_that_does_not_fit_is_out_of_memory_with_the_numbers() -> None:
     t = wrap(tiny("llama"))
-    with pytest.raises(OutOfMemory, match="6 tokens needs .* bytes"):
+    with pytest.raises(OutOfMemory, match=r"6 tokens needs .* bytes"):
         make_batches(t, random_pairs(1), 512, 1000)
 
 
@@ -200,9 +200,14 @@ def test_the_model_is_left_exactly_as_found_also_after_an_exception() -> None:
     modes = [part.training for part in model.modules()]
     flags = [parameter.requires_grad for parameter in model.parameters()]
     t = wrap(model)
-    with pytest.raises(ZeroDivisionError), as_found(model):
-        check_parity(t, *probe_tokens(t))
-        raise ZeroDivisionError
+
+    def fail_inside() -> None:
+        with as_found(model):
+            check_parity(t, *probe_tokens(t))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_inside()
     assert [part.training for part in model.modules()] == modes
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
