@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from fastapi.testclient import TestClient
 
 from acdc.circuit import (
     Areas,
@@ -25,6 +27,7 @@ from acdc.graph import Graph, GraphShape
 from acdc.settings import Settings
 from acdc.store import Artefacts, NewCircuit, Store
 
+Connect = Callable[..., TestClient]  # settings -> a client of an app with them
 HOSTILE = "<img src=x onerror=alert(1)>"
 PAIRS = [
     {"clean": f"The capital of {land} is", "corrupt": "The capital of Peru is", "answers": " Paris", "group": land}

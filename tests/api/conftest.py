@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from api_samples import make_settings
+from api_samples import Connect, make_settings
 from fastapi.testclient import TestClient
 
 from acdc.api import create_app
@@ -34,9 +34,6 @@ def store(tmp_path: Path, empty_database: bytes) -> Iterator[Store]:
 @pytest.fixture
 def artefacts(tmp_path: Path) -> Artefacts:
     return Artefacts.open(f"file://{tmp_path / 'artefacts'}")
-
-
-Connect = Callable[..., TestClient]
 
 
 @pytest.fixture

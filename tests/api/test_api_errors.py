@@ -5,8 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from api_samples import PAIRS, SPEC, make_settings
-from conftest import Connect
+from api_samples import PAIRS, SPEC, Connect, make_settings
 from fastapi.testclient import TestClient
 
 from acdc.api import create_app

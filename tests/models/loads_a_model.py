@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tiny_models import Recorder, reference
+from tiny_files import Recorder, reference
 
 from acdc.models.cache import ModelCache
 

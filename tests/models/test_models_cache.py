@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import Recorder, reference, write_tiny_gguf, write_tiny_llama
+from tiny_files import Recorder, reference, write_tiny_gguf, write_tiny_llama
 
 from acdc.errors import Forbidden, ServiceError, StorageError, UnknownModel
 from acdc.models.allowed import AllowList

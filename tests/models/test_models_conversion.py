@@ -12,7 +12,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 import torch
-from tiny_models import Recorder, reference, write_tiny_gguf, write_tiny_llama
+from tiny_files import Recorder, reference, write_tiny_gguf, write_tiny_llama
 
 from acdc.errors import BadWeights, Cancelled, StorageError, UnknownModel
 from acdc.models.cache import ModelCache
@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 
 def start_loading(cache: Path, gguf: Path) -> subprocess.Popen[str]:
     command = [sys.executable, str(HERE / "loads_a_model.py"), str(cache), str(gguf)]
-    path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+    path = os.pathsep.join([str(HERE.parent), str(HERE.parents[1])])
     environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 

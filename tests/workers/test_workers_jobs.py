@@ -1,20 +1,17 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from workers_kit import HERE, Service, both_databases, counting, until
+from store_samples import circuit
+from workers_kit import Service, both_databases, counting, until
 
-from acdc.circuit import Circuit
 from acdc.progress import Checkpoint
 from acdc.settings import load_settings
 from acdc.spec import parse_job
@@ -24,18 +21,6 @@ from workers.checkpoints import read_checkpoint, write_checkpoint
 from workers.logs import LogTail
 from workers.wire import Failed, Run, decode_message, decode_order, encode
 from workers.worker import Worker
-
-
-@pytest.fixture(scope="session")
-def samples() -> ModuleType:
-    """The circuits that the store's tests use."""
-    spec = importlib.util.spec_from_file_location("samples_of_the_store", HERE.parent / "store" / "store_samples.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @both_databases
@@ -78,14 +63,13 @@ def test_failed_job_carries_the_code_of_its_error(service: Service, how: str, co
         assert "ZeroDivisionError: secret detail" in service.log(job.id)
 
 
-def stored_circuit(service: Service, samples: ModuleType, **changes: Any) -> tuple[str, Circuit]:
-    circuit = replace(samples.circuit(), **changes) if changes else samples.circuit()
-    digest = service.artefacts.put(circuit.to_bytes())
-    return service.store.circuits.add(circuit, digest, user="ada").id, circuit
+def stored_circuit(service: Service) -> str:
+    stored = circuit()
+    return service.store.circuits.add(stored, service.artefacts.put(stored.to_bytes()), user="ada").id
 
 
-def test_unchanged_circuit_judged_again_is_an_evaluation_of_it(service: Service, samples: ModuleType) -> None:
-    circuit_id, _ = stored_circuit(service, samples)
+def test_unchanged_circuit_judged_again_is_an_evaluation_of_it(service: Service) -> None:
+    circuit_id = stored_circuit(service)
     service.worker()
     job_id = service.submit_spec({**counting(), "kind": "evaluate", "circuit": circuit_id})
     job = service.ended(job_id)

@@ -1,5 +1,7 @@
-"""Every test that takes `store` or `database_url` runs on SQLite and on a real PostgreSQL, each time on a fresh copy of
-one migrated database."""
+"""Databases for every room: a test that takes `store` or `database_url` runs on SQLite and on a real PostgreSQL, each
+time on a fresh copy of one migrated database. One PostgreSQL server serves the whole run.
+
+This file also makes the modules beside it importable from every folder below."""
 
 from __future__ import annotations
 
