@@ -1,4 +1,4 @@
-"""Makes tests/engine/tiny_models.py importable from every engine test."""
+"""Makes tests/engine/tiny_transformers.py importable from every engine test."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import MAKERS, random_pairs, tiny
+from tiny_transformers import MAKERS, random_pairs, tiny
 from torch import Tensor
 
 from acdc.discovery.attribution import score_eap, score_eap_ig_activations, score_eap_ig_inputs

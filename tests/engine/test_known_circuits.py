@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hand_wired import RESAMPLE_CIRCUIT, ZERO_CIRCUIT, induction_model, induction_pairs
-from tiny_models import random_pairs, tiny
+from tiny_transformers import random_pairs, tiny
 
 from acdc.discovery.acdc import receiver_order, search_acdc
 from acdc.discovery.attribution import score_eap

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import MAKERS, random_pairs, tiny
+from tiny_transformers import MAKERS, random_pairs, tiny
 from torch import Tensor, nn
 
 from acdc.errors import BadWeights, OutOfMemory, ParityFailed, UnsupportedModel

@@ -1,0 +1,221 @@
+"""The whole way in one process: discover() on a model in memory, then evaluate, edit and try what it found."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_transformers import VOCAB, tiny
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import acdc
+from acdc.circuit import Circuit
+from acdc.errors import GraphMismatch, ParityFailed, SpecError, TaskError
+from acdc.models.loading import describe_loaded
+from acdc.pipeline import run_on
+from acdc.progress import Quiet
+from acdc.spec import parse_job, with_defaults_of
+
+SMALL = {"grid": [0.1, 0.5, 1.0], "random_circuits": 2, "band_circuits": 1}
+
+
+def words_tokenizer() -> PreTrainedTokenizerFast:
+    """w3 ... w49, split at spaces, and three special tokens."""
+    special = ["<unk>", "<bos>", "<eos>"]
+    words = {word: i for i, word in enumerate([*special, *(f"w{i}" for i in range(3, VOCAB))])}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="<eos>")
+
+
+def rows(n: int = 24, seed: int = 0) -> list[dict[str, Any]]:
+    rng = random.Random(seed)
+
+    def prompt() -> str:
+        return " ".join(f"w{rng.randrange(3, VOCAB)}" for _ in range(5))
+
+    return [
+        {"clean": prompt(), "corrupt": prompt(), "answers": " w7", "wrong": " w9", "group": f"g{i % 6}"}
+        for i in range(n)
+    ]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny("llama", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return words_tokenizer()
+
+
+def discover(model: Any, tokenizer: Any, **spec: Any) -> Circuit:
+    fields = {
+        "evaluation": SMALL,
+        "task": {"prompts": 16, "held_out": 8},
+        "method": "eap",
+        "selection": {"size": 0.3},
+        **spec,
+    }
+    return acdc.discover(model, tokenizer, rows(), **fields)
+
+
+@pytest.fixture(scope="module")
+def circuit(model: Any, tokenizer: PreTrainedTokenizerFast) -> Circuit:
+    return discover(model, tokenizer)
+
+
+def test_a_circuit_carries_what_its_numbers_depend_on(circuit: Circuit, model: Any) -> None:
+    provenance = circuit.provenance
+    assert circuit.graph.n_edges == int(circuit.tested.sum())
+    assert provenance.model.n_parameters == sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+    assert provenance.model.parity is not None
+    assert provenance.model.parity < 1e-4
+    assert provenance.choices.method == "eap"
+    assert provenance.choices.objective == "logit_diff"
+    assert provenance.run.passes == {"forward": 2, "forward_backward": 1}
+    assert provenance.run.spec["task"]["pairs"]
+    assert circuit.report is not None
+    assert {point.split for point in circuit.report.points} == {"search", "held_out"}
+
+
+def test_held_out_prompts_share_no_group_with_the_searched_ones(circuit: Circuit) -> None:
+    task = circuit.provenance.task
+    assert task.groups_search
+    assert task.groups_held_out
+    assert not set(task.groups_search) & set(task.groups_held_out)
+
+
+def test_the_same_spec_gives_the_same_circuit_with_one_thread_and_with_two(
+    model: Any, tokenizer: PreTrainedTokenizerFast, circuit: Circuit
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            again = discover(model, tokenizer)
+            assert np.array_equal(again.kept, circuit.kept)
+            assert np.abs(again.scores - circuit.scores).max() <= 1e-5 * np.abs(circuit.scores).max()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_model_is_as_it_was_found(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    fresh = tiny("llama", torch.float32)
+    discover(fresh, tokenizer)
+    assert all(parameter.requires_grad for parameter in fresh.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), model.state_dict().values(), strict=True))
+
+
+def test_notebooks_get_a_table_and_a_picture(circuit: Circuit) -> None:
+    table = circuit.to_dataframe()
+    assert list(table.columns) == ["sender", "receiver", "score"]
+    assert len(table) == circuit.n_edges
+    assert circuit._repr_svg_().startswith("<svg")
+
+
+def test_a_search_over_thresholds_gives_the_ranking(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    method = {"name": "acdc", "thresholds": [0.001, 0.1], "rule": "absolute"}
+    fields = {"evaluation": SMALL, "task": {"prompts": 4, "held_out": 4}, "method": method}
+    found = acdc.discover(model, tokenizer, rows(12), **fields)
+    assert set(np.unique(found.scores)) <= {np.float32(0), np.float32(0.001), np.float32(0.1)}
+    assert found.provenance.choices.objective == "kl_divergence"
+
+
+@pytest.mark.parametrize("ablation", ["resample", "zero", "mean"])
+def test_a_stored_circuit_is_evaluated_under_any_ablation(
+    model: Any, tokenizer: PreTrainedTokenizerFast, circuit: Circuit, ablation: str
+) -> None:
+    data = {"kind": "evaluate", "circuit": "stored", "ablation": ablation, "edit": {"remove_nodes": ["mlp0"]}}
+    spec = parse_job(with_defaults_of(circuit.provenance.run.spec, data))
+    (result,) = run_on(describe_loaded(model, tokenizer), spec, Quiet(), circuit)
+    assert result.circuit is not None
+    assert result.circuit.report is not None
+    assert "mlp0" not in result.circuit.nodes()
+    assert result.circuit.selected.rule == "edited"
+    assert result.circuit.provenance.choices.ablation.startswith(ablation)
+
+
+def test_the_unchanged_circuit_is_judged_as_it_was(
+    model: Any, tokenizer: PreTrainedTokenizerFast, circuit: Circuit
+) -> None:
+    spec = parse_job(with_defaults_of(circuit.provenance.run.spec, {"kind": "evaluate", "circuit": "stored"}))
+    (result,) = run_on(describe_loaded(model, tokenizer), spec, Quiet(), circuit)
+    assert result.circuit is not None
+    assert result.circuit.report is not None
+    assert circuit.report is not None
+    for ours, theirs in zip(result.circuit.report.kept, circuit.report.kept, strict=True):
+        assert ours.kl == pytest.approx(theirs.kl, rel=1e-4, abs=1e-7)
+        assert ours.metric == pytest.approx(theirs.metric, rel=1e-4)
+
+
+def test_a_hypothesis_of_nodes_becomes_a_circuit(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    loaded = describe_loaded(model, tokenizer)
+    task = {"name": "custom", "pairs": rows(), "prompts": 16, "held_out": 8}
+    data = {"kind": "evaluate", "model": loaded.card.reference, "task": task, "evaluation": SMALL}
+    spec = parse_job({**data, "hypothesis": {"nodes": ["0.1", "mlp1"]}})
+    (result,) = run_on(loaded, spec, Quiet())
+    assert result.circuit is not None
+    assert result.circuit.selected.rule == "hypothesis"
+    assert set(result.circuit.nodes()) == {"embed", "0.1", "mlp1"}
+    wrong = parse_job({**data, "hypothesis": {"nodes": ["9.9"], "edges": ["embed->mlp77"]}})
+    with pytest.raises(GraphMismatch, match="not in this graph"):
+        run_on(loaded, wrong, Quiet())
+
+
+def test_a_circuit_means_nothing_on_another_graph(circuit: Circuit, tokenizer: PreTrainedTokenizerFast) -> None:
+    other = describe_loaded(tiny("gpt2", torch.float32), tokenizer)
+    spec = parse_job(with_defaults_of(circuit.provenance.run.spec, {"kind": "evaluate", "circuit": "stored"}))
+    with pytest.raises(GraphMismatch, match="another graph"):
+        run_on(other, spec, Quiet(), circuit)
+
+
+@pytest.mark.parametrize("corrupt", [None, "w9 w8 w7"])
+def test_try_shows_model_circuit_complement_and_random(
+    model: Any, tokenizer: PreTrainedTokenizerFast, circuit: Circuit, corrupt: str | None
+) -> None:
+    spec = parse_job({"kind": "try", "circuit": "stored", "prompt": "w3 w4 w5", "corrupt": corrupt, "top": 4})
+    (result,) = run_on(describe_loaded(model, tokenizer), spec, Quiet(), circuit)
+    columns = result.data["columns"]
+    assert list(columns) == ["model", "circuit", "complement", "random"]
+    with torch.no_grad():
+        probabilities = model(torch.tensor([[3, 4, 5]])).logits[0, -1].softmax(-1)
+    assert [row["id"] for row in columns["model"]] == probabilities.topk(4).indices.tolist()
+    assert columns["model"][0]["probability"] == pytest.approx(float(probabilities.max()), rel=1e-4)
+
+
+def test_try_needs_prompts_of_equal_length(model: Any, tokenizer: PreTrainedTokenizerFast, circuit: Circuit) -> None:
+    spec = parse_job({"kind": "try", "circuit": "stored", "prompt": "w3 w4", "corrupt": "w5"})
+    with pytest.raises(TaskError, match="2 tokens and the corrupt one 1"):
+        run_on(describe_loaded(model, tokenizer), spec, Quiet(), circuit)
+
+
+def test_a_circuit_file_is_the_circuit_to_the_bit(circuit: Circuit) -> None:
+    loaded = Circuit.from_bytes(circuit.to_bytes())
+    assert loaded.to_bytes() == circuit.to_bytes()
+    assert np.array_equal(loaded.scores, circuit.scores)
+    assert loaded.provenance == circuit.provenance
+    assert loaded.report == circuit.report
+
+
+def test_wrong_arguments_are_all_named(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(SpecError) as caught:
+        acdc.discover(model, tokenizer, rows(), method="nope", metric="nope", seed=-1)
+    assert len(caught.value.faults) == 3
+    with pytest.raises(SpecError, match="either pairs or task"):
+        acdc.discover(model, tokenizer, rows(), task="ioi")
+
+
+def test_a_model_that_its_description_does_not_fit_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny("llama", torch.float32)
+    model.model.layers[0].self_attn.scaling *= 2
+    attention = model.model.layers[0].self_attn
+    original = attention.forward
+    attention.forward = lambda *args, **kwargs: (original(*args, **kwargs)[0] * 1.1, None)
+    with pytest.raises(ParityFailed, match="plain forward"):
+        discover(model, tokenizer)
