@@ -1,0 +1,74 @@
+# One verb a target; `make help` lists them. Works with GNU make 3.81 (macOS) and later.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Only what stands in the torch line: pip must not choose another build before the rest asks for it.
+TORCH := $(shell grep '^torch==' constraints.txt)
+# -qq: progress is told by the lines below, and what goes wrong is still printed.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
+
+.DEFAULT_GOAL := help
+.PHONY: setup demo test test-all check format docs serve bench-engine pins clean help
+
+setup: $(READY)  ## make the virtual environment (other targets do this themselves)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:3]; sys.exit(0 if v >= (3, 11) else "Python 3.11 or later is needed and $(PYTHON) is %d.%d.%d; try: make PYTHON=python3.12 setup" % v)'
+	@echo "setup 1/4: virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { echo "the venv module failed; on Debian: apt-get install python3-venv"; exit 1; }
+	@echo "setup 2/4: $(TORCH) (the largest download)"
+	@$(PIP) -c constraints.txt "$(TORCH)"
+	@echo "setup 3/4: everything else of constraints.txt"
+	@$(PIP) -c constraints.txt -e ".[dev]"
+	@echo "setup 4/4: done"
+	@touch $@
+
+demo: $(READY)  ## find a circuit of a small real model over HTTP, in a few minutes
+	@$(BIN)/acdc demo --out build
+
+test: $(READY)  ## run the tests, without those that take minutes
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(READY)  ## run all tests
+	@$(BIN)/python -m pytest
+
+check: $(READY)  ## format, lint, types, import rules, drift of generated docs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python docs/generate.py --check
+
+format: $(READY)  ## lay out and sort imports
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix --select I .
+
+docs: $(READY)  ## write docs/reference from the code
+	$(BIN)/python docs/generate.py
+
+serve: $(READY)  ## start the service on this machine, with the explorer
+	@$(BIN)/acdc serve
+
+bench-engine: $(READY)  ## what the engine costs next to the bare model; writes build/bench_engine.json
+	@mkdir -p build
+	@$(BIN)/python benchmarks/engine.py
+
+# A new environment from pyproject.toml alone, but for torch, written down. The header of the file is kept.
+pins:  ## renew constraints.txt
+	@rm -rf build/pins && mkdir -p build && $(PYTHON) -m venv build/pins
+	@echo "pins 1/2: installing without constraints, but for $(TORCH)"
+	@build/pins/bin/python -m pip --disable-pip-version-check install -qq "$(TORCH)"
+	@build/pins/bin/python -m pip --disable-pip-version-check install -qq "$(TORCH)" ".[dev]"
+	@echo "pins 2/2: writing constraints.txt"
+	@grep '^#' constraints.txt > build/pins/new.txt
+	@build/pins/bin/python -m pip freeze | grep -v '^acdc-service' | sed 's/^\(torch==[0-9.]*\)+.*/\1/' >> build/pins/new.txt
+	@mv build/pins/new.txt constraints.txt && rm -rf build/pins
+
+clean:  ## remove the virtual environment and everything that was built
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find acdc workers migrations tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 14
