@@ -45,7 +45,7 @@ def imported(packages: list[str], blocked: list[str]) -> subprocess.CompletedPro
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)
-def test_service_side_works_where_torch_and_transformers_cannot_be_imported(module: str) -> None:
+def test_service_side_loads_neither_torch_nor_transformers(module: str) -> None:
     # One interpreter each: a module loaded by its neighbour would hide what this one loads.
     command = [
         sys.executable,

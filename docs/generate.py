@@ -1,0 +1,241 @@
+"""Write docs/reference from the code, or with --check say where it has drifted. `make docs`, `make check`.
+
+No page states a fact of its own: commands come from the command line's own help, fields from the specs' JSON schemas,
+errors from their tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+import acdc.errors
+from acdc.api.openapi import openapi_text
+from acdc.api.problems import STATUS_OF
+from acdc.cli.failures import exit_code
+from acdc.errors import AcdcError
+from acdc.settings import PREFIX, Settings
+from acdc.spec import KINDS, METHOD_SPECS
+from acdc.tasks import TASKS
+
+REFERENCE = Path(__file__).parent / "reference"
+WRITTEN = "*Written by `make docs` from the code; change it there.*"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def page(title: str, *parts: str) -> str:
+    return "\n\n".join([f"# {title}", WRITTEN, *parts]) + "\n"
+
+
+def doc(thing: object) -> str:
+    return inspect.getdoc(thing) or ""
+
+
+# -- schemas -----------------------------------------------------------------------------------------------------------
+
+
+def type_of(schema: Mapping[str, Any]) -> str:
+    """A JSON schema in words: integer, one of, list of, or a link to the section of a nested object."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    for union in ("anyOf", "oneOf"):
+        if union in schema:
+            return " or ".join(dict.fromkeys(map(type_of, schema[union])))
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if schema.get("type") == "array":
+        items = schema.get("prefixItems") or [schema.get("items", {})]
+        return "list of " + " and ".join(dict.fromkeys(map(type_of, items)))
+    return str(schema.get("type", "anything"))
+
+
+def range_of(schema: Mapping[str, Any]) -> str:
+    signs = {
+        "minimum": "≥ {}",
+        "exclusiveMinimum": "> {}",
+        "maximum": "≤ {}",
+        "exclusiveMaximum": "< {}",
+        "minLength": "{} characters or more",
+        "maxLength": "{} characters at most",
+        "minItems": "{} or more",
+        "maxItems": "{} at most",
+    }
+    branches = [schema, *(schema.get("anyOf") or [])]
+    return ", ".join(sign.format(branch[key]) for branch in branches for key, sign in signs.items() if key in branch)
+
+
+def default_of(name: str, schema: Mapping[str, Any], required: Sequence[str]) -> str:
+    if name in required:
+        return "**required**"
+    if "default" not in schema:
+        return "all defaults"
+    default = schema["default"]
+    return "" if default is None else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+
+
+def fields(schema: Mapping[str, Any]) -> str:
+    required = schema.get("required", [])
+    rows = [
+        [f"`{name}`", type_of(field), range_of(field), default_of(name, field, required), field.get("description", "")]
+        for name, field in schema.get("properties", {}).items()
+    ]
+    return table(["field", "type", "range", "default", "what it is"], rows)
+
+
+def sections(models: Mapping[str, type[BaseModel]]) -> Iterator[str]:
+    """One section for each model, then one for each object that any of them holds, once."""
+    nested: dict[str, Any] = {}
+    for title, model in models.items():
+        schema = model.model_json_schema()
+        nested |= schema.get("$defs", {})
+        yield f"## {title}\n\n{doc(model)}\n\n{fields(schema)}"
+    for name, schema in nested.items():
+        yield f"## {name}\n\n{schema.get('description', '')}\n\n{fields(schema)}"
+
+
+# -- pages -------------------------------------------------------------------------------------------------------------
+
+
+def spec_page() -> str:
+    intro = (
+        "A spec is YAML or JSON. `kind` says which of the following it is (`discover` by default). `task`, `method` "
+        "and `ablation` may be one word, their name: the smallest spec is `task: ioi`. Unknown fields are refused, and all "
+        "faults are told at once."
+    )
+    return page("Job specs", intro, *sections({f"kind: {kind}": model for kind, model in KINDS.items()}))
+
+
+def methods_page() -> str:
+    intro = (
+        "A method gives scores to edges. Signs, costs and differences: [methods](../concepts/methods.md). The "
+        "section's title is what `method` or `method.name` says."
+    )
+    tasks = table(
+        ["task", "what it asks", "corruptions, the default first", "example"],
+        [
+            [f"`{t.name}`", t.summary, ", ".join(f"`{c}`" for c in t.corruptions), f"`{t.example}`"]
+            for t in TASKS.values()
+        ],
+    )
+    return page("Methods and tasks", intro, *sections(METHOD_SPECS), f"## Tasks\n\n{tasks}")
+
+
+def error_classes(root: type[AcdcError]) -> Iterator[type[AcdcError]]:
+    """The tree of acdc.errors, parents first."""
+    yield root
+    for child in root.__subclasses__():
+        if child.__module__ == acdc.errors.__name__:
+            yield from error_classes(child)
+
+
+def errors_page() -> str:
+    rows = [
+        [
+            f"`{error.code}`",
+            error.__name__,
+            str(STATUS_OF[error.code].value),
+            str(exit_code(error(""))),
+            f"`{error.job_code}`",
+            "yes" if error.is_retryable else "",
+        ]
+        for error in error_classes(AcdcError)
+    ]
+    head = ["code", "class", "HTTP", "exit code of `acdc`", "code of a job that fails with it", "try again?"]
+    codes = doc(sys.modules["acdc.cli.failures"])
+    return page(
+        "Errors",
+        "HTTP bodies are problem documents (RFC 9457) with `code` and all `errors`. Decide by the code, not by the text.",
+        table(head, rows),
+        f"## The tree\n\n```text\n{doc(acdc.errors)}\n```",
+        f"## Exit codes\n\n```text\n{codes}\n```",
+    )
+
+
+def settings_page() -> str:
+    schema = Settings.model_json_schema()
+    rows = [
+        [f"`{PREFIX}{name.upper()}`", type_of(field), range_of(field), settings_default(field), field["description"]]
+        for name, field in schema["properties"].items()
+    ]
+    return page(
+        "Settings",
+        "What the environment decides. An empty variable counts as none.",
+        table(["variable", "type", "range", "default", "what it is"], rows),
+    )
+
+
+def settings_default(field: Mapping[str, Any]) -> str:
+    """Places of this machine (default factories) and what follows from other fields have no default to print."""
+    default = field.get("default")
+    return "" if default in (None, "") else f"`{default}`"
+
+
+def cli_page() -> str:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "cli.md"
+        command = [
+            sys.executable,
+            "-m",
+            "typer",
+            "acdc.cli.app",
+            "utils",
+            "docs",
+            "--name",
+            "acdc",
+            "--output",
+            str(path),
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+        title, _, body = path.read_text(encoding="utf-8").partition("\n")
+    return page(title.removeprefix("# "), body.strip())
+
+
+PAGES = {
+    "cli.md": cli_page,
+    "spec.md": spec_page,
+    "methods.md": methods_page,
+    "errors.md": errors_page,
+    "settings.md": settings_page,
+    "openapi.json": openapi_text,
+}
+
+
+def drifted(directory: Path) -> list[str]:
+    """Names of pages in `directory` that the code would write otherwise."""
+    return [
+        name
+        for name, write in PAGES.items()
+        if not (path := directory / name).exists() or path.read_text(encoding="utf-8") != write()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a page has drifted")
+    parser.add_argument("--directory", type=Path, default=REFERENCE)
+    given = parser.parse_args()
+    if given.check:
+        names = drifted(given.directory)
+        sys.exit(f"out of date: {', '.join(names)}; run `make docs`" if names else 0)
+    given.directory.mkdir(parents=True, exist_ok=True)
+    for name, write in PAGES.items():
+        (given.directory / name).write_text(write(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
