@@ -16,10 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from acdc.evaluation.judging import Cost, n_evaluations
+from acdc.evaluation.judging import Plan as EvaluationPlan
 from acdc.graph import Graph
 from acdc.models.catalogue import Size, entry_for
 from acdc.models.config_size import count_tables, read_config, size_of
-from acdc.spec import CustomPair, DiscoverSpec, EvaluationSpec, JobSpec, MethodSpec, ModelRef, TaskSpec, TrySpec
+from acdc.models.inventory import list_local
+from acdc.spec import Acdc, CustomPair, DiscoverSpec, EvaluateSpec, JobSpec, MethodSpec, ModelRef, TaskSpec, TrySpec
 from acdc.tasks import TASKS
 
 UNCERTAINTY = 3.0
@@ -143,6 +146,12 @@ def facts_of(reference: str, cached: Path | None = None) -> ModelFacts | None:
     return ModelFacts(entry.size, entry.download_mb * 10**6, True, entry.size.n_parameters * CONVERTED_BYTES)
 
 
+def cached_directory(cache: Path, reference: str) -> Path | None:
+    """Where the host's model cache holds what was once asked for by this reference; None where it does not."""
+    held = (line.model for line in list_local(cache) if line.model.reference == reference)
+    return next((Path(model.directory) for model in held), None)
+
+
 def estimate(spec: JobSpec, facts: ModelFacts | None, speed: Speed) -> Plan:
     """The cost of a job on a machine of that speed."""
     if facts is None:
@@ -153,7 +162,7 @@ def estimate(spec: JobSpec, facts: ModelFacts | None, speed: Speed) -> Plan:
     tokens, tokens_how = tokens_per_prompt(spec)
     forward = forward_flops(facts, tokens)
     search, search_how = _search(spec, facts.size)
-    judge, judge_how = _evaluation(spec)
+    judge, judge_how = _evaluation(spec, facts.size)
     per_s = speed.flops_per_s / (2 if spec.compute.dtype == "float64" else 1)
     unit = f"{forward / 1e9:.3g} GFLOP a forward, {tokens:.0f} tokens ({tokens_how}), speed from {speed.source}"
     phases = (
@@ -209,9 +218,10 @@ def _search(spec: JobSpec, size: Size) -> tuple[float, str]:
     """Bare forwards of one prompt, and in words."""
     if not isinstance(spec, DiscoverSpec):
         return 0.0, "nothing is searched"
-    n_prompts = _prompts(spec.task)[0]
+    n_prompts, n_objectives = _prompts(spec.task)[0], len(spec.objectives)
     passes, how = _passes(spec.method, Graph(size.shape).n_edges, size.shape.n_layers)
-    return n_prompts * passes, f"{n_prompts:,} prompts x {how}"
+    per_objective = f" x {n_objectives} objectives" if n_objectives > 1 else ""
+    return n_prompts * passes * n_objectives, f"{n_prompts:,} prompts x {how}{per_objective}"
 
 
 def _passes(method: MethodSpec, n_edges: int, n_layers: int) -> tuple[float, str]:
@@ -235,27 +245,39 @@ def _passes(method: MethodSpec, n_edges: int, n_layers: int) -> tuple[float, str
             )
 
 
-def _evaluation(spec: JobSpec) -> tuple[float, str]:
+def _evaluation(spec: JobSpec, size: Size) -> tuple[float, str]:
     """Bare forwards of one prompt, and in words."""
     n_search, n_held_out = _prompts(spec.task)
     if isinstance(spec, TrySpec):
         n_mean = 0 if spec.corrupt else n_search
         return n_mean + 2 + 3 * MASKED, f"{n_mean:,} prompts for the mean, 2 forwards and 3 masked ones on the prompt"
-    evaluation = spec.evaluation
-    n_judged = len(evaluation.grid) * len(evaluation.rules) + 1  # the curve, and the circuit that is kept
-    both = n_search + n_held_out
-    n_random = random_circuits_judged(evaluation)
-    masked = n_judged * both + n_random * n_held_out
+    cost = circuits_judged(spec, Graph(size.shape))
+    masked = cost.search * n_search + cost.held_out * n_held_out
     how = (
-        f"{n_judged} circuits on {both:,} prompts and {n_random:,} random ones on {n_held_out:,}, masked forwards at "
-        f"{MASKED:.0f} bare ones; 2 forwards of every prompt"
+        f"at most {cost.search:,} circuits on {n_search:,} prompts and {cost.held_out:,} on {n_held_out:,}, masked "
+        f"forwards at {MASKED:.0f} bare ones; 2 forwards of every prompt"
     )
-    return 2 * both + masked * MASKED, how
+    return 2 * (n_search + n_held_out) + masked * MASKED, how
 
 
-def random_circuits_judged(evaluation: EvaluationSpec) -> int:
-    """Random circuits in a report: a band at every size and rule, and one for the circuit that is kept."""
-    return evaluation.random_circuits * (len(evaluation.grid) * len(evaluation.rules) + 1)
+def circuits_judged(spec: DiscoverSpec | EvaluateSpec, graph: Graph) -> Cost:
+    """Masked forwards of a job's whole evaluation, a prompt of each split: an upper bound."""
+    wanted, rule = spec.evaluation, spec.selection.rule
+    plan = EvaluationPlan(
+        grid=wanted.grid,
+        rules=wanted.rules,
+        k_star_rules=None if rule is None else (rule,),
+        random_circuits=wanted.random_circuits,
+        band_circuits=wanted.band_circuits,
+    )
+    kept, ranked = (n_evaluations(graph, plan, with_k_star=looks) for looks in (False, True))
+    if isinstance(spec, EvaluateSpec) or spec.selection.size is not None:
+        return kept
+    if not isinstance(spec.method, Acdc):
+        return ranked
+    n = len(spec.method.thresholds)  # each keeps its own decisions; of several there is a ranking besides
+    n_ranked = int(n > 1)
+    return Cost(n * kept.search + n_ranked * ranked.search, n * kept.held_out + n_ranked * ranked.held_out)
 
 
 # -- before the search: seconds, memory, disk --------------------------------------------------------------------------

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from acdc.evaluation.curve import sizes_of
+from acdc.evaluation.judging import Cost
 from acdc.graph import Graph, GraphShape
 from acdc.models.catalogue import CATALOGUE, Size
+from acdc.models.inventory import METADATA, LocalModel
 from acdc.plan import (
     ModelFacts,
     Plan,
     Speed,
+    cached_directory,
+    circuits_judged,
     estimate,
     facts_of,
     forward_flops,
     measure_speed,
-    random_circuits_judged,
     tokens_per_prompt,
 )
-from acdc.spec import EvaluationSpec, parse_job
+from acdc.spec import DiscoverSpec, parse_job
 
 SIZE = Size(GraphShape(2, 4, 4), d_model=8, d_mlp=32, vocab_size=100, n_parameters=10_000)
 FACTS = ModelFacts(SIZE, download_bytes=5_000_000, converts=True, stored_bytes=40_000)
@@ -63,12 +68,46 @@ def test_search_takes_the_passes_of_its_method(method: dict[str, Any], passes: f
     assert seconds(plan(method=method), "search") == pytest.approx(8 * passes * FORWARD / 1e6)
 
 
-def test_evaluation_is_the_curve_the_kept_circuit_and_the_random_ones() -> None:
-    made = plan(evaluation={"grid": [0.1, 0.2, 0.5], "rules": ["signed", "absolute"], "random_circuits": 5})
-    judged = 3 * 2 + 1
-    masked = judged * 12 + 5 * judged * 4
+OBJECTIVES = ["logit_diff", "kl_divergence"]
+N_EDGES = Graph(SIZE.shape).n_edges
+GRID = {"grid": [0.1, 0.2, 0.5], "rules": ["signed", "absolute"], "random_circuits": 5, "band_circuits": 2}
+
+
+def test_evaluation_of_a_chosen_size_is_the_curve_the_kept_circuit_and_the_random_ones() -> None:
+    made = plan(evaluation=GRID, selection={"size": 4})
+    both = 3 + len(sizes_of(GRID["grid"], N_EDGES)) * 2  # model, empty and kept circuit; then the curve
+    masked = both * (8 + 4) + (3 * 2 + 5) * 4  # matched to each grid point, and to the kept circuit
     assert seconds(made, "evaluate") == pytest.approx((2 * 12 + 3 * masked) * FORWARD / 1e6)
-    assert random_circuits_judged(EvaluationSpec(random_circuits=0)) == 0
+
+
+def test_random_circuits_are_judged_once_and_not_at_every_point() -> None:
+    few, many = (plan(evaluation={**GRID, "random_circuits": n}, selection={"size": 4}) for n in (5, 25))
+    assert seconds(many, "evaluate") - seconds(few, "evaluate") == pytest.approx(20 * 4 * 3 * FORWARD / 1e6)
+
+
+def test_looking_for_k_star_costs_more_than_a_chosen_size() -> None:
+    chosen, looked_for = plan(evaluation=GRID, selection={"size": 4}), plan(evaluation=GRID)
+    assert seconds(looked_for, "evaluate") >= seconds(chosen, "evaluate")
+    one, three = (circuits_judged_by({"name": "acdc", "thresholds": t}) for t in ([0.1], [0.1, 0.2, 0.3]))
+    assert one.search < 3 * one.search <= three.search
+
+
+def circuits_judged_by(method: dict[str, Any]) -> Cost:
+    spec = parse_job({"method": method})
+    assert isinstance(spec, DiscoverSpec)
+    return circuits_judged(spec, Graph(SIZE.shape))
+
+
+def test_search_with_several_objectives_takes_the_passes_of_each() -> None:
+    one, two = (plan(method={"name": "eap-ig-inputs", "objective": o}) for o in (["logit_diff"], OBJECTIVES))
+    assert seconds(two, "search") == pytest.approx(2 * seconds(one, "search"))
+
+
+def test_the_default_job_is_planned_in_hours_not_in_days() -> None:
+    spec = parse_job({"task": "ioi"})
+    made = estimate(spec, facts_of(spec.model), Speed(2e10, "two slow cores"))
+    assert made.seconds is not None
+    assert made.seconds < 6 * 3600
 
 
 def test_the_total_is_the_sum_of_the_phases_and_flops_are_search_and_evaluation() -> None:
@@ -139,7 +178,7 @@ def test_an_evaluation_searches_nothing_and_a_try_takes_its_own_prompt() -> None
     task = {"name": "custom", "pairs": PAIRS, "prompts": 8, "held_out": 4}
     evaluated = estimate(parse_job({"kind": "evaluate", "circuit": "c1", "task": task}), FACTS, SPEED)
     assert seconds(evaluated, "search") == 0
-    assert seconds(evaluated, "evaluate") == seconds(plan(), "evaluate")
+    assert seconds(evaluated, "evaluate") == seconds(plan(selection={"size": 4}), "evaluate")
     tried = parse_job({"kind": "try", "circuit": "c1", "prompt": "z" * 36, "corrupt": "y" * 36, "task": task})
     assert seconds(estimate(tried, FACTS, SPEED), "evaluate") == pytest.approx((2 + 3 * 3) * FORWARD / 1e6)
     without = parse_job({"kind": "try", "circuit": "c1", "prompt": "z" * 36, "task": task})
@@ -186,3 +225,17 @@ def test_facts_come_from_the_catalogue_or_from_the_directory_that_holds_the_mode
     assert (local.stored_bytes, local.download_bytes, local.converts, local.n_tables) == (123, 0, False, 1)
     assert facts_of("hub:some/model", tmp_path) == local
     assert facts_of(f"path:{tmp_path / 'absent'}") is None
+
+
+def test_a_model_in_the_cache_is_neither_fetched_nor_converted_again(tmp_path: Path) -> None:
+    held = tmp_path / "models" / "key"
+    held.mkdir(parents=True)
+    config = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "n_positions": 16, "vocab_size": 50}
+    (held / "config.json").write_text(json.dumps(config))
+    model = LocalModel("key", "hub:some/model", "pin", str(held), "Some", "gpt2", 100, "f", "t", None, None, 0)
+    (held / METADATA).write_text(json.dumps(asdict(model)))
+    assert cached_directory(tmp_path, "hub:some/model") == held
+    assert cached_directory(tmp_path, "hub:other/model") is None
+    facts = facts_of("hub:some/model", cached_directory(tmp_path, "hub:some/model"))
+    assert facts is not None
+    assert (facts.download_bytes, facts.converts) == (0, False)

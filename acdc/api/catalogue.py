@@ -13,7 +13,7 @@ from acdc.api.bodies import RequestBody
 from acdc.api.services import Deps
 from acdc.api.views import MethodsView, MethodView, ModelsView, ModelView, TasksView, TaskView
 from acdc.models.catalogue import CATALOGUE
-from acdc.plan import Speed, estimate, facts_of, measure_speed
+from acdc.plan import Speed, cached_directory, estimate, facts_of, measure_speed
 from acdc.spec import METHOD_SPECS, parse_job
 from acdc.tasks import TASKS
 
@@ -64,7 +64,8 @@ def post_plan(services: Deps, body: RequestBody) -> dict[str, Any]:
     """The body is a job spec, as for `POST /v1/jobs`."""
     spec = parse_job(body.json())
     admit(spec, services.settings)
-    return estimate(spec, facts_of(spec.model), _speed()).to_dict()
+    cached = cached_directory(services.settings.cache_dir, spec.model)
+    return estimate(spec, facts_of(spec.model, cached), _speed()).to_dict()
 
 
 @functools.cache

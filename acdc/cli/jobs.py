@@ -53,9 +53,11 @@ def plan(
     """Tell a job's seconds, memory and disk: on this machine, or with --url on the service's."""
     job_spec = read_spec(spec, sets=set_, model=model, method=method)
     if session().url is None:
-        from acdc.plan import estimate, facts_of, measure_speed
+        from acdc.plan import cached_directory, estimate, facts_of, measure_speed
+        from acdc.settings import load_settings
 
-        data = estimate(job_spec, facts_of(job_spec.model), measure_speed()).to_dict()
+        cached = cached_directory(load_settings().cache_dir, job_spec.model)
+        data = estimate(job_spec, facts_of(job_spec.model, cached), measure_speed()).to_dict()
     else:
         with connect() as client:
             data = client.plan(job_spec.model_dump(mode="json"))
