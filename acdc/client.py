@@ -22,7 +22,7 @@ from urllib.parse import quote
 import httpx
 from httpx_sse import EventSource, ServerSentEvent, SSEError
 
-from acdc.circuit import Circuit
+from acdc.circuit import Circuit, Report
 from acdc.errors import AcdcError, Fault, ServiceError, SpecError
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
@@ -129,6 +129,16 @@ class EdgeInfo:
     rank: int
 
 
+@dataclass(frozen=True)
+class EvaluationInfo:
+    """A stored circuit judged again by a job; spec: that job's."""
+
+    id: str
+    job_id: str
+    report: Report
+    spec: Mapping[str, Any]
+
+
 def default_url() -> str:
     """Where the environment says that the service is."""
     from acdc.settings import load_settings
@@ -176,8 +186,8 @@ class Client:
         return _job(self._post(f"/v1/jobs/{_id(job_id)}/cancel"))
 
     def retry(self, job_id: str) -> Job:
-        """A new job with the same spec. Not repeated when the connection breaks: it would be two jobs."""
-        return _job(self._json_object("POST", f"/v1/jobs/{_id(job_id)}/retry"))
+        """A new job with the same spec."""
+        return _job(self._post(f"/v1/jobs/{_id(job_id)}/retry"))
 
     def logs(self, job_id: str) -> list[LogLine]:
         """Every line so far."""
@@ -236,6 +246,13 @@ class Client:
         """Kept edges, the largest |score| first."""
         items = self._pages(f"/v1/circuits/{_id(circuit_id)}/edges", limit, {})
         return [EdgeInfo(item["sender"], item["receiver"], item["score"], item["rank"]) for item in items]
+
+    def evaluations(self, circuit_id: str, *, limit: int = 50) -> list[EvaluationInfo]:
+        """Later evaluations by jobs of their own, newest first."""
+        items = self._pages(f"/v1/circuits/{_id(circuit_id)}/evaluations", limit, {})
+        return [
+            EvaluationInfo(item["id"], item["job_id"], Report.from_dict(item["report"]), item["spec"]) for item in items
+        ]
 
     def circuit_file(self, circuit_id: str) -> Circuit:
         """The whole circuit: scores of all edges, kept edges, report and provenance."""

@@ -13,7 +13,7 @@ from acdc.api.bodies import RequestBody
 from acdc.api.services import USER, Deps, JobId, Services
 from acdc.api.views import JobSummary, JobView, LogPage, LogView, PageView, job_summary, job_view
 from acdc.spec import parse_job
-from acdc.store import JobFilter, State
+from acdc.store import JobFilter, State, Submitted
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -44,6 +44,10 @@ def submit(services: Services, response: Response, data: object, key: str | None
     spec = parse_job(data)
     admit(spec, services.settings)
     submitted = services.store.jobs.submit(spec, user=USER, idempotency_key=key)
+    return _accepted(submitted, response)
+
+
+def _accepted(submitted: Submitted, response: Response) -> JobView:
     job = job_view(submitted.job)
     response.status_code = 202
     response.headers["Location"] = job.links["self"]
@@ -97,13 +101,11 @@ def cancel_job(services: Deps, job_id: JobId) -> JobView:
 
 
 @router.post("/{job_id}/retry", status_code=202, summary="Run a failed or cancelled job again")
-def retry_job(services: Deps, job_id: JobId, response: Response) -> JobView:
+def retry_job(services: Deps, job_id: JobId, response: Response, idempotency_key: IdempotencyKey = None) -> JobView:
     """A new job with the same spec; `retry_of` names the old one."""
     old = services.store.jobs.get(job_id)
     admit(parse_job(dict(old.spec)), services.settings)  # the limits may have changed since
-    job = job_view(services.store.jobs.retry(job_id, user=USER))
-    response.headers["Location"] = job.links["self"]
-    return job
+    return _accepted(services.store.jobs.retry(job_id, user=USER, idempotency_key=idempotency_key), response)
 
 
 def _shown(services: Services, job_id: str) -> JobView:

@@ -131,18 +131,26 @@ class Jobs:
                 move_job(connection, job, Move.CANCEL)
             return read_job(connection, job_id)
 
-    def retry(self, job_id: str, *, user: str | None = None) -> JobRow:
+    def retry(self, job_id: str, *, user: str | None = None, idempotency_key: str | None = None) -> Submitted:
         """A new job with the same spec (`retry_of`), for a job that failed or was cancelled. user: its owner, by
-        default the old one's. Raises Conflict for any other state, NotFound."""
+        default the old one's. idempotency_key: as for `submit`; it stands for retrying this job.
+
+        Raises Conflict for any other state, NotFound, IdempotencyConflict.
+        """
+        refuse_unstorable({"idempotency key": idempotency_key})
         with self._database.write() as connection:
-            old = lock_job(connection, job_id)
+            old, new = lock_job(connection, job_id), new_id("job")
+            owner = user or old.owner
+            if idempotency_key is not None:
+                known = _take_key(connection, owner, idempotency_key, f"retry of {job_id}", new)
+                if known is not None:
+                    return Submitted(read_job(connection, known), replayed=True)
             if old.state not in (State.FAILED, State.CANCELLED):
                 raise Conflict(f"job {job_id} is {old.state}: only a failed or cancelled job can be retried")
             values = {column: old._mapping[column] for column in _COPIED_BY_RETRY}
-            values |= {"owner": user or old.owner, "retry_of": job_id}
-            new = new_id("job")
+            values |= {"owner": owner, "retry_of": job_id}
             insert_job(connection, new, values, read_job(connection, job_id).tags)
-            return read_job(connection, new)
+            return Submitted(read_job(connection, new), replayed=False)
 
 
 def drop_expired_keys(connection: Connection, *which: ColumnElement[bool]) -> None:

@@ -102,6 +102,14 @@ def test_retry_makes_a_new_job_of_a_cancelled_one_only(client: TestClient) -> No
     assert response.headers["location"].endswith(again["id"])
 
 
+def test_retry_with_the_same_key_is_one_job(client: TestClient) -> None:
+    job, key = submit(client), {"Idempotency-Key": "again"}
+    client.post(f"/v1/jobs/{job['id']}/cancel")
+    first, second = (client.post(f"/v1/jobs/{job['id']}/retry", headers=key) for _ in range(2))
+    assert first.json()["id"] == second.json()["id"]
+    assert second.headers["idempotent-replayed"] == "true"
+
+
 def test_same_key_and_body_give_one_job(client: TestClient, store: Store) -> None:
     barrier = threading.Barrier(8)
 

@@ -74,6 +74,7 @@ def test_of_two_processes_at_once_one_converts_and_both_get_the_model(tmp_path: 
 
 def test_cancelling_a_conversion_ends_it(tmp_path: Path) -> None:
     write_tiny_gguf(tmp_path / "tiny.gguf")
+    before = psutil.Process().children()  # other rooms' servers
 
     class Impatient(Recorder):
         def step(self, done: int, note: str = "") -> None:
@@ -84,7 +85,7 @@ def test_cancelling_a_conversion_ends_it(tmp_path: Path) -> None:
         ModelCache(tmp_path / "cache").load(reference("gguf", tmp_path / "tiny.gguf"), progress=Impatient())
     assert list_local(tmp_path / "cache") == []
     assert list((tmp_path / "cache" / "partial").iterdir()) == []
-    assert psutil.Process().children() == []
+    assert psutil.Process().children() == before
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])

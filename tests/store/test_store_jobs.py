@@ -194,11 +194,22 @@ def test_failure_is_told_with_all_its_faults(store: Store) -> None:
 @pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED])
 def test_retry_makes_a_new_job_of_the_same_spec(store: Store, state: State) -> None:
     old, _ = job_in(store, state)
-    new = store.jobs.retry(old.id, user="bob")
+    new = store.jobs.retry(old.id, user="bob").job
     assert (new.retry_of, new.state, new.user, new.attempt) == (old.id, State.QUEUED, "bob", 0)
     assert (new.spec, new.resource_class, new.max_runtime_s) == (old.spec, old.resource_class, old.max_runtime_s)
     assert store.jobs.get(old.id) == old
-    assert store.jobs.retry(old.id).user == old.user
+    assert store.jobs.retry(old.id).job.user == old.user
+
+
+def test_retry_with_the_same_key_gives_the_same_job(store: Store) -> None:
+    old, _ = job_in(store, State.FAILED)
+    other, _ = job_in(store, State.CANCELLED)
+    first = store.jobs.retry(old.id, idempotency_key="k")
+    again = store.jobs.retry(old.id, idempotency_key="k")
+    assert (first.replayed, again.replayed) == (False, True)
+    assert again.job == first.job
+    with pytest.raises(IdempotencyConflict):
+        store.jobs.retry(other.id, idempotency_key="k")
 
 
 @pytest.mark.parametrize("state", [State.QUEUED, State.RUNNING, State.CANCELLING, State.SUCCEEDED])
