@@ -1,4 +1,4 @@
-"""`acdc task check`: what a model's tokenizer makes of custom pairs. It needs that tokenizer, hence a child process:
+"""`acdc task check`: what a model makes of custom pairs. It needs that model, hence a child process:
 `python -m workers.check PAIRS --model M`, which answers with one JSON object."""
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def check(
     corruption: Annotated[str, typer.Option("--corruption", help="given or swap_within_group")] = "given",
     as_json: Json = False,
 ) -> None:
-    """Show tokens, answers and alignment of every row as the model sees them, with suggested repairs."""
+    """Show tokens, answers, alignment and metric of every row as the model sees them, with suggested repairs."""
     from acdc.spec import parse_job
 
     parse_job({"model": model})  # the reference's grammar, before anything is fetched
@@ -60,11 +60,11 @@ def _ask(command: list[str]) -> dict[str, Any]:
 def _rows(data: Mapping[str, Any]) -> Iterator[Any]:
     yield "the model's tokenizer " + ("puts BOS first" if data["tokenizer_adds_bos"] else "adds no BOS")
     for row in data["rows"]:
-        yield from _row(row)
+        yield from _row(row, data["metric"])
     yield f"{data['n_usable']} of {len(data['rows'])} rows can be used"
 
 
-def _row(row: Mapping[str, Any]) -> Iterator[str]:
+def _row(row: Mapping[str, Any], metric: str) -> Iterator[str]:
     state = f"usable, {row['half'] or 'not needed'}" if row["is_usable"] else "not usable"
     yield f"row {row['row']} ({row['group']}): {state}"
     differs = set(row["differs"])
@@ -78,7 +78,7 @@ def _row(row: Mapping[str, Any]) -> Iterator[str]:
         for text in row[key]:
             yield f"  {key.removesuffix('s'):8} {text}"
     if row["metric"] is not None:
-        yield f"  metric   {row['metric']:.3f}"
+        yield f"  metric   {metric} {row['metric']:.3f}"
 
 
 def _tokens(tokens: list[Mapping[str, Any]], differs: set[int]) -> str:

@@ -120,10 +120,10 @@ def _main_job(client: Client, clock: Clock) -> tuple[Job, Circuit, Job | None]:
 
     job = client.submit(SPEC)
     remark(f"submitted {job.id} to {client.url}")
-    job = follow(client, job, on_event=clock.hear)
+    job = follow(client, job, on_event=clock.hear, again="acdc demo")
     clock.begin("try")
     circuit = client.circuit_file(job.circuit_ids[0])
-    tried = follow(client, client.try_prompt(job.circuit_ids[0], PROMPT, CORRUPT))
+    tried = follow(client, client.try_prompt(job.circuit_ids[0], PROMPT, CORRUPT), again="acdc demo")
     clock.begin("end")
     return job, circuit, tried
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import RenderableType
@@ -10,15 +10,23 @@ from rich.console import RenderableType
 from acdc.cli.console import remark
 from acdc.cli.failures import JobFailed
 from acdc.cli.live import LiveProgress
-from acdc.cli.summary import summarise, summary_data
+from acdc.cli.summary import summarise, summarise_evaluation, summary_data
 from acdc.cli.tables import tables
-from acdc.client import Client, Event, Job, job_progress
+from acdc.client import Client, EvaluationInfo, Event, Job, job_progress
 from acdc.errors import AcdcError, Cancelled
 
 
-def follow(client: Client, job: Job, *, cancels: bool = True, on_event: Callable[[Event], None] | None = None) -> Job:
+def follow(
+    client: Client,
+    job: Job,
+    *,
+    cancels: bool = True,
+    on_event: Callable[[Event], None] | None = None,
+    again: str = "",
+) -> Job:
     """The job when it has succeeded. cancels: whether Ctrl-C cancels the job or only stops watching. on_event: hears
-    every event besides the bar.
+    every event besides the bar. again: the command that tries again, where the service ends with this one; by default
+    the service is asked to.
 
     Raises JobFailed with the reason, Cancelled.
     """
@@ -34,17 +42,22 @@ def follow(client: Client, job: Job, *, cancels: bool = True, on_event: Callable
     except KeyboardInterrupt:
         if not cancels:
             raise Cancelled(f"stopped watching; {job.id} goes on") from None
-        raise Cancelled(_cancel(client, job)) from None
+        raise Cancelled(_cancel(client, job, again)) from None
     if ended.state == "failed":
         assert ended.error is not None, "a failed job says why"
-        hint = f"\n`acdc jobs logs {job.id}` has more, `acdc jobs retry {job.id}` tries again"
+        more = "" if again else f"`acdc jobs logs {job.id}` has more, "
+        hint = f"\n{more}`{again or _retry(job)}` tries again"
         raise JobFailed(f"{job.id} failed: {ended.error.message} ({ended.error.code}){hint}", ended.error.faults)
     if ended.state == "cancelled":
-        raise Cancelled(f"{job.id} was cancelled; `acdc jobs retry {job.id}` starts it again")
+        raise Cancelled(f"{job.id} was cancelled; `{again or _retry(job)}` starts again")
     return ended
 
 
-def _cancel(client: Client, job: Job) -> str:
+def _retry(job: Job) -> str:
+    return f"acdc jobs retry {job.id}"
+
+
+def _cancel(client: Client, job: Job, again: str) -> str:
     """Ctrl-C again, or a service that is gone, must not leave a traceback."""
     try:
         state = client.cancel(job.id).state
@@ -52,7 +65,7 @@ def _cancel(client: Client, job: Job) -> str:
         return f"{job.id} may still be running: `acdc jobs cancel {job.id}` ends it"
     except AcdcError as error:
         return f"{job.id} could not be cancelled: {error.message}"
-    return f"{job.id} is {state}; `acdc jobs retry {job.id}` starts it again"
+    return f"{job.id} is {state}; `{again or _retry(job)}` starts again"
 
 
 def _show(progress: LiveProgress, event: Event) -> None:
@@ -70,20 +83,32 @@ def results(client: Client, job: Job) -> Iterator[RenderableType]:
         if result.kind == "circuit" and result.circuit_id:
             yield from circuit_summary(client, result.circuit_id)
         elif result.kind == "evaluation" and result.circuit_id:
-            yield f"{result.circuit_id} was evaluated again (result {result.key!r}):"
-            yield from evaluation(result.data)
+            yield from _evaluated(client, job, result.circuit_id)
         else:
             yield from tables(result.data)
 
 
-def evaluation(data: Mapping[str, Any]) -> Iterator[RenderableType]:
-    yield from tables(data)
+def _evaluated(client: Client, job: Job, circuit_id: str) -> Iterator[RenderableType]:
+    circuit = client.circuit_file(circuit_id)
+    for evaluation in _evaluations(client, job, circuit_id):
+        yield from summarise_evaluation(circuit, evaluation.report, evaluation.spec, circuit_id)
+
+
+def _evaluations(client: Client, job: Job, circuit_id: str) -> list[EvaluationInfo]:
+    """Of a circuit, by this job; it may have been judged often since."""
+    return [one for one in client.evaluations(circuit_id, limit=1000) if one.job_id == job.id]
 
 
 def results_data(client: Client, job: Job) -> dict[str, Any]:
-    """The same for programs: the job as the API says it, and the summary of each circuit."""
-    circuits = {id: summary_data(client.circuit_file(id)) for id in job.circuit_ids}
-    return {**job.raw, "circuits": circuits}
+    """The same for programs: the job as the API says it, the summary of each circuit, and reports on stored ones."""
+    judged = [result.circuit_id for result in job.results if result.kind == "evaluation" and result.circuit_id]
+    reports = {id: evaluation.report.to_dict() for id in judged for evaluation in _evaluations(client, job, id)}
+    found = [id for id in job.circuit_ids if id not in judged]
+    return {
+        **job.raw,
+        "circuits": {id: summary_data(client.circuit_file(id)) for id in found},
+        "evaluations": reports,
+    }
 
 
 def circuit_summary(client: Client, circuit_id: str) -> Iterator[RenderableType]:

@@ -5,7 +5,8 @@ One renderer for `run`, `submit --wait`, `circuits show` and `demo`, from a Circ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.console import RenderableType
@@ -28,6 +29,24 @@ def summarise(circuit: Circuit, pictures: Sequence[str] = (), title: str = "circ
     yield from _choices(circuit)
     for picture in pictures:
         yield f"picture    {picture}"
+
+
+def summarise_evaluation(
+    circuit: Circuit, report: Report, spec: Mapping[str, Any], title: str
+) -> Iterator[RenderableType]:
+    """A stored circuit judged again with other choices: the report, and the choices of the job that made it."""
+    own = circuit.provenance.choices
+    judged = replace(circuit, provenance=replace(circuit.provenance, choices=replace(own, metric=spec["metric"])))
+    yield f"{title} was evaluated again; what it was found with has not changed"
+    yield _headline(circuit, title)
+    yield from _judgement(judged, report)
+    task, ablation = spec["task"], spec["ablation"]
+    over = f" per {ablation['mean_over']}" if ablation["kind"] == "mean" else ""
+    yield (
+        "choices    these numbers hold for:\n"
+        f"           ablation {ablation['kind']}{over}; metric {spec['metric']}; task {task['name']}, corruption "
+        f"{task['corruption'] or 'its first'}, prompts of seed {task['seed']}; seed {spec['seed']}"
+    )
 
 
 def heads_of(circuit: Circuit) -> list[str]:

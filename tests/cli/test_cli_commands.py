@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 from acdc.cli.app import app
 from acdc.cli.failures import CANCELLED, NO_ANSWER, WRONG
+from acdc.cli.following import follow
 from acdc.client import Client
-from acdc.errors import ServiceError
+from acdc.errors import Cancelled, ServiceError
 
 Invoke = Callable[..., Any]
 
@@ -167,6 +168,15 @@ def test_a_job_that_is_not_there_is_told_as_json_too(service: str) -> None:
     result = invoke("--url", service, "jobs", "show", "job_nope", "--json")
     assert result.exit_code == WRONG
     assert json.loads(result.stderr)["error"]["code"] == "not_found"
+
+
+def test_way_to_try_again_fits_a_service_that_ends_with_the_command(service: str) -> None:
+    with Client(service) as client:
+        job = client.cancel(client.submit({"task": "ioi"}).id)
+        with pytest.raises(Cancelled, match=f"`acdc jobs retry {job.id}` starts again"):
+            follow(client, job)
+        with pytest.raises(Cancelled, match="`acdc demo` starts again"):
+            follow(client, job, again="acdc demo")
 
 
 def test_ctrl_c_while_waiting_cancels_the_job(service: str) -> None:
