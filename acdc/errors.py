@@ -153,4 +153,5 @@ class SchemaMismatch(DatabaseError):
 
 class ServiceError(AcdcError):
     code = "service"
+    job_code = "storage"  # of a job: what holds the model's files gave no answer, and may tomorrow
     is_retryable = True

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from acdc.circuit import Circuit
-from acdc.errors import Fault, TaskError
+from acdc.errors import Fault, ServiceError, TaskError
 from acdc.progress import Checkpoint, Progress
 from acdc.spec import JobSpec
 from workers.child import main
@@ -94,6 +94,8 @@ def fail(how: str) -> None:
             )
         case "disk":
             raise OSError(errno.ENOSPC, "No space left on device")
+        case "hub":
+            raise ServiceError("the hub gives no answer; try again later")
         case "surprise":
             raise ZeroDivisionError("secret detail")
         case "abort":

@@ -93,6 +93,7 @@ def test_job_on_a_stored_circuit_needs_its_file(local: Local) -> None:
         ("task", "invalid_task", "invalid_task"),
         ("memory", "out_of_memory", "out_of_memory"),
         ("disk", "storage", "storage"),
+        ("hub", "service", "storage"),
         ("surprise", "internal", "internal"),
         ("abort", "internal", "internal"),
     ],
