@@ -1,0 +1,138 @@
+"""The command line on a real service and a real engine."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from acceptance_kit import Stack, assert_same, pairs, quick, slow, until
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from acdc.circuit import Circuit
+from acdc.cli.failures import CANCELLED, WRONG
+
+
+def test_stored_circuits_are_listed_shown_and_drawn(stack: Stack, circuit_id: str, tmp_path: Path) -> None:
+    assert circuit_id in [row["id"] for row in stack.ask_json("circuits", "list", "--tag", "acceptance")]
+    picture, curve = tmp_path / "graph.svg", tmp_path / "curve.svg"
+    drawn = ["--svg", str(picture), "--curve-svg", str(curve)]
+    said = stack.ask("circuits", "show", circuit_id, "--edges", "3", *drawn).output
+    for word in (circuit_id, "faithfulness curve", "random circuits", "ablation resample", "k*"):
+        assert word in said
+    for file in (picture, curve):
+        ElementTree.parse(file)
+    shown = stack.ask_json("circuits", "show", circuit_id)
+    assert shown["summary"]["edges_total"] == 82
+    assert shown["summary"]["report"] == shown["report"]
+
+
+def test_circuit_is_evaluated_again(stack: Stack, circuit_id: str) -> None:
+    said = stack.ask("circuits", "evaluate", circuit_id, "--set", "ablation=zero", "--wait").output
+    for word in ("was evaluated again", "behaviour", "faithfulness curve", "ablation zero"):
+        assert word in said
+    edited = stack.ask_json("circuits", "evaluate", circuit_id, "--add", "mlp0", "--remove", "embed->logits", "--wait")
+    [(edited_id, summary)] = edited["circuits"].items()
+    assert edited_id != circuit_id
+    assert summary["report"]["kept"]
+
+
+def test_circuit_goes_out_and_comes_back(stack: Stack, circuit_id: str, tmp_path: Path) -> None:
+    file, again = tmp_path / "out.safetensors", tmp_path / "again.safetensors"
+    stack.ask("circuits", "export", circuit_id, "--out", str(file))
+    copy = stack.ask_json("circuits", "import", str(file), "--name", "copy")
+    stack.ask("circuits", "export", copy["id"], "--out", str(again))
+    assert file.read_bytes() == again.read_bytes()
+    for format in ("json", "csv", "neuronpedia"):
+        out = tmp_path / format
+        assert stack.ask_json("circuits", "export", circuit_id, "--format", format, "--out", str(out))["bytes"] > 100
+    stack.ask("circuits", "delete", copy["id"], "--yes")
+    stack.ask("circuits", "show", copy["id"], status=WRONG)
+
+
+def test_hand_written_circuit_is_judged(stack: Stack, model: Path, tmp_path: Path) -> None:
+    sets = ["--set", f"task={json.dumps(quick(model)['task'])}", "--set", "evaluation.grid=[1.0]", "--wait"]
+    said = stack.ask_json("circuits", "import", "--node", "0.1", "--node", "1.2", "--model", f"path:{model}", *sets)
+    [summary] = said["circuits"].values()
+    assert summary["heads"] == ["0.1", "1.2"]
+
+
+def test_prompt_is_tried(stack: Stack, circuit_id: str) -> None:
+    said = stack.ask("try", circuit_id, "ijklefgh", "--corrupt", "zzzzefgh", "--top", "3").stdout
+    assert all(word in said for word in ("model", "circuit", "complement", "random", "resample"))
+    [result] = stack.ask_json("try", circuit_id, "ijklefgh", "--top", "3")["results"]
+    assert len(result["data"]["columns"]["model"]) == 3
+
+
+def test_task_check_shows_the_metric_of_every_usable_row(stack: Stack, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.json"
+    rows = pairs(3)
+    rows[1]["corrupt"] += "gg"
+    file.write_text(json.dumps(rows))
+    process = stack.command(
+        "task", "check", str(file), "--model", f"path:{model}", "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    answer, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said.decode()
+    data = json.loads(answer)
+    llama, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    right, wrong = (tokenizer.convert_tokens_to_ids(rows[0][key]) for key in ("answers", "wrong"))
+    with torch.no_grad():
+        logits = llama(torch.tensor([tokenizer.encode(rows[0]["clean"])])).logits[0, -1]
+    assert (data["metric"], data["n_usable"]) == ("logit_diff", 2)
+    assert data["rows"][0]["metric"] == pytest.approx(float(logits[right] - logits[wrong]), rel=1e-4)
+    assert data["rows"][1]["metric"] is None
+    assert data["rows"][2]["metric"] is not None
+
+
+def test_submit_waits_for_the_circuit(stack: Stack, model: Path, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(quick(model)))
+    said = stack.ask("submit", str(spec), "--wait", "--method", "eap", "--name", "waited for").output
+    for word in ("succeeded", "found with eap", "faithfulness curve", "graph.svg"):
+        assert word in said
+
+
+def test_ctrl_c_on_a_running_search_cancels_it(stack: Stack, model: Path, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(slow(model)))
+    words = ["--url", stack.url, "submit", str(spec), "--wait", "--name", "ctrl-c"]
+    process = stack.command(*words, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    lines = iter(process.stderr.readline, b"")
+    assert any(b"acdc" in line and b"\xe2\x80\xa6" in line for line in lines), "the search never began"
+    process.send_signal(signal.SIGINT)
+    said = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(30) == CANCELLED, said
+    [job] = [job for job in stack.client.jobs() if job.name == "ctrl-c"]
+    assert stack.client.wait(job.id).state == "cancelled"
+    assert "Traceback" not in said
+
+
+def test_local_run_stops_at_ctrl_c_and_resumes_to_the_same_circuit(
+    stack: Stack, model: Path, undisturbed: Circuit, tmp_path: Path
+) -> None:
+    spec, out = tmp_path / "spec.json", tmp_path / "out"
+    spec.write_text(json.dumps(slow(model)))
+    words = ["run", str(spec), "--out", str(out)]
+    first = stack.command(*words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    until("a checkpoint", (out / "checkpoint.safetensors").exists)
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == CANCELLED, said.decode()
+    assert b"--resume` goes on" in said
+    second = stack.command(*words, "--resume", "--json", stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    answer, said = second.communicate(timeout=120)
+    assert second.returncode == 0, said.decode()
+    [result] = json.loads(answer)["results"]
+    assert_same(Circuit.load(Path(result["circuit"])), undisturbed)
+    assert not (out / "checkpoint.safetensors").exists()
+    for picture in result["pictures"]:
+        ElementTree.parse(picture)
+    lines = (out / "log.txt").read_text()
+    assert "Traceback" not in lines
