@@ -231,6 +231,7 @@ class _ToParent:
         except ValueError as error:
             self.log(f"{error}: starting over")
             return None
+        print(f"resumed from step {checkpoint.step}", flush=True)  # noqa: T201 - stdout is the job's log
         self._send(Resumed(self._order.run, checkpoint.step))
         return checkpoint
 
