@@ -114,8 +114,8 @@ def sections(models: Mapping[str, type[BaseModel]]) -> Iterator[str]:
 def spec_page() -> str:
     intro = (
         "A spec is YAML or JSON. `kind` says which of the following it is (`discover` by default). `task`, `method` "
-        "and `ablation` may be one word, their name: the smallest spec is `task: ioi`. Unknown fields are refused, and all "
-        "faults are told at once."
+        "and `ablation` may be one word, their name: the smallest spec is `task: ioi`. Unknown fields are refused, and "
+        "all faults are told at once."
     )
     return page("Job specs", intro, *sections({f"kind: {kind}": model for kind, model in KINDS.items()}))
 
@@ -159,7 +159,7 @@ def errors_page() -> str:
     codes = doc(sys.modules["acdc.cli.failures"])
     return page(
         "Errors",
-        "HTTP bodies are problem documents (RFC 9457) with `code` and all `errors`. Decide by the code, not by the text.",
+        "HTTP bodies are problem documents (RFC 9457) with `code` and all `errors`. Decide by the code.",
         table(head, rows),
         f"## The tree\n\n```text\n{doc(acdc.errors)}\n```",
         f"## Exit codes\n\n```text\n{codes}\n```",
