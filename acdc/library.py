@@ -25,8 +25,8 @@ def discover(
 
     pairs: custom prompts, as in a spec's `task.pairs`; without them the spec's task is used (`task="ioi"` by default).
     spec: every other field of a discover job: task, method, metric, ablation, evaluation, selection, compute, ...
-    Returns the circuit with its report; in a notebook it shows as a picture, `.to_dataframe()` lists its edges. A search
-    over several thresholds returns the ranking over all of them.
+    Returns the circuit with its report; in a notebook it shows as a picture, `.to_dataframe()` lists its edges. A
+    search over several thresholds returns the ranking over all of them.
     Raises SpecError with every fault, and whatever the engine raises.
     """
     loaded = describe_loaded(model, tokenizer)
