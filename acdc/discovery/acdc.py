@@ -129,7 +129,7 @@ def _results(graph: Graph, thresholds: Sequence[float], state: _State) -> list[F
     if len(thresholds) == 1:
         return [Found(state.done_costs[0], graph.legal.copy(), state.done_kept[0], passes=passes)]
     found = [
-        Found(costs, graph.legal.copy(), kept, f"threshold={threshold:g}", passes)
+        Found(costs, graph.legal.copy(), kept, f"threshold={float(threshold)!r}", passes)
         for threshold, kept, costs in zip(thresholds, state.done_kept, state.done_costs, strict=True)
     ]
     survived = np.zeros(graph.legal.shape, np.float32)

@@ -74,6 +74,12 @@ def test_acdc_keeps_all_edges_at_minus_infinity_and_none_at_infinity(rule: str) 
         assert int(found.kept.sum()) == expected
 
 
+def test_results_of_thresholds_that_hardly_differ_have_keys_of_their_own() -> None:
+    problem = problem_of(tiny("llama"), random_pairs(2))
+    found = search_acdc(problem, Quiet(), thresholds=[100.1, 100.10001], rule="signed")
+    assert [one.key for one in found] == ["threshold=100.10001", "threshold=100.1", "thresholds"]
+
+
 def test_acdc_decides_as_a_loop_without_any_shortcut_does() -> None:
     problem = problem_of(tiny("gpt-neox"), random_pairs(2))
     graph, threshold = problem.t.graph, 0.02
