@@ -93,16 +93,16 @@ class Attempt:
         match heard:
             case Phase(name=name, total=total):
                 self._progress = {"phase": name, "done": 0, "total": total, "note": ""}
+                self._heart.tell(self._progress)
             case Step(done=done, note=note):
                 self._progress = {**self._progress, "done": done, "note": note}
+                self._heart.tell(self._progress)
             case Saved():
                 if self._pending is not None:
                     Path(self._pending.path).unlink(missing_ok=True)
                 self._pending = heard
             case Found():
                 self._found.append(heard)
-        if self._progress:
-            self._heart.tell(self._progress)
 
     def _ending(self, heard: Heard) -> Callable[[], object]:
         claims, claim = self._place.store.claims, self._claim
@@ -191,7 +191,7 @@ class Attempt:
     def _finish(self, end: Callable[[], object]) -> None:
         """The last write. What the state table refuses has been decided by others meanwhile: ask, and follow."""
         patience, claims = self._place.patience, self._place.store.claims
-        patience.get("sending the log", lambda: self._heart.send_log(is_over=True))
+        patience.get("sending progress and log", self._heart.send_rest)
         try:
             patience.get(f"ending job {self._job.id}", end)
         except Conflict:

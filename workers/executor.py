@@ -79,6 +79,8 @@ class EngineChild:
             heard = self._heard.get(timeout=timeout_s)
         except queue.Empty:
             return None
+        if not isinstance(heard, Died) and heard.run != self._run:
+            return None  # a late word of another run
         if isinstance(heard, Done | Stopped | Failed | Died):
             self._end_run()
         return heard

@@ -8,7 +8,7 @@ their next step and go back to the queue with their checkpoint, without having u
 within `child_grace_s`, and as much again where the database does not answer. A second signal ends it now; then the
 leases run out, and other workers resume.
 
-Exit status: 0 drained; 1 it could not start; 143 ended by a second signal.
+Exit status: 0 drained; 1 it could not start, or its database is of no more use; 143 ended by a second signal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from acdc.errors import AcdcError, DatabaseError, StorageError
+from acdc.errors import AcdcError
 from acdc.settings import Settings, load_settings
 from acdc.store import DEFAULT_CLASS, Artefacts, Claim, Store, migrate
 from workers.attempt import Attempt, Place
@@ -47,9 +47,10 @@ class Worker:
         self._leaving = threading.Event()
         self._patience = Patience(self._leaving, settings.child_grace_s)
         self._children: list[EngineChild] = []
+        self._hopeless: AcdcError | None = None
 
     def run(self, engine: Sequence[str] = ENGINE) -> None:
-        """Until `drain` was called and every job is given back. Raises AcdcError when it cannot start."""
+        """Until `drain` was called and every job is given back. Raises AcdcError when it cannot start or go on."""
         url = self._settings.database_url
         try:
             self._patience.get("preparing the database", lambda: migrate(url))
@@ -69,6 +70,8 @@ class Worker:
                 thread.start()
             for thread in threads:
                 thread.join()
+        if self._hopeless is not None:
+            raise self._hopeless
 
     def drain(self) -> None:
         """Claim no more, give back what runs."""
@@ -83,11 +86,7 @@ class Worker:
         """One slot. The thread lives as long as its engine process, see `workers.parent`."""
         try:
             while not self._leaving.is_set():
-                try:
-                    claim = place.store.claims.claim(name, self._resource_class, lease_s=self._settings.lease_s)
-                except (DatabaseError, StorageError) as error:
-                    logger.warning("cannot look for work: %s", error.message)
-                    claim = None
+                claim = self._claim(place.store, name)
                 if claim is None:
                     self._leaving.wait(self._settings.poll_s)
                     continue
@@ -103,6 +102,13 @@ class Worker:
         finally:
             child.close()
 
+    def _claim(self, store: Store, name: str) -> Claim | None:
+        try:
+            return store.claims.claim(name, self._resource_class, lease_s=self._settings.lease_s)
+        except Exception as error:  # noqa: BLE001 - the edge of a slot
+            self._take_failure("look for work", error)
+            return None
+
     def _sweep(self, place: Place) -> None:
         settings, next_collection = self._settings, time.monotonic() + _COLLECT_EVERY_S
         while not self._leaving.wait(settings.reap_s):
@@ -113,8 +119,18 @@ class Worker:
                 if time.monotonic() >= next_collection:
                     next_collection = time.monotonic() + _COLLECT_EVERY_S
                     place.artefacts.collect(place.store.artefacts_in_use)
-            except (DatabaseError, StorageError) as error:
-                logger.warning("cannot sweep: %s", error.message)
+            except Exception as error:  # noqa: BLE001 - the edge of a thread
+                self._take_failure("sweep", error)
+
+    def _take_failure(self, what: str, error: Exception) -> None:
+        """Between jobs: what may pass is tried again, also what nobody foresaw; what cannot ends the worker."""
+        if not isinstance(error, AcdcError):
+            logger.error("cannot %s; trying again", what, exc_info=error)
+        elif error.is_retryable:
+            logger.warning("cannot %s: %s", what, error.message)
+        else:
+            self._hopeless = error
+            self.drain()
 
 
 def _fail_broken(store: Store, claim: Claim, error: Exception, name: str) -> None:
@@ -124,8 +140,8 @@ def _fail_broken(store: Store, claim: Claim, error: Exception, name: str) -> Non
         store.claims.fail(
             claim, code, f"worker {name} failed around the engine ({type(error).__name__}); see its own log"
         )
-    except AcdcError as refusal:
-        logger.warning("job %s is left to the end of its lease: %s", claim.job.id, refusal.message)
+    except Exception as refusal:  # noqa: BLE001 - the edge of a slot
+        logger.warning("job %s is left to the end of its lease: %s", claim.job.id, refusal)
 
 
 def main(argv: Sequence[str] | None = None, *, engine: Sequence[str] = ENGINE) -> int:
@@ -141,20 +157,20 @@ def main(argv: Sequence[str] | None = None, *, engine: Sequence[str] = ENGINE) -
     except AcdcError as error:
         logger.error("%s", error)
         return 1
-    failures: list[AcdcError] = []
+    failures: list[Exception] = []
     # Beside the main thread, which has to be free for signals, whatever the database does.
     running = threading.Thread(target=_run, args=(worker, engine, failures), name="worker", daemon=True)
     running.start()
     _watch(running, worker, signals)
     for failure in failures:
-        logger.error("%s", failure)
+        logger.error("%s", failure, exc_info=None if isinstance(failure, AcdcError) else failure)
     return 1 if failures else 0
 
 
-def _run(worker: Worker, engine: Sequence[str], failures: list[AcdcError]) -> None:
+def _run(worker: Worker, engine: Sequence[str], failures: list[Exception]) -> None:
     try:
         worker.run(engine)
-    except AcdcError as error:
+    except Exception as error:  # noqa: BLE001 - the edge of the process
         failures.append(error)
 
 

@@ -1,7 +1,7 @@
 """Jobs as workers see them: claim, beat, keep, finish. Every write here is fenced by the claim's token.
 
-All but `claim` and `heartbeat` raise Conflict when the claim is no longer good. Then ask `heartbeat`: `lost` means
-stop and drop everything, `cancel` means that the job is being cancelled and waits for `finish_cancelled`.
+All but `claim`, `heartbeat` and `look` raise Conflict when the claim is no longer good. Then ask `heartbeat`: `lost`
+means stop and drop everything, `cancel` means that the job is being cancelled and waits for `finish_cancelled`.
 """
 
 from __future__ import annotations
@@ -62,6 +62,15 @@ class Claims:
                 write_event(connection, job.id, "progress", progress)
             connection.execute(update(jobs).where(jobs.c.id == job.id).values(values))
             return Beat(cancel=job.state == State.CANCELLING, lost=False)
+
+    def look(self, claim: Claim) -> Beat:
+        """What `heartbeat` would answer; writes nothing, so it may be asked often."""
+        query = select(jobs.c.state).where(
+            jobs.c.id == claim.job.id, jobs.c.lease_token == claim.token, jobs.c.state.in_(HELD)
+        )
+        with self._database.read() as connection:
+            state = connection.execute(query).scalar()
+        return Beat(cancel=state == State.CANCELLING, lost=state is None)
 
     def add_log(self, claim: Claim, lines: Iterable[str]) -> None:
         """Append to the job's log; a line of more than 10,000 characters is cut."""

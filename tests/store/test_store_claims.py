@@ -12,7 +12,7 @@ import pytest
 from store_samples import all_jobs, circuit, claimed, let_lease_run_out, sql, submit
 
 from acdc.errors import Conflict
-from acdc.store import CheckpointRef, NewCircuit, NewTable, State, Store
+from acdc.store import Beat, CheckpointRef, NewCircuit, NewTable, State, Store
 from acdc.store.transitions import lock_job
 
 
@@ -191,6 +191,17 @@ def test_new_checkpoint_and_lost_workers_do_not_count_as_deaths(store: Store) ->
         store.reaper.sweep()
         claim = store.claims.claim("w", claim.job.resource_class)  # type: ignore[assignment]
     assert claim.job.deaths == 2
+
+
+def test_look_answers_as_a_heartbeat_and_writes_nothing(store: Store) -> None:
+    claim = claimed(store)
+    before = store.jobs.get(claim.job.id)
+    assert store.claims.look(claim) == Beat(cancel=False, lost=False)
+    assert store.jobs.get(claim.job.id) == before
+    store.jobs.cancel(claim.job.id)
+    assert store.claims.look(claim) == store.claims.heartbeat(claim) == Beat(cancel=True, lost=False)
+    store.claims.finish_cancelled(claim)
+    assert store.claims.look(claim) == store.claims.heartbeat(claim) == Beat(cancel=False, lost=True)
 
 
 def test_log_lines_are_numbered_kept_and_made_storable(store: Store) -> None:

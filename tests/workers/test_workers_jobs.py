@@ -1,25 +1,33 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy.exc import ProgrammingError
 from store_samples import circuit
-from workers_kit import Service, both_databases, counting, until
+from workers_kit import ENGINE, WITHIN_S, Service, both_databases, counting, until
 
+from acdc.errors import SchemaMismatch
 from acdc.progress import Checkpoint
-from acdc.settings import load_settings
+from acdc.settings import Settings, load_settings
 from acdc.spec import parse_job
-from acdc.store import CheckpointRef, State
+from acdc.store import CheckpointRef, State, Store
+from acdc.store.claims import Claims
+from acdc.store.reaper import Reaper
 from acdc.version import ENGINE_VERSION
+from workers.beat import Heart
 from workers.checkpoints import read_checkpoint, write_checkpoint
+from workers.executor import EngineChild
 from workers.logs import LogTail
-from workers.wire import Failed, Run, decode_message, decode_order, encode
+from workers.wire import Done, Failed, Phase, Run, decode_message, decode_order, encode
 from workers.worker import Worker
 
 
@@ -98,22 +106,149 @@ def test_checkpoint_that_is_missing_costs_time_and_no_job(service: Service) -> N
     assert service.data(job_id)["resumed_from"] == 0
 
 
-def test_job_that_breaks_its_worker_fails_and_the_next_one_is_taken(service: Service, tmp_path: Path) -> None:
-    settings = load_settings(
-        database_url=service.url, artefacts_url=str(tmp_path / "artefacts"), data_dir=tmp_path, poll_s=0.05
+def quick_settings(service: Service) -> Settings:
+    home = service.marks.parent
+    return load_settings(
+        database_url=service.url,
+        artefacts_url=str(home / "artefacts"),
+        data_dir=home,
+        poll_s=0.05,
+        reap_s=0.05,
+        beat_s=0.1,
     )
-    worker = Worker(settings)
-    thread = threading.Thread(target=worker.run, args=([str(tmp_path / "no program")],))
+
+
+@contextlib.contextmanager
+def worker_in_thread(service: Service, *engine: str) -> Iterator[None]:
+    """Where a test has to break something inside a worker. It has ended, with all its threads, when the block has."""
+    worker = Worker(quick_settings(service))
+    thread = threading.Thread(target=worker.run, args=(engine,))
     thread.start()
     try:
-        for job in [service.ended(service.submit()) for _ in range(2)]:
-            assert job.error is not None
-            assert job.error.code == "storage"
-            assert "FileNotFoundError" in job.error.message
+        yield
     finally:
         worker.drain()
         thread.join(30)
     assert not thread.is_alive()
+
+
+def test_job_that_breaks_its_worker_fails_and_the_next_one_is_taken(service: Service, tmp_path: Path) -> None:
+    with worker_in_thread(service, str(tmp_path / "no program")):
+        for job in [service.ended(service.submit()) for _ in range(2)]:
+            assert job.error is not None
+            assert job.error.code == "storage"
+            assert "FileNotFoundError" in job.error.message
+
+
+def at_the_usual_pace(service: Service) -> None:
+    """A worker that beats as one does where nothing was set."""
+    fields = Settings.model_fields
+    service.worker(**{f"ACDC_{name.upper()}": str(fields[name].default) for name in ("lease_s", "beat_s", "reap_s")})
+
+
+def test_phases_steps_and_cancel_are_told_within_a_second_or_two(service: Service) -> None:
+    at_the_usual_pace(service)
+    quick, job_id = service.submit(), service.gated(at=4)
+    service.ended(quick)
+    told = [event.data for event in service.store.jobs.events(quick) if event.kind == "progress"]
+    assert list(dict.fromkeys(data["phase"] for data in told)) == ["starting the engine", "count"]
+    assert told[-1]["done"] > 0
+    service.at_gate()
+    until("a step", lambda: (service.job(job_id).progress or {}).get("done"), within_s=4)
+    service.store.jobs.cancel(job_id)
+    until("the end", lambda: service.job(job_id).state is State.CANCELLED, within_s=4)
+
+
+def test_every_phase_is_told_however_short_and_of_its_steps_the_latest(store: Store, tmp_path: Path) -> None:
+    job_id = store.jobs.submit(parse_job(counting()), user="ada").job.id
+    claim = store.claims.claim("w", "default")
+    assert claim is not None
+    heart = Heart(store, claim, LogTail(tmp_path / "log.txt"), beat_s=10)
+    for phase in ("load", "search"):
+        for done in range(3):
+            heart.tell({"phase": phase, "done": done})
+    heart.send_rest()
+    told = [event.data for event in store.jobs.events(job_id) if event.kind == "progress"]
+    assert told == [{"phase": "load", "done": 2}, {"phase": "search", "done": 2}]
+
+
+def test_log_that_cannot_be_read_costs_no_heartbeat_and_no_job(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torn(_self: LogTail, *, is_over: bool = False) -> list[str]:
+        raise OSError("input/output error")
+
+    monkeypatch.setattr(LogTail, "lines", torn)
+    with worker_in_thread(service, *ENGINE):
+        job_id = service.gated()
+        service.at_gate()
+        lease = service.job(job_id).lease_until
+        until("a later lease", lambda: service.job(job_id).lease_until != lease)
+        service.gate.touch()
+        assert service.ended(job_id).state is State.SUCCEEDED
+
+
+def test_error_that_nobody_foresaw_ends_no_thread_of_a_worker(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a heartbeat, a look for work and a sweep may meet: here a statement that the database refuses, once each."""
+    broken = {(Claims, "claim"), (Claims, "heartbeat"), (Reaper, "sweep")}
+    met: set[str] = set()
+
+    def breaking(name: str, real: Any) -> Any:
+        def method(self: Any, *args: Any, **options: Any) -> Any:
+            if name not in met:
+                met.add(name)
+                raise ProgrammingError("SELECT", {}, Exception("no such function"))
+            return real(self, *args, **options)
+
+        return method
+
+    for owner, name in broken:
+        monkeypatch.setattr(owner, name, breaking(name, getattr(owner, name)))
+    with worker_in_thread(service, *ENGINE):
+        until("a sweep", lambda: "sweep" in met)
+        job_id = service.gated()
+        service.at_gate()
+        until("a beat", lambda: (service.job(job_id).progress or {}).get("done"))
+        service.gate.touch()
+        assert service.ended(job_id).state is State.SUCCEEDED
+    assert met == {"claim", "heartbeat", "sweep"}
+
+
+def test_database_that_is_of_no_more_use_ends_the_worker(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hopeless(*_args: Any, **_options: Any) -> None:
+        raise SchemaMismatch("the database was replaced")
+
+    monkeypatch.setattr(Claims, "claim", hopeless)
+    with pytest.raises(SchemaMismatch, match="was replaced"):
+        Worker(quick_settings(service)).run(ENGINE)
+
+
+def test_late_message_of_one_run_never_touches_the_next(tmp_path: Path) -> None:
+    """An engine that goes on talking about its first run while it is asked for the second."""
+    program = tmp_path / "late.py"
+    program.write_text(
+        "import json, os, sys\n"
+        "orders, messages = (int(word) for word in sys.argv[2:])\n"
+        "for line in os.fdopen(orders, 'rb'):\n"
+        "    run = json.loads(line)['run']\n"
+        "    for kind, number in (('done', run - 1), ('phase', run), ('done', run)):\n"
+        "        more = {'name': 'new', 'total': 1} if kind == 'phase' else {}\n"
+        "        os.write(messages, json.dumps({'kind': kind, 'run': number, **more}).encode() + b'\\n')\n"
+    )
+    child = EngineChild(grace_s=1, command=(sys.executable, str(program)))
+    try:
+        for run in (1, 2):
+            child.begin({}, scratch=tmp_path, log=tmp_path / "log.txt")
+            heard = []
+            while not heard or heard[-1] != Done(run):
+                if message := child.hear(WITHIN_S):
+                    heard.append(message)
+                assert len(heard) < 3
+            assert heard == [Phase(run, "new", 1), Done(run)]
+    finally:
+        child.close()
 
 
 def test_worker_and_its_library_import_no_torch() -> None:
@@ -155,7 +290,7 @@ def test_checkpoint_of_another_engine_is_refused(tmp_path: Path, monkeypatch: py
 
 
 def test_lines_carry_orders_and_messages_whole() -> None:
-    spec = json.loads(parse_job({"method": {"name": "acdc", "thresholds": ["inf", 0.1]}}).canonical_json)
+    spec = json.loads(parse_job({"method": {"name": "acdc", "thresholds": ["inf"]}}).canonical_json)
     order = Run(3, spec, "scratch\nwith a line", "log", source="ü")
     assert decode_order(encode(order)) == order
     assert encode(order).count(b"\n") == 1
