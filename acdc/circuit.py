@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -327,9 +326,8 @@ class Circuit:
         try:
             provenance = header["provenance"]
             shape = GraphShape(**header["shape"])
-            if shape.n_layers * shape.n_heads > arrays["scores"].size:  # or a small file could ask for any memory
-                raise CircuitFileError(f"{name}: its arrays are too small for the graph that it names")
-            return cls(
+            _check_arrays(shape, arrays, name)  # before the graph is built: a small file could ask for any memory
+            circuit = cls(
                 graph=Graph(shape),
                 **arrays,
                 selected=Selected(**header["selected"]),
@@ -349,6 +347,13 @@ class Circuit:
             )
         except (KeyError, TypeError, ValueError, AttributeError, GraphMismatch) as error:
             raise CircuitFileError(f"{name}: the header does not describe a circuit ({error})") from None
+        if circuit.scores[~circuit.tested].any():
+            raise CircuitFileError(f"{name}: an edge has a score that was never tested")
+        if circuit.selected.connected != circuit.n_edges:
+            raise CircuitFileError(
+                f"{name}: {circuit.selected.connected} edges are said to be kept, {circuit.n_edges} are"
+            )
+        return circuit
 
     def save(self, path: Path) -> None:
         path.write_bytes(self.to_bytes())
@@ -361,6 +366,17 @@ class Circuit:
         except OSError as error:
             raise CircuitFileError(f"{path}: cannot be read: {error.strerror}") from None
         return cls.from_bytes(data, path.name)
+
+
+def _check_arrays(shape: GraphShape, arrays: Mapping[str, npt.NDArray[np.generic]], name: str) -> None:
+    """Raises CircuitFileError where the arrays are not of this graph, or of other types than are written."""
+    per_layer = shape.n_heads + int(shape.has_mlp), shape.n_heads + 2 * shape.n_kv_heads + int(shape.has_mlp)
+    size = 1 + int(shape.split_position) + shape.n_layers * per_layer[0], shape.n_layers * per_layer[1] + 1
+    for key, dtype in (("scores", np.float32), ("tested", np.bool_), ("kept", np.bool_)):
+        if arrays[key].dtype != dtype or arrays[key].shape != size:
+            raise CircuitFileError(
+                f"{name}: {key} is {arrays[key].dtype} {arrays[key].shape}; its graph needs {np.dtype(dtype)} {size}"
+            )
 
 
 def _read(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -389,8 +405,3 @@ def _read(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if version != FORMAT:
         raise CircuitFileError(f"{name}: format {version!r}; this version reads {FORMAT}")
     return header, arrays
-
-
-def finite(value: float) -> float | None:
-    """A number that may leave the engine: None instead of NaN or infinity."""
-    return value if math.isfinite(value) else None

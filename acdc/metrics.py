@@ -9,6 +9,7 @@ answers are given; it has no gradient.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,6 +34,9 @@ class Metric:
     def __call__(self, logits: Tensor, batch: Batch, clean_logprobs: Tensor | None = None) -> Tensor:
         if self.needs_wrong and not bool(batch.wrong.exists.any(1).all()):
             raise TaskError(f"metric {self.name} compares right with wrong answers and some prompts have no wrong ones")
+        logits = (
+            logits if logits.dtype == torch.float64 else logits.float()
+        )  # sums in float32, whatever the model's dtype
         if self.needs_clean and clean_logprobs is None:
             raise TaskError(f"metric {self.name} needs the clean run's predictions")
         return self.function(logits, batch, clean_logprobs)
@@ -88,6 +92,18 @@ METRICS = {
 
 
 def chance_level(batches: list[Batch], vocab_size: int) -> float:
-    """Accuracy of a coin (right against wrong answers) or of a guess over the vocabulary, averaged over examples."""
-    coin = torch.cat([batch.wrong.exists.any(-1) for batch in batches])
-    return torch.where(coin, 0.5, 1.0 / vocab_size).mean().item()
+    """The accuracy that guessing would reach, averaged over examples: with wrong answers the chance that random logits
+    (standard normal, independent) put more probability on the right ones; without, one in the vocabulary."""
+    chances: list[float] = []
+    for batch in batches:
+        counts = zip(batch.right.exists.sum(-1).tolist(), batch.wrong.exists.sum(-1).tolist(), strict=True)
+        chances += [_chance(right, wrong) if wrong else right / vocab_size for right, wrong in counts]
+    return sum(chances) / len(chances)
+
+
+@functools.cache
+def _chance(n_right: int, n_wrong: int, draws: int = 20_000) -> float:
+    if n_right == n_wrong:
+        return 0.5
+    logits = torch.randn(draws, n_right + n_wrong, generator=torch.Generator().manual_seed(0))
+    return (logits[:, :n_right].logsumexp(-1) > logits[:, n_right:].logsumexp(-1)).double().mean().item()

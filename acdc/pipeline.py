@@ -6,6 +6,7 @@ The one place where specs (pydantic) meet the engine (plain arguments).
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import torch
 from acdc.circuit import Choices, Circuit, Provenance, Run, Selected, TaskCard
 from acdc.discovery import METHODS
 from acdc.discovery.problem import Found, Problem, add_scores
-from acdc.errors import GraphMismatch, TaskError, UnknownModel
+from acdc.errors import GraphMismatch, TaskError
 from acdc.evaluation.editing import complement, edited
 from acdc.evaluation.judging import Judgement, Plan, judge
 from acdc.evaluation.random_circuits import random_circuits
@@ -25,12 +26,11 @@ from acdc.graph import BoolMatrix, Graph
 from acdc.metrics import METRICS
 from acdc.models.cache import ModelCache
 from acdc.models.loading import Loaded
-from acdc.models.reference import Reference
 from acdc.models.transformer import as_found
 from acdc.progress import Progress
 from acdc.selection import Kept, rank, size_of
 from acdc.setting import Setting, make_setting, peak_memory_bytes, top_tokens
-from acdc.spec import DiscoverSpec, EvaluateSpec, JobSpec, ModelRef, Selection, TrySpec, parse_job
+from acdc.spec import DiscoverSpec, EvaluateSpec, JobSpec, Selection, TrySpec, parse_job, reference_of
 from acdc.tasks import TASKS
 from acdc.tasks.custom import build_custom
 from acdc.tasks.prompts import PromptSet, Tokenizer
@@ -64,7 +64,7 @@ def run_job(spec: JobSpec, *, models: ModelCache, progress: Progress, source: Ci
 
 def run_on(loaded: Loaded, spec: JobSpec, progress: Progress, source: Circuit | None = None) -> list[Result]:
     """The same with the model at hand. It is left exactly as it was found."""
-    with as_found(loaded.model):
+    with torch.inference_mode(False), as_found(loaded.model):
         match spec:
             case DiscoverSpec():
                 return discover(loaded, spec, progress)
@@ -73,16 +73,6 @@ def run_on(loaded: Loaded, spec: JobSpec, progress: Progress, source: Circuit | 
             case TrySpec():
                 assert source is not None
                 return [try_prompt(loaded, spec, progress, source)]
-
-
-def reference_of(text: str) -> Reference:
-    """The engine's form of a model reference."""
-    ref = ModelRef.parse(text)
-    if ref.kind == "loaded":
-        raise UnknownModel(
-            f"model {text!r} exists only in the process that loaded it; give a reference that can be loaded"
-        )
-    return Reference(text=text, kind=ref.kind, name=ref.name, revision=ref.revision, member=ref.member)
 
 
 # -- discover ----------------------------------------------------------------------------------------------------------
@@ -96,9 +86,12 @@ def discover(loaded: Loaded, spec: DiscoverSpec, progress: Progress) -> list[Res
     results = []
     for found in _search(setting, spec, parameters, progress):
         kept = _kept(setting.t.graph, found, spec.selection)
-        judgement = _judge(setting, spec, found.scores, found.tested, kept, progress)
+        # The costs that a search with decisions saw are no ranking: such a circuit gets no curve.
+        ranked = found.tested if found.kept is None else np.zeros_like(found.tested)
+        judgement = _judge(setting, spec, found.scores, ranked, kept, progress)
         objective = " + ".join(spec.objectives)
-        provenance = _provenance(setting, spec, spec.method.name, parameters, objective, begin, found)
+        recorded = {name: json.loads(spec.canonical_json)["method"][name] for name in parameters}
+        provenance = _provenance(setting, spec, spec.method.name, recorded, objective, begin, found)
         results.append(Result(found.key, _circuit(setting, found, judgement, provenance)))
     return results
 
@@ -114,8 +107,10 @@ def _search(setting: Setting, spec: DiscoverSpec, parameters: Mapping[str, Any],
 
 def _kept(graph: Graph, found: Found, selection: Selection) -> Kept | None:
     """The circuit that the spec or the search decides on; None leaves it to k*."""
-    if selection.size is not None:
+    if selection.size is not None and found.kept is None:
         n = selection.size if isinstance(selection.size, int) else size_of(selection.size, graph.n_edges)
+        if n > graph.n_edges:
+            raise TaskError(f"selection.size asks for {n:,} edges and this graph has {graph.n_edges:,}")
         return rank(graph, found.scores, found.tested, selection.rule or "signed").select(n)
     return None if found.kept is None else Kept.of(graph, found.kept, "decisions")
 
@@ -219,6 +214,7 @@ def try_prompt(loaded: Loaded, spec: TrySpec, progress: Progress, source: Circui
     """The likeliest next tokens of the model, the circuit, its complement and a matched random circuit."""
     asked = parse_job(source.provenance.run.spec)
     assert not isinstance(asked, TrySpec)
+    _require_the_same_weights(loaded, source)
     setting = _setting(loaded, asked, progress, prompts_for_mean=spec.corrupt is None)
     graph = setting.t.graph
     if source.graph != graph:
@@ -233,6 +229,15 @@ def try_prompt(loaded: Loaded, spec: TrySpec, progress: Progress, source: Circui
     ablation = "mean over the searched prompts" if spec.corrupt is None else "resample"
     data = {"prompt": spec.prompt, "corrupt": spec.corrupt, "ablation": ablation, "edges": source.n_edges}
     return Result("try", data={**data, "columns": dict(zip(masks, columns, strict=True))})
+
+
+def _require_the_same_weights(loaded: Loaded, source: Circuit) -> None:
+    found_on = source.provenance.model
+    if loaded.card.fingerprint != found_on.fingerprint:
+        raise GraphMismatch(
+            f"the circuit was found on other weights than {loaded.card.reference} now has (sha256 "
+            f"{found_on.fingerprint[:12]}, now {loaded.card.fingerprint[:12]}); evaluate it there first"
+        )
 
 
 # -- what all of them share --------------------------------------------------------------------------------------------
@@ -312,7 +317,7 @@ def _provenance(
             engine_version=ENGINE_VERSION,
             torch_version=torch.__version__,
             transformers_version=transformers.__version__,
-            dtype=spec.compute.dtype,
+            dtype=str(setting.t.dtype).removeprefix("torch."),
             device=str(setting.t.device),
             threads=torch.get_num_threads(),
             seed=spec.seed,
@@ -320,7 +325,7 @@ def _provenance(
             peak_memory_bytes=peak_memory_bytes(setting.t.device),
             passes=dict(found.passes) if found else {},
             facts=dict(found.facts) if found else {},
-            spec=spec.model_dump(mode="json"),
+            spec=json.loads(spec.canonical_json),
         ),
     )
 

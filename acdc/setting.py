@@ -25,6 +25,7 @@ from acdc.patching.batches import Batch, make_batches
 from acdc.patching.circuits import Prompts, measure, measure_corrupt, prepare
 from acdc.patching.masked import run_masked
 from acdc.progress import Progress
+from acdc.tasks.encoding import Encoder
 from acdc.tasks.prompts import Pair, PromptSet
 
 
@@ -91,7 +92,8 @@ def make_setting(
     """
     progress.phase("parity", 1)
     t = wrap(loaded.model)
-    parity = check_parity(t, *probe_tokens(t))
+    longest = max(len(pair.clean) for pair in (*prompt_set.search, *prompt_set.held_out))
+    parity = check_parity(t, *probe_tokens(t, longest))
     progress.step(1)
     batches = {
         "search": make_batches(t, prompt_set.search, batch_tokens, memory_bytes),
@@ -126,8 +128,9 @@ def top_tokens(
 
     Raises TaskError where clean and corrupt prompt differ in tokens.
     """
-    clean_ids = tokenizer.encode(prompt)
-    corrupt_ids = clean_ids if corrupt is None else tokenizer.encode(corrupt)
+    encoder = Encoder(tokenizer)
+    clean_ids = encoder.prompt(prompt)
+    corrupt_ids = clean_ids if corrupt is None else encoder.prompt(corrupt)
     if len(clean_ids) != len(corrupt_ids):
         raise TaskError(
             f"the prompt has {len(clean_ids)} tokens and the corrupt one {len(corrupt_ids)}: make them equal"

@@ -9,14 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from acdc.errors import Fault, SpecError
+from acdc.errors import Fault, SpecError, UnknownModel
 from acdc.models.catalogue import CATALOGUE
+from acdc.models.reference import Reference
 from acdc.tasks import TASKS
 
 MetricName = Literal["logit_diff", "prob_diff", "kl_divergence", "answer_logprob", "accuracy"]
@@ -24,10 +35,29 @@ Rule = Literal["signed", "absolute"]
 GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 NonEmpty = Annotated[str, Field(min_length=1, max_length=200)]
+_WORD_OF = {"task": "name", "method": "name", "ablation": "kind"}  # fields that may be written as one word
 
 
 class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="strings")
+
+
+def written_out(key: str, value: object) -> object:
+    """`ioi` as `{"name": "ioi"}`, for the fields that may be written as one word."""
+    return {_WORD_OF[key]: value} if key in _WORD_OF and isinstance(value, str) else value
+
+
+def spell_infinity(value: Any) -> Any:
+    """JSON has no infinity: a spec's infinite thresholds travel and are stored as the words that a spec also reads."""
+    match value:
+        case float() if value in (float("inf"), float("-inf")):
+            return "Infinity" if value > 0 else "-Infinity"
+        case Mapping():
+            return {key: spell_infinity(item) for key, item in value.items()}
+        case list() | tuple():
+            return [spell_infinity(item) for item in value]
+        case _:
+            return value
 
 
 # -- models ------------------------------------------------------------------------------------------------------------
@@ -81,6 +111,16 @@ class ModelRef(Frozen):
                 return f"{self.kind}:{self.name}"
 
 
+def reference_of(text: str) -> Reference:
+    """The engine's form of a model reference. Raises UnknownModel for one that no process can load."""
+    ref = ModelRef.parse(text)
+    if ref.kind == "loaded":
+        raise UnknownModel(
+            f"model {text!r} exists only in the process that loaded it; give a reference that can be loaded"
+        )
+    return Reference(text=text, kind=ref.kind, name=ref.name, revision=ref.revision, member=ref.member)
+
+
 # -- tasks -------------------------------------------------------------------------------------------------------------
 
 
@@ -114,7 +154,9 @@ class TaskSpec(Frozen):
     prompts: int = Field(default=128, ge=1, le=100_000, description="prompts to search on")
     held_out: int = Field(default=64, ge=1, le=100_000, description="prompts held out by group")
     seed: int = Field(default=0, ge=0, lt=2**63)
-    pairs: tuple[CustomPair, ...] | None = Field(default=None, description="custom prompts; only with name: custom")
+    pairs: tuple[CustomPair, ...] | None = Field(
+        default=None, min_length=1, validate_default=True, description="custom prompts; only with name: custom"
+    )
     strict: bool = Field(default=False, description="refuse unusable custom rows instead of dropping them")
 
     @field_validator("name")
@@ -124,19 +166,24 @@ class TaskSpec(Frozen):
             raise ValueError(f"unknown task {value!r}; known tasks: {', '.join(sorted(TASKS))}, custom")
         return value
 
-    @model_validator(mode="after")
-    def _fits_the_task(self) -> TaskSpec:
-        faults = []
-        if (self.name == "custom") != (self.pairs is not None):
-            faults.append("`pairs` and `name: custom` belong together")
-        if self.name in TASKS and self.corruption is not None and self.corruption not in TASKS[self.name].corruptions:
-            known = ", ".join(TASKS[self.name].corruptions)
-            faults.append(f"task {self.name!r} has no corruption {self.corruption!r}; it has: {known}")
-        if self.name == "custom" and self.corruption not in (None, "given", "swap_within_group"):
-            faults.append(f"custom pairs have no corruption {self.corruption!r}; they have: given, swap_within_group")
-        if faults:
-            raise ValueError("; ".join(faults))
-        return self
+    @field_validator("corruption")
+    @classmethod
+    def _corruption_is_known(cls, value: str | None, info: ValidationInfo) -> str | None:
+        name = info.data.get("name")
+        known = ("given", "swap_within_group") if name == "custom" else TASKS[name].corruptions if name in TASKS else ()
+        if value is not None and known and value not in known:
+            raise ValueError(f"task {name!r} has no corruption {value!r}; it has: {', '.join(known)}")
+        return value
+
+    @field_validator("pairs")
+    @classmethod
+    def _pairs_are_of_a_custom_task(
+        cls, value: tuple[CustomPair, ...] | None, info: ValidationInfo
+    ) -> tuple[CustomPair, ...] | None:
+        name = info.data.get("name")
+        if name is not None and (name == "custom") != (value is not None):
+            raise ValueError("`pairs` and `name: custom` belong together")
+        return value
 
 
 def _as_tuple(value: object) -> object:
@@ -197,6 +244,10 @@ class Acdc(Frozen):
     def _no_nan(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if any(threshold != threshold for threshold in value):
             raise ValueError("a threshold is not a number")
+        if len(value) > 1 and not all(0 < threshold < math.inf for threshold in value):
+            raise ValueError(
+                "over several thresholds an edge's score is the largest it survives: give finite ones above 0"
+            )
         return tuple(sorted(set(value), reverse=True))
 
 
@@ -228,18 +279,33 @@ class EvaluationSpec(Frozen):
     random_circuits: int = Field(default=20, ge=0, le=1000, description="matched to the kept circuit")
     band_circuits: int = Field(default=5, ge=0, le=1000, description="matched to each point of the curve")
 
+    @field_validator("rules")
+    @classmethod
+    def _once(cls, value: tuple[Rule, ...]) -> tuple[Rule, ...]:
+        return tuple(dict.fromkeys(value))
+
     @field_validator("grid")
     @classmethod
     def _sorted(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         return tuple(sorted(set(value)))
 
 
+def _as_size(value: object) -> object:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    is_share = isinstance(value, float) and 0 < value <= 1
+    if value is not None and not (is_count or is_share):
+        raise ValueError(f"give a number of edges (100) or a share of them (0.01; 1.0 is all), not {value!r}")
+    return value
+
+
 class Selection(Frozen):
     """Which circuit of all scores is kept. Give `size` as a number of edges, a share of them, or leave it out for k*:
     the smallest connected circuit with f in [.8, 1.2] and KL(C) <= KL(empty) / 2. `acdc` keeps its own decisions."""
 
-    rule: Literal["signed", "absolute", "greedy"] | None = Field(default=None, description="the better one by default")
-    size: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = None
+    rule: Literal["signed", "absolute", "greedy"] | None = Field(
+        default=None, description="by default signed with a size, and the one with the smaller k* without"
+    )
+    size: Annotated[int | float, BeforeValidator(_as_size)] | None = None
 
 
 class Compute(Frozen):
@@ -265,7 +331,28 @@ class Edit(Frozen):
     remove_nodes: tuple[str, ...] = ()
 
 
-class _Job(Frozen):
+class _Request(Frozen):
+    """What every job has."""
+
+    limits: Limits = Field(default_factory=Limits)
+    name: str | None = Field(default=None, max_length=200)
+    tags: tuple[NonEmpty, ...] = Field(default=(), max_length=50)
+    notes: str | None = Field(default=None, max_length=10_000)
+
+    @property
+    def canonical_json(self) -> str:
+        """Every field written out, keys sorted, no spaces: equal requests are equal strings."""
+        data = spell_infinity(self.model_dump(mode="json"))
+        return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.canonical_json.encode()).hexdigest()
+
+
+class _Measured(_Request):
+    """A job that builds a task's prompts and measures circuits on them."""
+
     model: str = "smollm2-135m-instruct-q4"
     task: TaskSpec = Field(default_factory=TaskSpec)
     metric: MetricName = "logit_diff"
@@ -273,64 +360,55 @@ class _Job(Frozen):
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     selection: Selection = Field(default_factory=Selection)
     compute: Compute = Field(default_factory=Compute)
-    limits: Limits = Field(default_factory=Limits)
     seed: int = Field(default=0, ge=0, lt=2**63)
-    name: str | None = Field(default=None, max_length=200)
-    tags: tuple[NonEmpty, ...] = Field(default=(), max_length=50)
-    notes: str | None = Field(default=None, max_length=10_000)
 
     @field_validator("model")
     @classmethod
     def _model_parses(cls, value: str) -> str:
         return str(ModelRef.parse(value))
 
-    @field_validator("task", "ablation", mode="before")
+    @field_validator(*_WORD_OF, mode="before", check_fields=False)
     @classmethod
-    def _word_is_enough(cls, value: object, info: Any) -> object:
-        key = "kind" if info.field_name == "ablation" else "name"
-        return {key: value} if isinstance(value, str) else value
-
-    @property
-    def canonical_json(self) -> str:
-        """Every field written out, keys sorted, no spaces: equal requests are equal strings."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.canonical_json.encode()).hexdigest()
+    def _word_is_enough(cls, value: object, info: ValidationInfo) -> object:
+        return written_out(str(info.field_name), value)
 
 
-class DiscoverSpec(_Job):
+class DiscoverSpec(_Measured):
     """Search a circuit."""
 
     kind: Literal["discover"] = "discover"
-    method: MethodSpec = Field(default_factory=EapIgInputs)
+    method: MethodSpec = Field(default_factory=EapIgInputs, validate_default=True)
 
     @field_validator("method", mode="before")
     @classmethod
-    def _method_word_is_enough(cls, value: object) -> object:
-        return {"name": value} if isinstance(value, str) else value
+    def _parameters_are_of_the_default_method(cls, value: object) -> object:
+        return {"name": EapIgInputs().name, **value} if isinstance(value, Mapping) else value
 
     @property
     def objectives(self) -> tuple[MetricName, ...]:
         """What the search improves: the method's own objective, else KL for acdc and the metric for the others."""
-        own = self.method.objective
-        if own is None:
-            return ("kl_divergence",) if self.method.name == "acdc" else (self.metric,)
-        return (own,) if isinstance(own, str) else own
+        return _objectives(self.method, self.metric)
 
-    @model_validator(mode="after")
-    def _combination_works(self) -> DiscoverSpec:
-        objectives = self.objectives
+    @field_validator("method")
+    @classmethod
+    def _combination_works(cls, method: MethodSpec, info: ValidationInfo) -> MethodSpec:
+        objectives = _objectives(method, info.data.get("metric", "logit_diff"))
         if len(set(objectives)) < len(objectives):
-            raise ValueError(f"an objective is named twice in {objectives}")
-        if self.method.name in ("eap", "eap-ig-inputs", "eap-ig-activations") and "accuracy" in objectives:
-            raise ValueError(f"method {self.method.name!r} needs a gradient and accuracy has none; use logit_diff")
-        if self.method.name == "eap" and "kl_divergence" in objectives:
+            raise ValueError(f"an objective is named twice in {', '.join(objectives)}")
+        if method.name in ("eap", "eap-ig-inputs", "eap-ig-activations") and "accuracy" in objectives:
+            raise ValueError(f"method {method.name!r} needs a gradient and accuracy has none; use logit_diff")
+        if method.name == "eap" and "kl_divergence" in objectives:
             raise ValueError(
                 "method 'eap' cannot use kl_divergence: its gradient at the clean run is zero; use eap-ig-inputs"
             )
-        return self
+        return method
+
+
+def _objectives(method: MethodSpec, metric: MetricName) -> tuple[MetricName, ...]:
+    own = method.objective
+    if own is None:
+        return ("kl_divergence",) if method.name == "acdc" else (metric,)
+    return (own,) if isinstance(own, str) else own
 
 
 class Hypothesis(Frozen):
@@ -346,7 +424,7 @@ class Hypothesis(Frozen):
         return self
 
 
-class EvaluateSpec(_Job):
+class EvaluateSpec(_Measured):
     """Evaluate a stored circuit again (other prompts, metric, ablation or size; edges or nodes added or removed), or a
     hypothesis for the first time.
 
@@ -365,8 +443,9 @@ class EvaluateSpec(_Job):
         return self
 
 
-class TrySpec(_Job):
+class TrySpec(_Request):
     """The likeliest next tokens of the model, a circuit, its complement and a matched random circuit, on one prompt.
+    Model, task and seed are those of the job that found the circuit.
 
     corrupt: a prompt of as many tokens for resample ablation; without one, cut edges carry the mean over the circuit's
     own searched prompts.
@@ -379,7 +458,8 @@ class TrySpec(_Job):
     top: int = Field(default=10, ge=1, le=1000)
 
 
-JobSpec = DiscoverSpec | EvaluateSpec | TrySpec
+MeasuredSpec = DiscoverSpec | EvaluateSpec
+JobSpec = MeasuredSpec | TrySpec
 KINDS: dict[str, type[DiscoverSpec] | type[EvaluateSpec] | type[TrySpec]] = {
     "discover": DiscoverSpec,
     "evaluate": EvaluateSpec,
@@ -389,9 +469,27 @@ _OF_THE_CIRCUIT = ("model", "task", "metric", "ablation", "evaluation", "compute
 
 
 def with_defaults_of(circuit_spec: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """What an evaluation of a stored circuit asks for: its own fields, else those of the circuit's job."""
-    inherited = {key: circuit_spec[key] for key in _OF_THE_CIRCUIT if key in circuit_spec}
-    return {**inherited, **data}
+    """What an evaluation of a stored circuit asks for: its own fields, else those of the circuit's job.
+
+    Of a field with fields of its own (`task`, `ablation`, …) those left out are inherited too, as long as both speak of
+    the same task or the same kind of ablation.
+    """
+    merged = dict(data)
+    for key in _OF_THE_CIRCUIT:
+        if key in circuit_spec:
+            inherited = circuit_spec[key]
+            merged[key] = _laid_over(key, inherited, data[key]) if key in data else inherited
+    return merged
+
+
+def _laid_over(key: str, inherited: object, own: object) -> object:
+    below, above = written_out(key, inherited), written_out(key, own)
+    if not isinstance(below, Mapping) or not isinstance(above, Mapping):
+        return own
+    word = _WORD_OF.get(key)
+    if word in above and above[word] != below.get(word):
+        return own  # another task: its prompts have nothing to do with those
+    return {**below, **above}
 
 
 def parse_job(data: object) -> JobSpec:

@@ -6,9 +6,9 @@
 3. Cut the edge if what it costs, m(circuit as it stands) - m(without it), is below the threshold (under the
    absolute rule: if its size is). A cut edge stays cut, and the circuit without it is the one that stands from then on.
 
-A receiver with no kept way to the logits cannot change m: its edges cost exactly 0, and no forward is spent on them.
-Scores are the costs seen. Over several thresholds there is a further result, whose scores are the largest thresholds
-survived.
+A receiver with no kept way to the logits cannot change m: its edges cost exactly 0, no forward is spent on them, and
+they count as never tested. Scores are the costs seen. Over several thresholds there is a further result, whose scores
+are the largest thresholds survived.
 This is the plain form, the oracle of any faster one. Cost: one masked forward per tested edge.
 """
 
@@ -58,8 +58,10 @@ class _State:
 
     kept: BoolMatrix
     costs: Scores
+    tested: BoolMatrix
     done_kept: list[BoolMatrix]
     done_costs: list[Scores]
+    done_tested: list[BoolMatrix]
     position: int = 0
     evaluations: int = 0
 
@@ -70,9 +72,11 @@ class _State:
     @classmethod
     def resumed(cls, saved: Checkpoint | None, graph: Graph, n_receivers: int) -> _State:
         if saved is None:
-            return cls(graph.legal.copy(), np.zeros(graph.legal.shape, np.float32), [], [])
-        kept, costs = saved.arrays["kept"].astype(bool), saved.arrays["costs"].astype(np.float32)
-        state = cls(kept[-1], costs[-1], list(kept[:-1]), list(costs[:-1]), position=saved.step % n_receivers)
+            return cls(*_fresh(graph), [], [], [])
+        kept, tested = saved.arrays["kept"].astype(bool), saved.arrays["tested"].astype(bool)
+        costs = saved.arrays["costs"].astype(np.float32)
+        done = list(kept[:-1]), list(costs[:-1]), list(tested[:-1])
+        state = cls(kept[-1], costs[-1], tested[-1], *done, position=saved.step % n_receivers)
         state.evaluations = int(str(saved.facts["evaluations"]))
         if saved.step and state.position == 0:  # saved right at the end of a search
             state.next_search(graph)
@@ -82,14 +86,21 @@ class _State:
         arrays = {
             "kept": np.stack([*self.done_kept, self.kept]),
             "costs": np.stack([*self.done_costs, self.costs]),
+            "tested": np.stack([*self.done_tested, self.tested]),
         }
         return Checkpoint(self.search * n_receivers + self.position, {"evaluations": self.evaluations}, arrays)
 
     def next_search(self, graph: Graph) -> None:
         self.done_kept.append(self.kept)
         self.done_costs.append(self.costs)
-        self.kept, self.costs = graph.legal.copy(), np.zeros(graph.legal.shape, np.float32)
+        self.done_tested.append(self.tested)
+        self.kept, self.costs, self.tested = _fresh(graph)
         self.position = 0
+
+
+def _fresh(graph: Graph) -> tuple[BoolMatrix, Scores, BoolMatrix]:
+    """Where each search begins: all kept, nothing tested."""
+    return graph.legal.copy(), np.zeros(graph.legal.shape, np.float32), np.zeros_like(graph.legal)
 
 
 def _visit(
@@ -110,6 +121,7 @@ def _visit(
         if is_live:
             state.kept[sender, receiver] = False
             without = float(problem.measure(_mask(state.kept))[0].mean())
+            state.tested[sender, receiver] = True
             state.evaluations += 1
         cost = current - without
         is_cut = (abs(cost) if rule == "absolute" else cost) < threshold
@@ -126,12 +138,10 @@ def _mask(kept: BoolMatrix) -> torch.Tensor:
 
 def _results(graph: Graph, thresholds: Sequence[float], state: _State) -> list[Found]:
     passes = {"masked_forward": float(state.evaluations)}
+    searches = zip(thresholds, state.done_kept, state.done_costs, state.done_tested, strict=True)
     if len(thresholds) == 1:
-        return [Found(state.done_costs[0], graph.legal.copy(), state.done_kept[0], passes=passes)]
-    found = [
-        Found(costs, graph.legal.copy(), kept, f"threshold={float(threshold)!r}", passes)
-        for threshold, kept, costs in zip(thresholds, state.done_kept, state.done_costs, strict=True)
-    ]
+        return [Found(costs, tested, kept, passes=passes) for _, kept, costs, tested in searches]
+    found = [Found(costs, tested, kept, f"threshold={tau!r}", passes) for tau, kept, costs, tested in searches]
     survived = np.zeros(graph.legal.shape, np.float32)
     for threshold, kept in reversed(list(zip(thresholds, state.done_kept, strict=True))):  # ascending: the largest last
         survived[kept] = threshold

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from acdc.circuit import Areas, KStar, Report
 from acdc.circuit import Point as Judged
@@ -66,6 +66,8 @@ def draw_curve(report: Report, *, rules: Sequence[str] | None = None) -> str:
 
     Raises ValueError for a rule that the report has no point of.
     """
+    # A curve over log size has no place for the empty circuit, which the sweep of a small graph begins with.
+    report = replace(report, points=tuple(point for point in report.points if point.fraction > 0))
     known = list(dict.fromkeys(point.rule for point in report.points))
     rules = known if rules is None else list(rules)
     if missing := [rule for rule in rules if rule not in known]:

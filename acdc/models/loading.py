@@ -56,12 +56,11 @@ def load_local(local: LocalModel, dtype: str, device: str) -> Loaded:
 
 
 def describe_loaded(model: Any, tokenizer: Any, title: str | None = None) -> Loaded:
-    """A model that the caller has in memory already, as if it had been loaded: set to eval mode, else untouched.
+    """A model that the caller has in memory already, as if it had been loaded: nothing of it is changed.
 
     Its fingerprint is of the tensors as they are now, so it differs from the files' where the dtype does.
     Raises BadWeights for NaN or infinity.
     """
-    model.eval()
     config = model.config.to_dict()
     found = fingerprint(config, sorted(_own_tensors(model)))
     name = title or str(getattr(model.config, "name_or_path", "")) or type(model).__name__

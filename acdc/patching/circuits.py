@@ -38,6 +38,7 @@ def prepare(t: Transformer, batches: Sequence[Batch], ablation: Ablation) -> lis
         inputs = t.embed(batch.clean)
         _, last = record(t, batch.clean)
         logits = t.unembed(batch.take(last))[batch.first_read]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         prepared.append(Prompts(batch, inputs, ablation.values(t, batch), logits.log_softmax(-1)))
     return prepared
 

@@ -32,14 +32,6 @@ class NodeOutputs:
             [a - b for a, b in zip(self.mlp, other.mlp, strict=True)],
         )
 
-    def rows(self, start: int, stop: int) -> NodeOutputs:
-        """The prompts start..stop; outputs that are the same for all prompts stay as they are."""
-
-        def cut(x: Tensor, dim: int) -> Tensor:
-            return x if x.shape[dim] == 1 else x.narrow(dim, start, stop - start)
-
-        return NodeOutputs(cut(self.inputs, 1), [cut(x, 0) for x in self.z], [cut(x, 0) for x in self.mlp])
-
 
 class Watcher(Protocol):
     """Sees the tensors of a plain forward as they arise, and may return others in their place."""

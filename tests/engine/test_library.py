@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from transformers import PreTrainedTokenizerFast
 
 import acdc
 from acdc.circuit import Circuit
-from acdc.errors import GraphMismatch, ParityFailed, SpecError, TaskError
+from acdc.drawing import draw_curve
+from acdc.errors import CircuitFileError, GraphMismatch, ParityFailed, SpecError, TaskError
 from acdc.models.loading import describe_loaded
 from acdc.pipeline import run_on
 from acdc.progress import Quiet
-from acdc.spec import parse_job, with_defaults_of
+from acdc.spec import DiscoverSpec, parse_job, with_defaults_of
 
 SMALL = {"grid": [0.1, 0.5, 1.0], "random_circuits": 2, "band_circuits": 1}
 
@@ -106,8 +108,10 @@ def test_the_same_spec_gives_the_same_circuit_with_one_thread_and_with_two(
 
 
 def test_the_model_is_as_it_was_found(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
-    fresh = tiny("llama", torch.float32)
-    discover(fresh, tokenizer)
+    fresh = tiny("llama", torch.float32).train()
+    with torch.inference_mode():  # as many notebooks do
+        discover(fresh, tokenizer)
+    assert all(part.training for part in fresh.modules())
     assert all(parameter.requires_grad for parameter in fresh.parameters())
     assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), model.state_dict().values(), strict=True))
 
@@ -219,3 +223,58 @@ def test_a_model_that_its_description_does_not_fit_is_refused(tokenizer: PreTrai
     attention.forward = lambda *args, **kwargs: (original(*args, **kwargs)[0] * 1.1, None)
     with pytest.raises(ParityFailed, match="plain forward"):
         discover(model, tokenizer)
+
+
+def test_a_small_graph_swept_at_every_size_still_draws_its_curve(
+    model: Any, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    found = discover(model, tokenizer, evaluation={"random_circuits": 1, "band_circuits": 1}, selection={})
+    assert found.report is not None
+    assert min(point.fraction for point in found.report.points) == 0
+    assert draw_curve(found.report).startswith("<svg")
+
+
+def test_one_threshold_gives_a_set_and_no_curve(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    fields = {"evaluation": SMALL, "task": {"prompts": 4, "held_out": 4}}
+    found = acdc.discover(model, tokenizer, rows(12), method={"name": "acdc", "thresholds": 0.01}, **fields)
+    assert found.report is not None
+    assert found.report.points == ()
+    assert found.selected.rule == "decisions"
+    assert found.report.kept
+    assert not found.scores[~found.tested].any()
+
+
+@pytest.mark.parametrize("threshold", [float("inf"), float("-inf")])
+def test_infinite_thresholds_are_stored_and_read_back(
+    model: Any, tokenizer: PreTrainedTokenizerFast, threshold: float
+) -> None:
+    fields = {"evaluation": SMALL, "task": {"prompts": 4, "held_out": 4}}
+    found = acdc.discover(model, tokenizer, rows(12), method={"name": "acdc", "thresholds": threshold}, **fields)
+    assert found.n_edges == (found.graph.n_edges if threshold < 0 else 0)
+    again = Circuit.from_bytes(found.to_bytes())
+    spec = parse_job(again.provenance.run.spec)
+    assert isinstance(spec, DiscoverSpec)
+    assert spec.method.thresholds == (threshold,)  # type: ignore[union-attr]
+
+
+def test_more_edges_than_there_are_cannot_be_asked_for(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(TaskError, match="asks for 1,000,000 edges and this graph has 190"):
+        discover(model, tokenizer, selection={"size": 1_000_000})
+
+
+def test_a_circuit_is_not_tried_on_other_weights(tokenizer: PreTrainedTokenizerFast, circuit: Circuit) -> None:
+    other = describe_loaded(tiny("llama", torch.float32, seed=1), tokenizer)
+    spec = parse_job({"kind": "try", "circuit": "stored", "prompt": "w3 w4"})
+    with pytest.raises(GraphMismatch, match="found on other weights"):
+        run_on(other, spec, Quiet(), circuit)
+
+
+def test_a_file_with_other_types_or_counts_is_refused(circuit: Circuit) -> None:
+    spoilt = {
+        "are said to be kept": replace(circuit, selected=replace(circuit.selected, connected=7)),
+        "never tested": replace(circuit, tested=np.zeros_like(circuit.tested)),
+        "scores is float64": replace(circuit, scores=circuit.scores.astype(np.float64)),
+    }
+    for message, one in spoilt.items():
+        with pytest.raises(CircuitFileError, match=message):
+            Circuit.from_bytes(one.to_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
@@ -161,6 +162,16 @@ def test_role_means_are_means_over_the_positions_of_that_role() -> None:
     spread = mean.values(t, batches[0])
     assert torch.equal(spread.z[1][0, 0], mean.by_role["first"].z[1][0, 0])
     assert torch.equal(spread.z[1][0, 2], mean.overall.z[1][0, 0])
+
+
+@torch.no_grad()
+def test_means_are_of_prompts_whatever_the_answers_are() -> None:
+    t = wrap(tiny("llama"))
+    short = random_pairs(4, lengths=(5, 6))
+    long = [replace(short[0], answers=((1, 2, 3), (4, 5))), *short[1:]]
+    one, other = (mean_over(t, make_batches(t, pairs, 512, MEMORY), per_role=True) for pairs in (short, long))
+    assert torch.allclose(one.overall.z[1], other.overall.z[1], atol=1e-9)
+    assert torch.allclose(one.by_role["end"].z[1], other.by_role["end"].z[1], atol=1e-9)
 
 
 def test_mixed_lengths_give_the_metrics_of_single_prompts() -> None:

@@ -92,6 +92,16 @@ def test_without_wrong_answers_accuracy_asks_for_the_first_rank() -> None:
         assert chance_level(make_batches(t, pairs, 512, MEMORY), t.vocab_size) == pytest.approx(1 / 50)
 
 
+def test_chance_is_what_random_logits_reach_against_several_wrong_answers() -> None:
+    t = wrap(tiny("llama"))
+    pairs = [Pair((1, 2), (3, 4), ((5,),), tuple((i,) for i in range(6, 6 + n)), "a") for n in (1, 5)]
+    rng = np.random.default_rng(3)
+    logits = rng.standard_normal((100_000, 6))
+    against_five = (np.exp(logits[:, 0]) > np.exp(logits[:, 1:]).sum(1)).mean()
+    assert chance_level(make_batches(t, pairs[:1], 512, MEMORY), 50) == 0.5
+    assert chance_level(make_batches(t, pairs, 512, MEMORY), 50) == pytest.approx((0.5 + against_five) / 2, abs=0.005)
+
+
 def test_a_metric_that_needs_wrong_answers_says_so() -> None:
     t = wrap(tiny("llama"))
     pairs = [Pair((1, 2), (3, 4), ((5,),), (), "a")]
