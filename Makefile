@@ -10,7 +10,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo test test-all check format docs serve bench-engine pins clean help
+.PHONY: setup browser demo test test-all check format docs serve bench-engine pins clean help
 
 setup: $(READY)  ## make the virtual environment (other targets do this themselves)
 
@@ -28,10 +28,18 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## find a circuit of a small real model over HTTP, in a few minutes
 	@$(BIN)/acdc demo --out build
 
-test: $(READY)  ## run the tests, without those that take minutes
+# The explorer is tested in a real browser. Where it can be installed it is; elsewhere those tests say that they skip.
+browser:
+	@if ! command -v chromedriver >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  echo "setup: chromium and its driver, for the tests of the explorer"; \
+	  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y chromium chromium-driver; } \
+	    >build-browser.log 2>&1 && rm -f build-browser.log || { tail -n 5 build-browser.log; rm -f build-browser.log; }; \
+	fi
+
+test: $(READY) browser  ## run the tests, without those that take minutes
 	@$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(READY)  ## run all tests
+test-all: $(READY) browser  ## run all tests
 	@$(BIN)/python -m pytest
 
 check: $(READY)  ## format, lint, types, import rules, drift of generated docs
