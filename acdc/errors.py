@@ -19,7 +19,8 @@
     ├── Unauthorized          unauthorized         no key, or a wrong one
     ├── Forbidden             forbidden            the server's allow-list or limits say no
     ├── DatabaseError         database             unreachable                          (retryable)
-    │   └── SchemaMismatch    schema_mismatch      migrated by another version of this program
+    │   ├── SchemaMismatch    schema_mismatch      migrated by another version of this program
+    │   └── BadDatabase       bad_database         no database at all, a damaged one, or another program's
     └── ServiceError          service              the client could not get an answer      (retryable)
 
 `code` is stable: it is what HTTP bodies, job rows and tests name. Nobody reads the message to decide anything.
@@ -148,6 +149,11 @@ class DatabaseError(AcdcError):
 
 class SchemaMismatch(DatabaseError):
     code = "schema_mismatch"
+    is_retryable = False
+
+
+class BadDatabase(DatabaseError):
+    code = "bad_database"
     is_retryable = False
 
 

@@ -41,6 +41,7 @@ STATUS_OF: dict[str, HTTPStatus] = {
     "service": HTTPStatus.BAD_GATEWAY,
     "database": HTTPStatus.SERVICE_UNAVAILABLE,
     "schema_mismatch": HTTPStatus.SERVICE_UNAVAILABLE,
+    "bad_database": HTTPStatus.SERVICE_UNAVAILABLE,
     "storage": HTTPStatus.SERVICE_UNAVAILABLE,
     "out_of_memory": HTTPStatus.SERVICE_UNAVAILABLE,
 }

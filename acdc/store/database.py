@@ -14,12 +14,14 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, Operationa
 from sqlalchemy.exc import DatabaseError as SqlDatabaseError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from acdc.errors import DatabaseError, SchemaMismatch, StorageError
+from acdc.errors import BadDatabase, DatabaseError, SchemaMismatch, StorageError
 from acdc.store.columns import dump_json
 
 _BUSY_TIMEOUT_MS = 10_000  # how long a SQLite writer waits for another
 _CONNECT_TIMEOUT_S = 5
 _DISK_FULL = "53100"  # PostgreSQL's SQLSTATE
+_BAD_FILE = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR}
+_BAD_TABLES = {"42P01", "42P07", "42703", "42710"}  # PostgreSQL: a table, column or type is missing, or there already
 
 
 class Database:
@@ -71,6 +73,11 @@ class Database:
         except DBAPIError as error:
             if _is_disk_full(error):
                 raise StorageError(f"{self.label}: the disk is full; free some space and try again") from error
+            if _is_unusable(error):
+                raise BadDatabase(
+                    f"{self.label}: {_first_line(error)}; it is damaged or of another program: "
+                    "restore a backup, or use another database"
+                ) from error
             if _is_outage(error):
                 raise DatabaseError(f"{self.label}: {_first_line(error)}; is it up and reachable?") from error
             raise
@@ -82,19 +89,19 @@ def insert_or(connection: Connection, table: Table) -> sqlite.Insert | postgresq
 
 
 def parse_url(url: str) -> URL:
-    """Raises DatabaseError for anything but a SQLite file or a PostgreSQL server."""
+    """Raises BadDatabase for anything but a SQLite file or a PostgreSQL server."""
     way_out = "write sqlite:///file.db or postgresql://user@host/name"
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise DatabaseError(f"this database URL cannot be read; {way_out}") from None
+        raise BadDatabase(f"this database URL cannot be read; {way_out}") from None
     match parsed.get_backend_name():
         case "postgresql" | "postgres":
             return parsed.set(drivername="postgresql+psycopg")
         case "sqlite" if parsed.database and parsed.database != ":memory:":
             return parsed.set(drivername="sqlite+pysqlite")
         case _:
-            raise DatabaseError(f"no database that jobs survive in: {parsed.render_as_string()}; {way_out}")
+            raise BadDatabase(f"no database that jobs survive in: {parsed.render_as_string()}; {way_out}")
 
 
 def _connect_options(url: URL) -> dict[str, Any]:
@@ -130,9 +137,14 @@ def _is_disk_full(error: DBAPIError) -> bool:
     )
 
 
+def _is_unusable(error: DBAPIError) -> bool:
+    """No database, a damaged one, or one whose tables are not ours: trying again mends nothing."""
+    primary = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # the rest of an extended code says more precisely why
+    return primary in _BAD_FILE or getattr(error.orig, "sqlstate", None) in _BAD_TABLES
+
+
 def _is_outage(error: DBAPIError) -> bool:
     """Broken connections, locks not got in time, a server that starts or stops: not what is wrong with a statement."""
-    # DatabaseError itself, not one of its kinds, is SQLite's word for a file that is damaged or no database.
     return error.connection_invalidated or type(error) in (OperationalError, InterfaceError, SqlDatabaseError)
 
 

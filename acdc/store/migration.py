@@ -11,7 +11,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 import migrations
-from acdc.errors import DatabaseError, SchemaMismatch
+from acdc.errors import BadDatabase, SchemaMismatch
 from acdc.store.database import Database, parse_url
 
 _LOCK = 0x61636463  # any number that no other program locks
@@ -20,7 +20,8 @@ _LOCK = 0x61636463  # any number that no other program locks
 def migrate(url: str) -> None:
     """Create or upgrade the schema; nothing happens where it is up to date. Safe with several processes at once.
 
-    Raises SchemaMismatch for a database that a newer version has migrated, DatabaseError for one that is unreachable.
+    Raises SchemaMismatch for a database that a newer version has migrated, BadDatabase for what is none or another
+    program's, DatabaseError for one that is unreachable.
     """
     _make_directory(url)
     database = Database(url, enforces_foreign_keys=False)
@@ -31,7 +32,7 @@ def migrate(url: str) -> None:
             refuse_newer(connection, database.label)
             command.upgrade(alembic_config(connection), "head")
             if database.is_sqlite and (broken := connection.execute(text("PRAGMA foreign_key_check")).first()):
-                raise DatabaseError(f"{database.label}: the migration left a broken reference {tuple(broken)}; undone")
+                raise BadDatabase(f"{database.label}: the migration left a broken reference {tuple(broken)}; undone")
     finally:
         database.close()
 
@@ -81,4 +82,4 @@ def _make_directory(url: str) -> None:
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DatabaseError(f"no directory {directory} for the database: {error.strerror}") from None
+            raise BadDatabase(f"no directory {directory} for the database: {error.strerror}") from None

@@ -17,7 +17,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
 from store_samples import claimed, sql, submit
 
-from acdc.errors import DatabaseError, SchemaMismatch
+from acdc.errors import BadDatabase, DatabaseError, SchemaMismatch
 from acdc.store import State, Store, migrate
 from acdc.store.database import Database
 from acdc.store.migration import alembic_config
@@ -99,7 +99,7 @@ def test_migrating_makes_the_directory(tmp_path: Path) -> None:
 
 def test_impossible_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DatabaseError, match="no directory"):
+    with pytest.raises(BadDatabase, match="no directory"):
         migrate(f"sqlite:///{tmp_path / 'file' / 'acdc.db'}")
 
 
@@ -107,14 +107,32 @@ def test_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     file = tmp_path / "notes.db"
     file.write_text("dear diary, " * 100)
     for open_it in (Store.open, migrate):
-        with pytest.raises(DatabaseError, match=r"notes\.db: file is not a database"):
+        with pytest.raises(BadDatabase, match=r"notes\.db: file is not a database") as caught:
             open_it(f"sqlite:///{file}")
+        assert not caught.value.is_retryable
+
+
+def test_database_of_another_program_is_named_and_left_alone(empty_url: str) -> None:
+    database = Database(empty_url)
+    with database.write() as connection:
+        connection.execute(text("CREATE TABLE jobs (title TEXT)"))
+    database.close()
+    with pytest.raises(BadDatabase, match=r"jobs.* already exists.*another program") as caught:
+        migrate(empty_url)
+    assert not caught.value.is_retryable
+    assert tables(empty_url) == {"jobs"}
+
+
+def test_table_that_is_gone_is_no_outage(store: Store) -> None:
+    sql(store, "DROP TABLE job_logs")
+    with pytest.raises(BadDatabase, match="job_logs"):
+        store.jobs.logs(submit(store).id)
 
 
 @pytest.mark.parametrize("url", ["", "nonsense", "sqlite://", "sqlite:///:memory:", "mysql://host/db", "redis://x"])
 def test_other_urls_are_refused_with_the_two_that_work(url: str) -> None:
     for open_it in (Store.open, migrate):
-        with pytest.raises(DatabaseError, match=r"sqlite:///file\.db or postgresql://"):
+        with pytest.raises(BadDatabase, match=r"sqlite:///file\.db or postgresql://"):
             open_it(url)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sqlite3
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,6 +148,18 @@ def test_job_that_runs_too_long_times_out_and_the_next_one_runs(service: Service
     assert job.error.code == "timeout"
     assert service.ended(other).state is State.SUCCEEDED
     assert not is_alive(engine)
+
+
+@pytest.mark.parametrize("content", [b"dear diary, " * 100, None])
+def test_database_that_can_never_work_ends_the_worker(service: Service, tmp_path: Path, content: bytes | None) -> None:
+    """A file that is no database, and one of another program."""
+    file = tmp_path / "other.db"
+    if content is not None:
+        file.write_bytes(content)
+    else:
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            connection.execute("CREATE TABLE jobs (title TEXT)")
+    assert service.worker(ACDC_DATABASE_URL=f"sqlite:///{file}").wait(30) == 1
 
 
 # -- a database that goes away -----------------------------------------------------------------------------------------
