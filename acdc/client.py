@@ -24,12 +24,15 @@ from httpx_sse import EventSource, ServerSentEvent, SSEError
 
 from acdc.circuit import Circuit, Report
 from acdc.errors import AcdcError, Fault, ServiceError, SpecError
+from acdc.spec import spell_infinity
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 TIMEOUT = httpx.Timeout(30, connect=5)
 EVENT_SILENCE_S = 45.0  # the server pings every 15 s: three missed ones mean that the connection is dead
 RETRIES = 3
 RETRY_PAUSE_S = 0.3
+PATIENCE_S = 60.0  # how long events are waited for while there is no answer: a server is restarted in that time
+LONGEST_PAUSE_S = 5.0
 _BUSY = frozenset({502, 503, 504})
 _PAGE = 100
 
@@ -139,6 +142,25 @@ class EvaluationInfo:
     spec: Mapping[str, Any]
 
 
+class _Patience:
+    """How long to go on asking a service that gives no answer."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        self._pause_s = RETRY_PAUSE_S
+        self._until: float | None = None
+
+    def wait_or_raise(self, error: AcdcError) -> None:
+        now = time.monotonic()
+        self._until = self._until or now + PATIENCE_S
+        if now >= self._until:
+            raise error
+        time.sleep(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+
 def default_url() -> str:
     """Where the environment says that the service is."""
     from acdc.settings import load_settings
@@ -204,23 +226,27 @@ class Client:
 
         A broken connection is taken up again where it broke: no gap and no event twice.
         """
-        path, failures = f"/v1/jobs/{_id(job_id)}/events", 0
+        path, patience = f"/v1/jobs/{_id(job_id)}/events", _Patience()
         while True:
             try:
                 for event in self._stream(path, after):
-                    after, failures = event.number, 0
+                    patience.renew()  # the server answers
+                    if event is None:
+                        continue
+                    after = event.number
                     yield event
                     if event.kind == "state" and event.data.get("state") in TERMINAL:
                         return
-            except (httpx.TransportError, SSEError, ServiceError) as error:
-                failures += 1
-                if failures > RETRIES:
-                    raise self._unreachable(error) from None
-                time.sleep(RETRY_PAUSE_S * 2**failures)
-            else:  # the server closed the stream: either the job is over, or the server is going down
+                # The server closed the stream: either the job is over, or the server is going down.
                 if self.job(job_id).is_over and not self._get(path, after=after)["items"]:
                     return
                 time.sleep(RETRY_PAUSE_S)
+            except (httpx.TransportError, SSEError) as error:
+                patience.wait_or_raise(self._unreachable(error))
+            except AcdcError as error:
+                if not error.is_retryable:
+                    raise
+                patience.wait_or_raise(error)
 
     def wait(self, job_id: str, on_event: Callable[[Event], None] | None = None) -> Job:
         """The job when it has ended, however it ended."""
@@ -231,7 +257,7 @@ class Client:
 
     def plan(self, spec: Mapping[str, Any]) -> dict[str, Any]:
         """Seconds, memory and disk that a job would take."""
-        return self._json_object("POST", "/v1/plan", json=dict(spec), repeats=True)
+        return self._json_object("POST", "/v1/plan", **_as_json(spec), repeats=True)
 
     # -- circuits --------------------------------------------------------------------------------------------------
 
@@ -290,7 +316,7 @@ class Client:
     def relabel(self, circuit_id: str, **changes: Any) -> CircuitInfo:
         """Change name, tags or notes."""
         path = f"/v1/circuits/{_id(circuit_id)}"
-        return _circuit(self._json_object("PATCH", path, json=changes, repeats=True))
+        return _circuit(self._json_object("PATCH", path, **_as_json(changes), repeats=True))
 
     def delete_circuit(self, circuit_id: str) -> None:
         self._request("DELETE", f"/v1/circuits/{_id(circuit_id)}")
@@ -320,8 +346,9 @@ class Client:
 
     def _post(self, path: str, body: Mapping[str, Any] | None = None, key: str | None = None) -> dict[str, Any]:
         """With an idempotency key, so that repeating is harmless."""
-        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
-        return self._json_object("POST", path, json=dict(body or {}), headers=headers, repeats=True)
+        sent = _as_json(body or {})
+        sent["headers"]["Idempotency-Key"] = key or uuid.uuid4().hex
+        return self._json_object("POST", path, **sent, repeats=True)
 
     def _items(self, path: str) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = self._get(path)["items"]
@@ -368,13 +395,15 @@ class Client:
             time.sleep(RETRY_PAUSE_S * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
 
-    def _stream(self, path: str, after: int) -> Iterator[Event]:
+    def _stream(self, path: str, after: int) -> Iterator[Event | None]:
+        """None once the server has taken the request, then every event."""
         headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
         timeout = httpx.Timeout(EVENT_SILENCE_S, connect=TIMEOUT.connect)
         with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
             if response.is_error:
                 response.read()
             self._checked(response)
+            yield None
             for event in EventSource(response).iter_sse():
                 # A ping carries no data, and repeats the last id.
                 if event.data and event.id.isdecimal() and int(event.id) > after:
@@ -394,7 +423,16 @@ class Client:
         )
 
 
-# -- from JSON ---------------------------------------------------------------------------------------------------------
+# -- to and from JSON ---------------------------------------------------------------------------------------------------------
+
+
+def _as_json(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A request's body. Raises SpecError for a value that JSON has not, like a date that YAML read out of a name."""
+    try:
+        content = json.dumps(spell_infinity(body), allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"what is to be sent has no form in JSON: {error}; quote texts that look like dates") from None
+    return {"content": content, "headers": {"Content-Type": "application/json"}}
 
 
 def _id(text: str) -> str:

@@ -22,7 +22,19 @@ from acdc.graph import Graph
 from acdc.models.catalogue import Size, entry_for
 from acdc.models.config_size import count_tables, read_config, size_of
 from acdc.models.inventory import list_local
-from acdc.spec import Acdc, CustomPair, DiscoverSpec, EvaluateSpec, JobSpec, MethodSpec, ModelRef, TaskSpec, TrySpec
+from acdc.spec import (
+    Acdc,
+    CustomPair,
+    DiscoverSpec,
+    EvaluateSpec,
+    JobSpec,
+    MeasuredSpec,
+    MethodSpec,
+    ModelRef,
+    TaskSpec,
+    TrySpec,
+    reference_of,
+)
 from acdc.tasks import TASKS
 
 UNCERTAINTY = 3.0
@@ -132,7 +144,7 @@ def facts_of(reference: str, cached: Path | None = None) -> ModelFacts | None:
     """What is known of a model without fetching it: from the directory that holds it (`cached`, or that of a `path:`
     reference), else from the catalogue; else None."""
     ref = ModelRef.parse(reference)
-    directory = Path(ref.name) if ref.kind == "path" else cached
+    directory = reference_of(reference).place if ref.kind == "path" else cached
     if directory is not None:
         config = read_config(directory)
         size = size_of(config)
@@ -152,18 +164,20 @@ def cached_directory(cache: Path, reference: str) -> Path | None:
     return next((Path(model.directory) for model in held), None)
 
 
-def estimate(spec: JobSpec, facts: ModelFacts | None, speed: Speed) -> Plan:
-    """The cost of a job on a machine of that speed."""
+def estimate(spec: JobSpec, facts: ModelFacts | None, speed: Speed, behind: MeasuredSpec | None = None) -> Plan:
+    """The cost of a job on a machine of that speed. behind: of a try, the job that found its circuit."""
+    measured = behind if isinstance(spec, TrySpec) else spec
+    assert measured is not None, "a try has neither model nor prompts of its own"
     if facts is None:
-        why = f"the size of {spec.model}: it is known once the model was fetched"
+        why = f"the size of {measured.model}: it is known once the model was fetched"
         later = "unknown until the model was fetched"
         phases = tuple(Phase(name, None, later) for name in ("download", "convert", "load", "search", "evaluate"))
         return Plan(phases, Need(None, later), Need(None, later), None, (why,))
     tokens, tokens_how = tokens_per_prompt(spec)
     forward = forward_flops(facts, tokens)
     search, search_how = _search(spec, facts.size)
-    judge, judge_how = _evaluation(spec, facts.size)
-    per_s = speed.flops_per_s / (2 if spec.compute.dtype == "float64" else 1)
+    judge, judge_how = _evaluation(spec, measured, facts.size)
+    per_s = speed.flops_per_s / (2 if measured.compute.dtype == "float64" else 1)
     unit = f"{forward / 1e9:.3g} GFLOP a forward, {tokens:.0f} tokens ({tokens_how}), speed from {speed.source}"
     phases = (
         *_preparation(facts, speed),
@@ -173,9 +187,9 @@ def estimate(spec: JobSpec, facts: ModelFacts | None, speed: Speed) -> Plan:
     unknown = []
     if phases[0].seconds is None:
         unknown.append(f"how long {_megabytes(facts.download_bytes)} take to download")
-    if spec.compute.device == "cuda":
+    if measured.compute.device == "cuda":
         unknown.append(f"how fast the GPU is: the seconds are those of {speed.source}")
-    memory, disk = _memory(spec, facts.size, tokens), _disk(spec, facts)
+    memory, disk = _memory(measured, facts.size, tokens), _disk(spec, facts)
     return Plan(phases, memory, disk, (search + judge) * forward, tuple(unknown))
 
 
@@ -245,9 +259,9 @@ def _passes(method: MethodSpec, n_edges: int, n_layers: int) -> tuple[float, str
             )
 
 
-def _evaluation(spec: JobSpec, size: Size) -> tuple[float, str]:
+def _evaluation(spec: JobSpec, measured: MeasuredSpec, size: Size) -> tuple[float, str]:
     """Bare forwards of one prompt, and in words."""
-    n_search, n_held_out = _prompts(spec.task)
+    n_search, n_held_out = _prompts(measured.task)
     if isinstance(spec, TrySpec):
         n_mean = 0 if spec.corrupt else n_search
         return n_mean + 2 + 3 * MASKED, f"{n_mean:,} prompts for the mean, 2 forwards and 3 masked ones on the prompt"
@@ -260,7 +274,7 @@ def _evaluation(spec: JobSpec, size: Size) -> tuple[float, str]:
     return 2 * (n_search + n_held_out) + masked * MASKED, how
 
 
-def circuits_judged(spec: DiscoverSpec | EvaluateSpec, graph: Graph) -> Cost:
+def circuits_judged(spec: MeasuredSpec, graph: Graph) -> Cost:
     """Masked forwards of a job's whole evaluation, a prompt of each split: an upper bound."""
     wanted, rule = spec.evaluation, spec.selection.rule
     plan = EvaluationPlan(
@@ -302,7 +316,7 @@ def _preparation(facts: ModelFacts, speed: Speed) -> tuple[Phase, ...]:
     return download, convert, Phase("load", START_S + facts.stored_bytes / READ_BYTES_PER_S, how)
 
 
-def _memory(spec: JobSpec, size: Size, tokens: float) -> Need:
+def _memory(spec: MeasuredSpec, size: Size, tokens: float) -> Need:
     n_bytes = DTYPE_BYTES[spec.compute.dtype]
     weights = size.n_parameters * n_bytes
     streams = RESIDUALS_PER_LAYER * size.shape.n_layers * spec.compute.batch_tokens * size.d_model * n_bytes

@@ -179,10 +179,13 @@ def test_an_evaluation_searches_nothing_and_a_try_takes_its_own_prompt() -> None
     evaluated = estimate(parse_job({"kind": "evaluate", "circuit": "c1", "task": task}), FACTS, SPEED)
     assert seconds(evaluated, "search") == 0
     assert seconds(evaluated, "evaluate") == seconds(plan(selection={"size": 4}), "evaluate")
-    tried = parse_job({"kind": "try", "circuit": "c1", "prompt": "z" * 36, "corrupt": "y" * 36, "task": task})
-    assert seconds(estimate(tried, FACTS, SPEED), "evaluate") == pytest.approx((2 + 3 * 3) * FORWARD / 1e6)
-    without = parse_job({"kind": "try", "circuit": "c1", "prompt": "z" * 36, "task": task})
-    assert seconds(estimate(without, FACTS, SPEED), "evaluate") == pytest.approx((8 + 2 + 3 * 3) * FORWARD / 1e6)
+    behind = parse_job({"task": task})
+    tried = parse_job({"kind": "try", "circuit": "c1", "prompt": "z" * 36, "corrupt": "y" * 36})
+    assert seconds(estimate(tried, FACTS, SPEED, behind), "evaluate") == pytest.approx((2 + 3 * 3) * FORWARD / 1e6)
+    without = parse_job({"kind": "try", "circuit": "c1", "prompt": "z" * 36})
+    assert seconds(estimate(without, FACTS, SPEED, behind), "evaluate") == pytest.approx(
+        (8 + 2 + 3 * 3) * FORWARD / 1e6
+    )
 
 
 def test_chat_messages_and_an_empty_list_of_pairs_have_a_length() -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from acdc.errors import AcdcError
 from acdc.settings import load_settings
-from acdc.spec import DiscoverSpec, TaskSpec
+from acdc.spec import DiscoverSpec, TaskSpec, reference_of
 from acdc.tasks.checking import CheckReport, check_pairs
 from acdc.tasks.custom import CORRUPTIONS, GIVEN
 from acdc.tasks.pair_files import read_pairs
@@ -53,7 +53,6 @@ def _check(pairs: Path, model: str, corruption: str) -> dict[str, Any]:
     rows = read_pairs(pairs)
     from acdc.models.allowed import AllowList
     from acdc.models.cache import ModelCache
-    from acdc.pipeline import reference_of
 
     settings = load_settings()
     allowed = AllowList(settings.allowed_models, settings.allowed_dirs)

@@ -1,37 +1,56 @@
-"""Which specs this server takes: its allow-lists and limits, checked before a row exists."""
+"""Which jobs this server takes: what is asked for with what its circuit gives, within the allow-lists and limits.
+Checked before a row exists."""
 
 from __future__ import annotations
 
-import fnmatch
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
-from acdc.errors import Fault, Forbidden, SpecError
-from acdc.models.catalogue import CATALOGUE
-from acdc.settings import PREFIX, Settings
-from acdc.spec import JobSpec, ModelRef
+from acdc.api.services import Services, checked_id
+from acdc.errors import Fault, Forbidden, SpecError, UnknownModel
+from acdc.models.allowed import AllowList
+from acdc.settings import Settings
+from acdc.spec import JobSpec, MeasuredSpec, TaskSpec, TrySpec, parse_job, reference_of, with_defaults_of
+from acdc.store import CircuitDetail
 
 
-def admit(spec: JobSpec, settings: Settings) -> None:
-    """Raises Forbidden for a model that the allow-lists leave out, SpecError for more prompts than the limit."""
-    reasons = _refused_model(ModelRef.parse(spec.model), settings)
-    if reasons:
-        raise Forbidden("this server does not run that model", [Fault("model", reason) for reason in reasons])
-    asked = spec.task.prompts + spec.task.held_out
-    given = len(spec.task.pairs or ())
-    if max(asked if spec.task.pairs is None else 0, given) > settings.max_prompts:
-        where, count = ("task.prompts", asked) if spec.task.pairs is None else ("task.pairs", given)
-        message = f"{count} prompts, searched and held out together; this server's limit is {settings.max_prompts}"
+def admitted(services: Services, data: object) -> tuple[JobSpec, MeasuredSpec]:
+    """The job that `data` asks for, and the one whose model and prompts it works with: itself, or for a try the one
+    that found the circuit.
+
+    Raises SpecError, NotFound for the circuit, UnknownModel or Forbidden for the model.
+    """
+    behind: Mapping[str, Any] = {}
+    if isinstance(data, Mapping) and data.get("kind") in ("evaluate", "try") and isinstance(data.get("circuit"), str):
+        behind = _spec_behind(services.store.circuits.get(checked_id("circuit", data["circuit"])))
+        data = with_defaults_of(behind, data) if data["kind"] == "evaluate" else data
+    spec = parse_job(data)
+    measured = parse_job(behind) if isinstance(spec, TrySpec) else spec
+    if isinstance(measured, TrySpec):  # in a file that was written by hand
+        raise SpecError("the circuit names no search that found it, so there is no model and no task to try it with")
+    _check_model(measured.model, services.settings)
+    _check_prompts(measured.task, services.settings.max_prompts)
+    return spec, measured
+
+
+def _spec_behind(detail: CircuitDetail) -> dict[str, Any]:
+    """The spec of the job that found it. One made without (in a notebook) still names model, task and metric."""
+    known = {"model": detail.row.model_reference, "task": detail.row.task, "metric": detail.row.metric}
+    return {**known, **detail.provenance["run"]["spec"]}
+
+
+def _check_model(model: str, settings: Settings) -> None:
+    """A worker checks it once more: its own lists may be shorter, and a link may lead elsewhere there."""
+    try:
+        AllowList(settings.allowed_models, settings.allowed_dirs).check(reference_of(model))
+    except (Forbidden, UnknownModel) as error:
+        raise type(error)("this server does not run that model", [Fault("model", error.message)]) from None
+
+
+def _check_prompts(task: TaskSpec, limit: int) -> None:
+    where, count = ("task.prompts", task.prompts + task.held_out)
+    if task.pairs is not None:
+        where, count = "task.pairs", len(task.pairs)
+    if count > limit:
+        message = f"{count} prompts, searched and held out together; this server's limit is {limit}"
         raise SpecError("the job is larger than this server allows", [Fault(where, message)])
-
-
-def _refused_model(ref: ModelRef, settings: Settings) -> list[str]:
-    reasons = []
-    if settings.allowed_models is not None:
-        names = {str(ref)} | ({CATALOGUE[ref.name].reference} if ref.kind == "catalogue" else set())
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in settings.allowed_models):
-            reasons.append(f"{ref} is not on the list; allowed: {', '.join(settings.allowed_models) or 'none'}")
-    if settings.allowed_dirs is not None and ref.kind in ("path", "gguf"):
-        place = Path(ref.name).expanduser().resolve()  # symbolic links and .. lead nowhere else
-        if not any(place.is_relative_to(directory.expanduser().resolve()) for directory in settings.allowed_dirs):
-            reasons.append(f"{ref.name} lies outside the directories that {PREFIX}ALLOWED_DIRS names")
-    return reasons

@@ -8,13 +8,13 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from acdc.api.admission import admit
+from acdc.api.admission import admitted
 from acdc.api.bodies import RequestBody
 from acdc.api.services import Deps
 from acdc.api.views import MethodsView, MethodView, ModelsView, ModelView, TasksView, TaskView
 from acdc.models.catalogue import CATALOGUE
 from acdc.plan import Speed, cached_directory, estimate, facts_of, measure_speed
-from acdc.spec import METHOD_SPECS, parse_job
+from acdc.spec import METHOD_SPECS
 from acdc.tasks import TASKS
 
 router = APIRouter(prefix="/v1", tags=["what can be asked for"])
@@ -62,10 +62,9 @@ def list_methods() -> MethodsView:
 @router.post("/plan", summary="Seconds, memory and disk of a job, before it is submitted")
 def post_plan(services: Deps, body: RequestBody) -> dict[str, Any]:
     """The body is a job spec, as for `POST /v1/jobs`."""
-    spec = parse_job(body.json())
-    admit(spec, services.settings)
-    cached = cached_directory(services.settings.cache_dir, spec.model)
-    return estimate(spec, facts_of(spec.model, cached), _speed()).to_dict()
+    spec, measured = admitted(services, body.json())
+    cached = cached_directory(services.settings.cache_dir, measured.model)
+    return estimate(spec, facts_of(measured.model, cached), _speed(), measured).to_dict()
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from acdc.api import exports
 from acdc.api.bodies import CIRCUIT_FILE, JSON, Body, RequestBody
 from acdc.api.card import card_markdown
 from acdc.api.jobs import IdempotencyKey, submit
-from acdc.api.services import USER, CircuitId, Deps, Services
+from acdc.api.services import USER, CircuitId, Cursor, Deps, Services
 from acdc.api.views import (
     CircuitSummary,
     CircuitView,
@@ -29,14 +29,14 @@ from acdc.api.views import (
 from acdc.circuit import Circuit, Report
 from acdc.drawing import draw_circuit, draw_curve
 from acdc.errors import NotFound, SpecError
-from acdc.spec import NonEmpty, faults_of, with_defaults_of
-from acdc.store import KEEP, CircuitDetail, CircuitFilter
+from acdc.spec import NonEmpty, faults_of
+from acdc.store import KEEP, MAX_LIMIT, CircuitDetail, CircuitFilter
 
 router = APIRouter(prefix="/v1/circuits", tags=["circuits"])
 
-Cursor = Annotated[str | None, Query(max_length=1000)]
 Name = Annotated[str | None, Query(max_length=200)]
 Notes = Annotated[str | None, Query(max_length=10_000)]
+_MAX_EDGES = 2**31 - 1  # what the column holds
 # A picture that is opened by itself may style itself and do nothing else.
 _SVG_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox"}
 
@@ -55,9 +55,9 @@ class CircuitQuery(BaseModel):
     node: list[str] = []
     edge: list[str] = []
     tag: list[str] = []
-    min_edges: int | None = Field(default=None, ge=0)
-    max_edges: int | None = Field(default=None, ge=0)
-    cursor: str | None = None
+    min_edges: int | None = Field(default=None, ge=0, le=_MAX_EDGES)
+    max_edges: int | None = Field(default=None, ge=0, le=_MAX_EDGES)
+    cursor: Cursor = None
     limit: int = Field(default=50, ge=1, le=200)
 
 
@@ -67,7 +67,7 @@ class Labels(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str | None = Field(default=None, max_length=200)
-    tags: list[NonEmpty] = Field(default=[], max_length=50)
+    tags: Annotated[list[NonEmpty], Field(max_length=50)] | None = None
     notes: str | None = Field(default=None, max_length=10_000)
 
     @model_validator(mode="after")
@@ -153,7 +153,7 @@ def patch_circuit(services: Deps, circuit_id: CircuitId, body: RequestBody) -> C
     services.store.circuits.relabel(
         circuit_id,
         name=labels.name if "name" in given else KEEP,
-        tags=labels.tags if "tags" in given else KEEP,
+        tags=(labels.tags or []) if "tags" in given else KEEP,
         notes=labels.notes if "notes" in given else KEEP,
     )
     return circuit_view(services.store.circuits.get(circuit_id))
@@ -167,7 +167,10 @@ def delete_circuit(services: Deps, circuit_id: CircuitId) -> Response:
 
 @router.get("/{circuit_id}/edges", summary="List its edges")
 def get_edges(
-    services: Deps, circuit_id: CircuitId, cursor: Cursor = None, limit: Annotated[int, Query(ge=1, le=5000)] = 1000
+    services: Deps,
+    circuit_id: CircuitId,
+    cursor: Cursor = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = MAX_LIMIT,
 ) -> PageView[EdgeView]:
     """Kept edges, the largest |score| first."""
     page = services.store.circuits.edges(circuit_id, cursor=cursor, limit=limit)
@@ -288,12 +291,4 @@ def try_circuit(
 
 
 def _about(services: Services, circuit_id: str, kind: str, body: Body, response: Response, key: str | None) -> JobView:
-    detail = services.store.circuits.get(circuit_id)
-    own = {**body.mapping(), "kind": kind, "circuit": circuit_id}
-    return submit(services, response, with_defaults_of(_spec_behind(detail), own), key)
-
-
-def _spec_behind(detail: CircuitDetail) -> dict[str, Any]:
-    """The spec of the job that found it. One made without (in a notebook) still names model, task and metric."""
-    known = {"model": detail.row.model_reference, "task": detail.row.task, "metric": detail.row.metric}
-    return {**known, **detail.provenance["run"]["spec"]}
+    return submit(services, response, {**body.mapping(), "kind": kind, "circuit": circuit_id}, key)

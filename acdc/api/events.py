@@ -55,16 +55,20 @@ async def get_events(
     start = after if last_event_id is None else last_event_id
     first = await run_in_threadpool(services.store.jobs.events, job_id, after=start, limit=limit)
     if "text/event-stream" in accept:
-        job = await run_in_threadpool(services.store.jobs.get, job_id)
-        behind = job.state.is_terminal and job.last_event <= start  # the client has seen the end already
-        stream = _stream(services, job_id, start, ended=behind)
+        stream = _stream(services, job_id, start, ended=await _is_over(services, job_id, start))
         return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
     page = EventPage(
         items=[EventView.model_validate(event) for event in first],
         next_after=first[-1].number if first else start,
-        ended=any(map(_is_last, first)),
+        ended=any(map(_is_last, first)) or (not first and await _is_over(services, job_id, start)),
     )
     return JSONResponse(page.model_dump(mode="json"))
+
+
+async def _is_over(services: Services, job_id: str, after: int) -> bool:
+    """Whether the job has ended and its last event is not above `after`: the client has seen the end already."""
+    job = await run_in_threadpool(services.store.jobs.get, job_id)
+    return job.state.is_terminal and job.last_event <= after
 
 
 async def _stream(services: Services, job_id: str, after: int, *, ended: bool) -> AsyncIterator[str]:

@@ -8,12 +8,11 @@ from fastapi import APIRouter, Header, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from acdc.api.admission import admit
+from acdc.api.admission import admitted
 from acdc.api.bodies import RequestBody
-from acdc.api.services import USER, Deps, JobId, Services
+from acdc.api.services import USER, Cursor, Deps, JobId, Services
 from acdc.api.views import JobSummary, JobView, LogPage, LogView, PageView, job_summary, job_view
-from acdc.spec import parse_job
-from acdc.store import JobFilter, State, Submitted
+from acdc.store import MAX_LIMIT, JobFilter, State, Submitted
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -35,14 +34,13 @@ class JobQuery(BaseModel):
     kind: str | None = None
     state: list[State] = []
     tag: list[str] = []
-    cursor: str | None = None
+    cursor: Cursor = None
     limit: int = Field(default=50, ge=1, le=200)
 
 
 def submit(services: Services, response: Response, data: object, key: str | None = None) -> JobView:
     """Queue what `data` asks for, and say where it can be followed. The one way in for every route that makes a job."""
-    spec = parse_job(data)
-    admit(spec, services.settings)
+    spec, _ = admitted(services, data)
     submitted = services.store.jobs.submit(spec, user=USER, idempotency_key=key)
     return _accepted(submitted, response)
 
@@ -81,7 +79,7 @@ def get_logs(
     services: Deps,
     job_id: JobId,
     after: Annotated[int, Query(ge=0, le=2**53)] = 0,
-    limit: Annotated[int, Query(ge=1, le=5000)] = 1000,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = MAX_LIMIT,
 ) -> LogPage:
     """Lines numbered above `after`, in order."""
     lines = services.store.jobs.logs(job_id, after=after, limit=limit)
@@ -104,7 +102,7 @@ def cancel_job(services: Deps, job_id: JobId) -> JobView:
 def retry_job(services: Deps, job_id: JobId, response: Response, idempotency_key: IdempotencyKey = None) -> JobView:
     """A new job with the same spec; `retry_of` names the old one."""
     old = services.store.jobs.get(job_id)
-    admit(parse_job(dict(old.spec)), services.settings)  # the limits may have changed since
+    admitted(services, dict(old.spec))  # the limits may have changed since
     return _accepted(services.store.jobs.retry(job_id, user=USER, idempotency_key=idempotency_key), response)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from fastapi import Depends
+from fastapi import Depends, Query
 from starlette.requests import Request
 
 from acdc.circuit import Circuit
@@ -49,7 +49,7 @@ def _services(request: Request) -> Services:
 Deps = Annotated[Services, Depends(_services)]
 
 
-def _checked(kind: str, value: str) -> str:
+def checked_id(kind: str, value: str) -> str:
     """An id that cannot be one never reaches the database."""
     if not re.fullmatch(r"[a-z]{1,20}_[0-9a-z]{1,60}", value):
         raise NotFound(f"no {kind} {value[:80]!r}: that is not an id; list them with GET /v1/{kind}s")
@@ -57,12 +57,13 @@ def _checked(kind: str, value: str) -> str:
 
 
 def _job_id(job_id: str) -> str:
-    return _checked("job", job_id)
+    return checked_id("job", job_id)
 
 
 def _circuit_id(circuit_id: str) -> str:
-    return _checked("circuit", circuit_id)
+    return checked_id("circuit", circuit_id)
 
 
+Cursor = Annotated[str | None, Query(max_length=1000)]
 JobId = Annotated[str, Depends(_job_id)]
 CircuitId = Annotated[str, Depends(_circuit_id)]

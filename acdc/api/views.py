@@ -43,7 +43,8 @@ class JobErrorView(View):
 
 
 class JobSummary(View):
-    """A job in a list. last_event: number of its newest event, so it rises with every change."""
+    """A job in a list. model, task: null for a try, whose circuit has them. method: null where nothing is searched.
+    last_event: number of its newest event, so it rises with every change."""
 
     id: str
     kind: str
@@ -52,8 +53,8 @@ class JobSummary(View):
     name: str | None
     tags: list[str]
     notes: str | None
-    model: str
-    task: str
+    model: str | None
+    task: str | None
     method: str | None
     progress: dict[str, Any] | None
     error: JobErrorView | None
@@ -119,8 +120,8 @@ def _job_fields(row: JobRow) -> dict[str, Any]:
     return {
         **{name: getattr(row, name) for name in (*names, *times)},
         "error": JobErrorView.model_validate(row.error) if row.error else None,
-        "model": row.spec["model"],
-        "task": row.spec["task"]["name"],
+        "model": row.spec.get("model"),
+        "task": row.spec.get("task", {}).get("name"),
         "method": row.spec.get("method", {}).get("name"),
         "links": {"self": root, **{name: f"{root}/{name}" for name in ("events", "logs", "cancel", "retry")}},
     }

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from acdc.cli.console import Json, answer, connect, session, table
-from acdc.cli.spec_source import Method, Model, Name, Sets, Source, Tags, read_spec
+from acdc.cli.spec_source import Method, Model, Name, Sets, Source, Tags, read_request
 
 app = typer.Typer(no_args_is_help=True, help="List, read, cancel, retry and watch jobs.")
 
@@ -27,9 +27,15 @@ def submit(
     as_json: Json = False,
 ) -> None:
     """Send a job to the service."""
-    job_spec = read_spec(spec, sets=set_, model=model, method=method, name=name, tags=tag)
+    from acdc.spec import parse_job
+
+    request = read_request(spec, sets=set_, model=model, method=method, name=name, tags=tag)
+    if request.get("kind") != "evaluate" or not request.get(
+        "circuit"
+    ):  # else only what the circuit gives makes it whole
+        parse_job(request)
     with connect() as client:
-        report_job(client, client.submit(job_spec.model_dump(mode="json")), wait)
+        report_job(client, client.submit(request), wait)
 
 
 def report_job(client: Any, job: Any, wait: bool) -> None:
@@ -51,17 +57,26 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Tell a job's seconds, memory and disk: on this machine, or with --url on the service's."""
-    job_spec = read_spec(spec, sets=set_, model=model, method=method)
+    request = read_request(spec, sets=set_, model=model, method=method)
     if session().url is None:
-        from acdc.plan import cached_directory, estimate, facts_of, measure_speed
-        from acdc.settings import load_settings
-
-        cached = cached_directory(load_settings().cache_dir, job_spec.model)
-        data = estimate(job_spec, facts_of(job_spec.model, cached), measure_speed()).to_dict()
+        data = _planned_here(request)
     else:
         with connect() as client:
-            data = client.plan(job_spec.model_dump(mode="json"))
+            data = client.plan(request)
     answer(data, lambda: _plan(data))
+
+
+def _planned_here(request: dict[str, Any]) -> dict[str, Any]:
+    from acdc.errors import SpecError
+    from acdc.plan import cached_directory, estimate, facts_of, measure_speed
+    from acdc.settings import load_settings
+    from acdc.spec import DiscoverSpec, parse_job
+
+    spec = parse_job(request)
+    if not isinstance(spec, DiscoverSpec) and spec.circuit is not None:
+        raise SpecError(f"what that takes depends on circuit {spec.circuit!r}: ask the service that has it, with --url")
+    cached = cached_directory(load_settings().cache_dir, spec.model)
+    return estimate(spec, facts_of(spec.model, cached), measure_speed()).to_dict()
 
 
 def _plan(data: dict[str, Any]) -> list[Any]:

@@ -20,7 +20,7 @@ from acdc.cli.console import Json, answer, write_file
 from acdc.cli.failures import JobFailed
 from acdc.cli.live import LiveProgress
 from acdc.cli.processes import spawn
-from acdc.cli.spec_source import Method, Model, Name, Sets, Source, Tags, read_spec
+from acdc.cli.spec_source import Method, Model, Name, Sets, Source, Tags, read_request
 from acdc.cli.summary import summarise, summary_data
 from acdc.errors import AcdcError, Cancelled
 
@@ -41,6 +41,9 @@ def run(
     spec: Source,
     out: Annotated[Path, typer.Option("--out", help="directory for the circuit, its tables and pictures")] = OUT,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint in --out")] = False,
+    source: Annotated[
+        Path | None, typer.Option("--source", help="the circuit's file, for kind evaluate or try")
+    ] = None,
     model: Model = None,
     method: Method = None,
     name: Name = None,
@@ -49,10 +52,13 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Search a circuit here and now, without a service. Ctrl-C stops it; --resume goes on."""
-    job = read_spec(spec, sets=set_, model=model, method=method, name=name, tags=tag)
+    from acdc.spec import parse_job
+
+    request = read_request(spec, sets=set_, model=model, method=method, name=name, tags=tag)
+    job = parse_job(request if source is None else _with_source(request, source))
     with tempfile.TemporaryDirectory(prefix="acdc-run-") as scratch:
         file = write_file(Path(scratch) / "spec.json", job.canonical_json)
-        outcome = _follow(file, out, resume)
+        outcome = _follow(file, out, resume, source)
     _stop_unless_succeeded(outcome, spec, out)
     shown = [_finish(result, out) for result in outcome.results]
     answer(
@@ -61,8 +67,19 @@ def run(
     )
 
 
-def _follow(spec: Path, out: Path, resume: bool) -> Outcome:
+def _with_source(request: dict[str, Any], source: Path) -> dict[str, Any]:
+    """As the service does it: what an evaluation leaves out is as the circuit's own job had it."""
+    from acdc.spec import with_defaults_of
+
+    named = {"circuit": source.name, **request}
+    if named.get("kind") != "evaluate":
+        return named
+    return with_defaults_of(Circuit.load(source).provenance.run.spec, named)
+
+
+def _follow(spec: Path, out: Path, resume: bool, source: Path | None) -> Outcome:
     command = ["workers.local", str(spec), "--out", str(out), *(["--resume"] if resume else [])]
+    command += ["--source", str(source)] if source is not None else []
     outcome = Outcome()
     with LiveProgress() as progress, _child(command) as lines:
         phase, total = "starting", 0

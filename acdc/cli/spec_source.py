@@ -1,4 +1,4 @@
-"""From what stands on the command line to a checked job spec.
+"""From what stands on the command line to a request for a job.
 
 SPEC is a YAML or JSON file, `-` for stdin, a file of custom pairs (.jsonl), or the bare name of a task. A known task's
 name is the task even where a file is called so: write ./ioi for the file. Options are laid over it.
@@ -9,15 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from acdc.cli.console import read_file
 from acdc.errors import Fault, SpecError
-
-if TYPE_CHECKING:
-    from acdc.spec import JobSpec
 
 Source = Annotated[
     str, typer.Argument(metavar="SPEC", help="YAML or JSON file, - for stdin, pairs.jsonl, or a task's name like ioi")
@@ -30,10 +27,8 @@ Method = Annotated[str | None, typer.Option("--method", help="`acdc methods` lis
 Name = Annotated[str | None, typer.Option("--name", help="what you call it")]
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="to find it again; may be repeated")]
 
-_SHORT_FORMS = {"task": "name", "method": "name", "ablation": "kind"}  # fields that may be written as one word
 
-
-def read_spec(
+def read_request(
     source: str,
     *,
     sets: Sequence[str] | None = None,
@@ -41,14 +36,15 @@ def read_spec(
     method: str | None = None,
     name: str | None = None,
     tags: Sequence[str] | None = None,
-) -> JobSpec:
-    """Raises SpecError with every fault in it."""
-    from acdc.spec import parse_job
+) -> dict[str, Any]:
+    """What is asked for and no more, to be checked by whoever knows the circuit that it may be about.
 
+    Raises SpecError for what cannot be read.
+    """
     data = _read_source(source)
     flags = {"model": model, "method": method, "name": name, "tags": list(tags) if tags else None}
     data |= {key: value for key, value in flags.items() if value is not None}
-    return parse_job(overlay(data, sets or ()))
+    return overlay(data, sets or ())
 
 
 def overlay(data: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
@@ -72,23 +68,16 @@ def overlay(data: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
 
 
 def _put(data: dict[str, Any], path: list[str], value: Any) -> None:
+    from acdc.spec import written_out
+
     *parents, last = path
     for depth, key in enumerate(parents):
-        inner = data.get(key)
-        if depth == 0 and key in _SHORT_FORMS and (inner is None or isinstance(inner, str)):
-            inner = {_SHORT_FORMS[key]: inner or _default_word(key)}
+        inner = written_out(key, data.get(key)) if depth == 0 else data.get(key)
         if inner is not None and not isinstance(inner, Mapping):
             raise SpecError(f"{'.'.join(parents[: depth + 1])} is {inner!r} and has no fields")
         data[key] = dict(inner or {})  # a copy: what was read is never changed
         data = data[key]
     data[last] = value
-
-
-def _default_word(field: str) -> Any:
-    """The value of a field's own choice where the spec leaves it open: a method must be named to set a parameter."""
-    from acdc.spec import DiscoverSpec
-
-    return getattr(getattr(DiscoverSpec(), field), _SHORT_FORMS[field])
 
 
 def _read_source(source: str) -> dict[str, Any]:

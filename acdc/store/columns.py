@@ -57,19 +57,6 @@ def refuse_unstorable(value: Mapping[str, Any]) -> None:
         raise SpecError(f"{len(faults)} text{'s' * (len(faults) != 1)} in the job spec cannot be stored", faults)
 
 
-def spell_infinity(value: Any) -> Any:
-    """JSON has no infinity: a spec's infinite thresholds are stored as the words that the spec also reads."""
-    match value:
-        case float() if value in (float("inf"), float("-inf")):
-            return "Infinity" if value > 0 else "-Infinity"
-        case Mapping():
-            return {key: spell_infinity(item) for key, item in value.items()}
-        case list() | tuple():
-            return [spell_infinity(item) for item in value]
-        case _:
-            return value
-
-
 def _map_text(value: Any) -> Any:
     match value:
         case str():

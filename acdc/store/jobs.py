@@ -12,7 +12,7 @@ from sqlalchemy.sql.selectable import Exists
 from acdc.errors import Conflict, IdempotencyConflict, NotFound
 from acdc.spec import JobSpec
 from acdc.store.clock import milliseconds, moment, now_ms
-from acdc.store.columns import refuse_unstorable, spell_infinity
+from acdc.store.columns import refuse_unstorable
 from acdc.store.database import Database, insert_or
 from acdc.store.ids import new_id
 from acdc.store.paging import check_limit, newest_first
@@ -56,7 +56,7 @@ class Jobs:
         values = {
             "owner": user,
             "kind": spec.kind,
-            "spec": spell_infinity(data),
+            "spec": data,
             "spec_sha256": sha256,
             "name": spec.name,
             "notes": spec.notes,

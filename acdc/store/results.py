@@ -10,8 +10,8 @@ from sqlalchemy import Connection, insert, select
 
 from acdc.circuit import Circuit, ModelCard, Point
 from acdc.errors import NotFound
+from acdc.spec import spell_infinity
 from acdc.store.clock import now_ms
-from acdc.store.columns import spell_infinity
 from acdc.store.database import insert_or
 from acdc.store.ids import new_id
 from acdc.store.rows import JobRow, NewCircuit, NewEvaluation, NewResult, NewTable

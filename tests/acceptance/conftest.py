@@ -9,9 +9,9 @@ from acceptance_kit import Stack, quick, slow, write_model
 from acdc.circuit import Circuit
 from acdc.client import Job
 from acdc.models.cache import ModelCache
-from acdc.pipeline import reference_of, run_on
+from acdc.pipeline import run_on
 from acdc.progress import Quiet
-from acdc.spec import parse_job
+from acdc.spec import parse_job, reference_of
 
 
 @pytest.fixture(scope="session")

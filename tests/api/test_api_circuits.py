@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
-from api_samples import HOSTILE, SPEC, finish, make_circuit
+from api_samples import HOSTILE, SPEC, Connect, finish, make_circuit
 from fastapi.testclient import TestClient
 
 from acdc.circuit import Circuit
@@ -238,6 +238,75 @@ def test_evaluation_inherits_what_it_does_not_name(client: TestClient, circuit_i
     assert job["spec"]["circuit"] == circuit_id
     assert job["spec"]["metric"] == "prob_diff"
     assert job["spec"]["task"]["pairs"][0]["clean"] == SPEC["task"]["pairs"][0]["clean"]
+
+
+@pytest.mark.parametrize("through", ["circuit", "jobs"])
+@pytest.mark.parametrize(
+    ("field", "changed"),
+    [
+        ("task", {"seed": 5}),
+        ("task", {"prompts": 3}),
+        ("task", {"corruption": None}),
+        ("ablation", {"mean_over": "all"}),
+        ("evaluation", {"random_circuits": 3}),
+        ("evaluation", {"rules": ["signed"]}),
+        ("compute", {"batch_tokens": 4096}),
+        ("task", {"name": "greater_than", "held_out": 3}),
+        ("ablation", {"kind": "mean", "mean_over": "all"}),
+    ],
+)
+def test_evaluation_with_one_thing_changed_keeps_its_siblings(
+    client: TestClient, store: Store, artefacts: Artefacts, through: str, field: str, changed: dict[str, object]
+) -> None:
+    own = {
+        "task": {"name": "greater_than", "prompts": 12, "held_out": 6, "seed": 2},
+        "ablation": {"kind": "mean"},
+        "evaluation": {"grid": [0.1, 0.3], "band_circuits": 1},
+        "compute": {"dtype": "float64"},
+    }
+    assert client.post("/v1/jobs", json=own).status_code == 202
+    found = finish(store, artefacts)
+    before = client.get(f"/v1/circuits/{found}").json()["provenance"]["run"]["spec"]
+    if through == "circuit":
+        answer = client.post(f"/v1/circuits/{found}/evaluate", json={field: changed})
+    else:
+        answer = client.post("/v1/jobs", json={"kind": "evaluate", "circuit": found, field: changed})
+    spec = answer.json()["spec"]
+    assert spec[field] == {**before[field], **changed}
+    assert all(spec[other] == before[other] for other in ("model", "metric", "seed", *own) if other != field)
+
+
+def test_evaluation_on_another_task_takes_nothing_of_the_old_one(client: TestClient, circuit_id: str) -> None:
+    job = client.post(f"/v1/circuits/{circuit_id}/evaluate", json={"task": "successor", "ablation": "zero"}).json()
+    assert (job["spec"]["task"]["name"], job["spec"]["task"]["pairs"]) == ("successor", None)
+    assert job["spec"]["ablation"] == {"kind": "zero", "mean_over": "role"}
+
+
+@pytest.mark.parametrize("body", [{"kind": "evaluate"}, {"kind": "try", "prompt": "x"}])
+def test_job_on_a_circuit_that_is_not_there_is_refused(client: TestClient, store: Store, body: dict[str, str]) -> None:
+    for circuit_id in ("cir_0000", "no id \x00"):
+        response = client.post("/v1/jobs", json={**body, "circuit": circuit_id})
+        assert (response.status_code, response.json()["code"]) == (404, "not_found")
+    assert store.jobs.list().items == ()
+
+
+@pytest.mark.parametrize("field", ["model", "task", "metric", "ablation", "evaluation", "selection", "compute", "seed"])
+def test_try_refuses_what_it_would_not_heed(client: TestClient, circuit_id: str, field: str) -> None:
+    response = client.post(f"/v1/circuits/{circuit_id}/try", json={"prompt": "x", field: "zero"})
+    assert response.status_code == 422
+    assert [error["where"] for error in response.json()["errors"]] == [field]
+
+
+def test_try_runs_on_the_model_of_its_circuit_and_obeys_the_allow_list(
+    connect: Connect, client: TestClient, circuit_id: str
+) -> None:
+    body = {"kind": "try", "circuit": circuit_id, "prompt": "x", "tags": ["mine"]}
+    job = client.post("/v1/jobs", json=body).json()
+    assert (job["model"], job["task"], job["tags"]) == (None, None, ["mine"])
+    assert client.get("/v1/jobs", params={"kind": "try"}).json()["items"][0]["id"] == job["id"]
+    assert client.post("/v1/plan", json=body).json()["seconds"] > 0
+    refused = connect(allowed_models="hub:good/*").post("/v1/jobs", json=body)
+    assert (refused.status_code, refused.json()["errors"][0]["where"]) == (403, "model")
 
 
 def test_prompt_is_tried_as_a_job(client: TestClient, circuit_id: str) -> None:

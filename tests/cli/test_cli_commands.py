@@ -15,11 +15,13 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from acdc.circuit import Choices, Circuit, ModelCard, Provenance, Run, Selected, TaskCard
 from acdc.cli.app import app
 from acdc.cli.failures import CANCELLED, NO_ANSWER, WRONG
 from acdc.cli.following import follow
 from acdc.client import Client
 from acdc.errors import Cancelled, ServiceError
+from acdc.graph import Graph, GraphShape
 
 Invoke = Callable[..., Any]
 
@@ -109,7 +111,7 @@ def test_a_word_that_is_neither_file_nor_task_lists_the_tasks() -> None:
 def test_options_are_laid_over_a_spec_from_stdin() -> None:
     from acdc.cli.spec_source import overlay
 
-    assert overlay({}, ["method.steps=5"])["method"] == {"name": "eap-ig-inputs", "steps": 5}
+    assert overlay({}, ["method.steps=5"]) == {"method": {"steps": 5}}
     assert overlay({"task": "ioi"}, ["task.prompts=3"])["task"] == {"name": "ioi", "prompts": 3}
     result = invoke("plan", "-", "--set", "method.steps=2", "--json", stdin="task: ioi")
     assert result.exit_code == 0, result.stderr
@@ -215,3 +217,79 @@ def test_no_process_outlives_the_service(tmp_path: Path, number: int) -> None:
         process.wait(30)
     assert not list(psutil.wait_procs(children, timeout=20)[1])
     assert "a worker ended" not in log.read_text()
+
+
+def found_circuit(spec: dict[str, Any]) -> Circuit:
+    """A circuit as the job with `spec` would have found it."""
+    from acdc.spec import parse_job
+
+    graph = Graph(GraphShape(2, 2, 2))
+    kept = graph.connected(graph.legal)
+    provenance = Provenance(
+        ModelCard("gemma3-270m-q4", "Tiny", "llama", "f" * 64, "t" * 64, 1000, None, None),
+        TaskCard("greater_than", "01", "a" * 64, 3, 1, 0, 0, ("a",), ("b",)),
+        Choices("prob_diff", "prob_diff", "mean per role", "eap", {}),
+        Run("0.1.0", 1, "2", "5", "float32", "cpu", 1, 0, 1.0, 1, spec=json.loads(parse_job(spec).canonical_json)),
+    )
+    scores = graph.legal.astype("float32")
+    return Circuit(graph, scores, graph.legal, kept, Selected("signed", None, int(kept.sum())), provenance, None)
+
+
+FOUND_BY = {
+    "model": "gemma3-270m-q4",
+    "task": {"name": "greater_than", "prompts": 7},
+    "metric": "prob_diff",
+    "ablation": {"kind": "mean"},
+    "evaluation": {"grid": [0.1]},
+}
+
+
+@pytest.mark.parametrize("command", ["evaluate", "submit"])
+def test_an_evaluation_asks_for_what_was_said_and_inherits_the_rest(service: str, tmp_path: Path, command: str) -> None:
+    with Client(service) as client:
+        circuit_id = client.import_file(found_circuit(FOUND_BY).to_bytes()).id
+    sets = ["task.seed=7", "ablation.mean_over=all", "evaluation.random_circuits=3"]
+    words = ["circuits", "evaluate", circuit_id]
+    if command == "submit":
+        file = tmp_path / "spec.yaml"
+        file.write_text(f"kind: evaluate\ncircuit: {circuit_id}\n")
+        words = ["submit", str(file)]
+    result = invoke("--url", service, *words, *(word for text in sets for word in ("--set", text)), "--json")
+    spec = json.loads(result.stdout)["spec"]
+    assert (spec["task"]["name"], spec["task"]["prompts"], spec["task"]["seed"]) == ("greater_than", 7, 7)
+    assert spec["ablation"] == {"kind": "mean", "mean_over": "all"}
+    assert (spec["evaluation"]["grid"], spec["evaluation"]["random_circuits"]) == ([0.1], 3)
+    assert (spec["model"], spec["metric"]) == ("gemma3-270m-q4", "prob_diff")
+
+
+def test_an_infinite_threshold_reaches_the_service(service: str) -> None:
+    words = ("submit", "ioi", "--method", "acdc", "--set", "method.thresholds=[.inf]", "--json")
+    result = invoke("--url", service, *words)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["spec"]["method"]["thresholds"] == ["Infinity"]
+
+
+@pytest.mark.parametrize("value", [".nan", "2024-01-01"])
+def test_a_value_that_json_has_not_is_named(service: str, value: str) -> None:
+    result = invoke("--url", service, "circuits", "evaluate", "cir_0", "--set", f"name={value}")
+    assert result.exit_code == WRONG
+    assert "JSON" in result.stderr
+    assert "bug" not in result.stderr
+
+
+def test_a_plan_of_a_job_on_a_stored_circuit_asks_for_the_service() -> None:
+    result = invoke("plan", "-", stdin="kind: try\ncircuit: cir_0\nprompt: x")
+    assert result.exit_code == WRONG
+    assert "--url" in result.stderr
+
+
+def test_a_local_run_on_a_circuit_takes_its_file(tmp_path: Path) -> None:
+    spec, source, out = tmp_path / "spec.yaml", tmp_path / "one.safetensors", tmp_path / "out"
+    spec.write_text("kind: evaluate\ntask: {seed: 3}\nmodel: path:/nowhere\n")
+    found_circuit(FOUND_BY).save(source)
+    result = invoke("run", str(spec), "--out", str(out), "--source", str(source))
+    assert "nowhere" in result.stderr  # the engine got as far as the model
+    asked = json.loads((out / "spec.json").read_text())
+    assert (asked["circuit"], asked["model"]) == ("one.safetensors", "path:/nowhere")
+    assert (asked["task"]["name"], asked["task"]["seed"], asked["metric"]) == ("greater_than", 3, "prob_diff")
+    assert asked["ablation"]["kind"] == "mean"
