@@ -84,14 +84,19 @@ def discover(loaded: Loaded, spec: DiscoverSpec, progress: Progress) -> list[Res
     setting = _setting(loaded, spec, progress)
     parameters = spec.method.model_dump(exclude={"name", "objective"})
     results = []
-    for found in _search(setting, spec, parameters, progress):
+    searched = _search(setting, spec, parameters, progress)
+    search_s = time.monotonic() - begin
+    for found in searched:
+        begin = time.monotonic()
         kept = _kept(setting.t.graph, found, spec.selection)
         # The costs that a search with decisions saw are no ranking: such a circuit gets no curve.
         ranked = found.tested if found.kept is None else np.zeros_like(found.tested)
         judgement = _judge(setting, spec, found.scores, ranked, kept, progress)
         objective = " + ".join(spec.objectives)
         recorded = {name: json.loads(spec.canonical_json)["method"][name] for name in parameters}
-        provenance = _provenance(setting, spec, spec.method.name, recorded, objective, begin, found)
+        provenance = _provenance(
+            setting, spec, spec.method.name, recorded, objective, search_s + time.monotonic() - begin, found
+        )
         results.append(Result(found.key, _circuit(setting, found, judgement, provenance)))
     return results
 
@@ -180,8 +185,9 @@ def evaluate(loaded: Loaded, spec: EvaluateSpec, progress: Progress, source: Cir
         choices.method if choices else "hypothesis",
         dict(choices.parameters) if choices else {},
         choices.objective if choices else spec.metric,
-        begin,
+        time.monotonic() - begin,
         None,
+        _notes(loaded, source),
     )
     found = Found(scores.copy(), tested.copy())
     return Result("evaluation", _circuit(setting, found, judgement, provenance))
@@ -205,6 +211,12 @@ def _kept_to_evaluate(graph: Graph, spec: EvaluateSpec, source: Circuit | None) 
     if any(changes.values()):
         kept = Kept.of(graph, edited(graph, kept.mask, **changes), "edited")
     return kept
+
+
+def _notes(loaded: Loaded, source: Circuit | None) -> list[str]:
+    if source is None or source.provenance.model.fingerprint == loaded.card.fingerprint:
+        return []
+    return [f"evaluated on other weights than it was found on: found on {source.provenance.model.reference}"]
 
 
 # -- try ---------------------------------------------------------------------------------------------------------------
@@ -300,8 +312,9 @@ def _provenance(
     method: str,
     parameters: Mapping[str, Any],
     objective: str,
-    begin: float,
+    wall_time_s: float,
     found: Found | None,
+    notes: Sequence[str] = (),
 ) -> Provenance:
     import transformers
 
@@ -321,10 +334,11 @@ def _provenance(
             device=str(setting.t.device),
             threads=torch.get_num_threads(),
             seed=spec.seed,
-            wall_time_s=time.monotonic() - begin,
+            wall_time_s=wall_time_s,
             peak_memory_bytes=peak_memory_bytes(setting.t.device),
             passes=dict(found.passes) if found else {},
             facts=dict(found.facts) if found else {},
+            notes=tuple(notes),
             spec=json.loads(spec.canonical_json),
         ),
     )

@@ -90,6 +90,8 @@ def make_setting(
 
     Raises UnsupportedModel, ParityFailed, BadWeights, TaskError, OutOfMemory.
     """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     progress.phase("parity", 1)
     t = wrap(loaded.model)
     longest = max(len(pair.clean) for pair in (*prompt_set.search, *prompt_set.held_out))
@@ -156,7 +158,7 @@ def top_tokens(
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most that this process held: of the device where it has its own memory, else resident."""
+    """The most held: on a GPU since the setting was made, else resident in this process since it began."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024

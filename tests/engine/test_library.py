@@ -262,6 +262,15 @@ def test_more_edges_than_there_are_cannot_be_asked_for(model: Any, tokenizer: Pr
         discover(model, tokenizer, selection={"size": 1_000_000})
 
 
+def test_an_evaluation_on_other_weights_says_so(tokenizer: PreTrainedTokenizerFast, circuit: Circuit) -> None:
+    other = describe_loaded(tiny("llama", torch.float32, seed=1), tokenizer)
+    spec = parse_job(with_defaults_of(circuit.provenance.run.spec, {"kind": "evaluate", "circuit": "stored"}))
+    (result,) = run_on(other, spec, Quiet(), circuit)
+    assert result.circuit is not None
+    assert "other weights" in result.circuit.provenance.run.notes[0]
+    assert not circuit.provenance.run.notes
+
+
 def test_a_circuit_is_not_tried_on_other_weights(tokenizer: PreTrainedTokenizerFast, circuit: Circuit) -> None:
     other = describe_loaded(tiny("llama", torch.float32, seed=1), tokenizer)
     spec = parse_job({"kind": "try", "circuit": "stored", "prompt": "w3 w4"})
