@@ -197,7 +197,9 @@ class Stack:
 
     def assert_resumed(self, job: Job, attempt: int) -> None:
         """It went on from a checkpoint, ended once and left one result."""
-        states = [event.data["state"] for event in self.client.events(job.id) if event.kind == "state"]
+        events = list(self.client.events(job.id))
+        states = [event.data["state"] for event in events if event.kind == "state"]
+        assert any(event.kind == "progress" for event in events), "it was silent"
         assert states.count("running") == attempt
         assert states[-1] == "succeeded"
         assert any("resumed from step" in line.line for line in self.client.logs(job.id)), "it started over"
