@@ -49,9 +49,12 @@ class Fingerprint:
 
 
 def fingerprint_directory(directory: Path) -> Fingerprint:
-    """Of a directory with config.json and safetensors. Raises BadWeights for a file that is damaged, or a tensor with a
-    value that is not finite."""
-    return fingerprint(read_config(directory), _tensors(directory))
+    """Of a directory with config.json and safetensors. Raises BadWeights for a file that is damaged, a tensor with a
+    value that is not finite, or no tensor at all."""
+    found = fingerprint(read_config(directory), _tensors(directory))
+    if not found.n_parameters:
+        raise BadWeights(f"the safetensors files in {directory} hold no tensors; fetch the weights again")
+    return found
 
 
 def fingerprint(config: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> Fingerprint:

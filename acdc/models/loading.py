@@ -19,8 +19,9 @@ from acdc.models.fingerprint import fingerprint, read_config
 from acdc.models.gguf_to_safetensors import require_all_tensors
 from acdc.models.inventory import LocalModel
 from acdc.models.toy import MODEL_TYPE as TOY
-from acdc.models.toy import ToyTransformer
+from acdc.models.toy import ToyConfig, ToyTransformer
 
+_HOLLOW = 4  # times as large as its files: more than a table that is stored once and used twice can explain
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
@@ -40,7 +41,7 @@ def load_local(local: LocalModel, dtype: str, device: str) -> Loaded:
     """
     directory = Path(local.directory)
     with _quiet():
-        model = _load_model(directory, DTYPES[dtype], torch.device(choose_device(device)))
+        model = _load_model(local, DTYPES[dtype], torch.device(choose_device(device)))
         tokenizer = _load_tokenizer(directory)
     card = ModelCard(
         reference=local.reference,
@@ -84,12 +85,16 @@ def choose_device(device: str) -> str:
     return device
 
 
-def _load_model(directory: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    model_type = read_config(directory).get("model_type")
+def _load_model(local: LocalModel, dtype: torch.dtype, device: torch.device) -> Any:
+    directory = Path(local.directory)
+    config = read_config(directory)
+    model_type = config.get("model_type")
     loader = ToyTransformer if model_type == TOY else transformers.AutoModelForCausalLM
     # Eager attention: the one implementation that every architecture has, and the one that is summed in plain order.
     options: dict[str, Any] = {} if model_type == TOY else {"attn_implementation": "eager", "trust_remote_code": False}
     try:
+        if "quantization_config" not in config:  # packed numbers cannot be counted
+            _refuse_hollow(local, is_toy=model_type == TOY)
         model, info = loader.from_pretrained(
             directory, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
         )
@@ -104,6 +109,24 @@ def _load_model(directory: Path, dtype: torch.dtype, device: torch.device) -> An
         return model.to(device).eval().requires_grad_(False)
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(f"the model does not fit on {device}: {error}") from None
+
+
+def _refuse_hollow(local: LocalModel, *, is_toy: bool) -> None:
+    """Before transformers fills in what the files lack, at the size that config.json asks for: that may be any, and
+    where it says nothing it is billions of parameters."""
+    options: dict[str, Any] = {} if is_toy else {"trust_remote_code": False}
+    config = (ToyConfig if is_toy else transformers.AutoConfig).from_pretrained(
+        local.directory, local_files_only=True, **options
+    )
+    build = ToyTransformer if is_toy else transformers.AutoModelForCausalLM.from_config
+    with torch.device("meta"):  # shapes without memory
+        described = build(config, **options)
+    n_described = sum(parameter.numel() for parameter in described.parameters())
+    if n_described > _HOLLOW * local.n_parameters:
+        raise BadWeights(
+            f"the files in {local.directory} hold {local.n_parameters:,} of the {n_described:,} numbers of the model "
+            "that config.json describes; fetch the weights again, or mend config.json"
+        )
 
 
 def _load_tokenizer(directory: Path) -> Any:

@@ -12,7 +12,9 @@ from typing import NamedTuple
 import psutil
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_files import Recorder, reference, write_tiny_gguf, write_tiny_llama
+from transformers import AutoModelForCausalLM
 
 from acdc.errors import BadWeights, Cancelled, StorageError, UnknownModel
 from acdc.models.cache import ModelCache
@@ -162,6 +164,31 @@ def test_truncated_safetensors_is_named(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(BadWeights, match=r"model\.safetensors"):
         ModelCache(tmp_path / "cache").load(reference("path", tmp_path / "tiny"))
+
+
+@pytest.fixture
+def builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_args, **_options: pytest.fail("was built"))
+
+
+@pytest.mark.usefixtures("builds_nothing")
+@pytest.mark.parametrize("tensors", [{}, {"model.norm.weight": torch.ones(16)}])
+def test_files_that_hold_next_to_nothing_are_refused_before_the_model_is_built(
+    tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    """What the files lack is built at the size that config.json asks for, and by default that is billions."""
+    write_tiny_llama(tmp_path / "hollow")
+    save_file(tensors, tmp_path / "hollow" / "model.safetensors")
+    with pytest.raises(BadWeights, match=r"no tensors|16 of the [\d,]+ numbers"):
+        ModelCache(tmp_path / "cache").load(reference("path", tmp_path / "hollow"))
+
+
+@pytest.mark.usefixtures("builds_nothing")
+def test_what_config_json_does_not_say_is_not_made_up(tmp_path: Path) -> None:
+    write_tiny_llama(tmp_path / "hollow")
+    (tmp_path / "hollow" / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(BadWeights, match=r"of the 6,\d{3},\d{3},\d{3} numbers"):
+        ModelCache(tmp_path / "cache").load(reference("path", tmp_path / "hollow"))
 
 
 @pytest.mark.parametrize("kind", ["path", "gguf"])
