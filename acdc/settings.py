@@ -5,10 +5,12 @@ Each field is the variable `ACDC_` and its name in capitals: `ACDC_PORT=9000`. L
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -89,7 +91,7 @@ class Settings(BaseSettings):
         host = str(data.get("host") or cls.model_fields["host"].default)
         port = data.get("port") or cls.model_fields["port"].default
         derived = {
-            "database_url": f"sqlite:///{home / 'acdc.db'}",
+            "database_url": f"sqlite:///{quote(str(home / 'acdc.db'), safe='/ +')}",  # ? and % mean something in URLs
             "artefacts_url": f"file://{home / 'artefacts'}",
             "url": f"http://{f'[{host}]' if ':' in host else host}:{port}",
         }
@@ -118,14 +120,28 @@ class Settings(BaseSettings):
 def load_settings(**given: object) -> Settings:
     """The environment, with `given` (command line options) above it.
 
-    Raises SpecError that names every variable with a bad value.
+    Raises SpecError that names every variable with a bad value, and every one that starts like ours and is none.
     """
+    faults = _unknown_variables()
     try:
-        return Settings(**given)  # type: ignore[arg-type]
+        settings = Settings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
-        faults = [_fault(finding) for finding in error.errors(include_url=False, include_input=False)]
+        faults += [_fault(finding) for finding in error.errors(include_url=False, include_input=False)]
+    if faults:
         plural = "s" * (len(faults) != 1)
-        raise SpecError(f"{len(faults)} setting{plural} of the environment cannot be used", faults) from None
+        raise SpecError(f"{len(faults)} setting{plural} of the environment cannot be used", faults)
+    return settings
+
+
+def _unknown_variables() -> list[Fault]:
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    faults = []
+    for name in sorted(os.environ):
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            faults.append(Fault(name, f"there is no such setting; {hint}"))
+    return faults
 
 
 def _fault(finding: Any) -> Fault:

@@ -6,6 +6,7 @@ import pytest
 
 from acdc.errors import SpecError
 from acdc.settings import load_settings
+from acdc.store import migrate
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +41,24 @@ def test_every_bad_variable_is_named_and_no_value_is_shown(monkeypatch: pytest.M
         load_settings()
     assert {fault.where for fault in caught.value.faults} == {"ACDC_PORT", "ACDC_LEASE_S", "ACDC_API_KEY"}
     assert "geheim" not in str(caught.value)
+
+
+def test_variable_that_means_nothing_is_named_with_the_nearest_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACDC_PROT", "9000")
+    monkeypatch.setenv("ACDC_LEASE_S", "-1")
+    with pytest.raises(SpecError) as caught:
+        load_settings()
+    assert {fault.where for fault in caught.value.faults} == {"ACDC_PROT", "ACDC_LEASE_S"}
+    assert "did you mean ACDC_PORT?" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a?b=c", "%41", "100%", "a b+c", "ü#x"])
+def test_database_lies_in_the_data_directory_whatever_its_name(tmp_path: Path, name: str) -> None:
+    url = load_settings(data_dir=tmp_path / name).database_url
+    migrate(url)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "acdc.db").is_file()
+    assert load_settings(data_dir=tmp_path / name, database_url=url).database_url == url
 
 
 def test_heartbeat_slower_than_half_a_lease_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
