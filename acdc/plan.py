@@ -209,7 +209,7 @@ def tokens_per_prompt(spec: JobSpec) -> tuple[float, str]:
 def _texts(task: TaskSpec) -> list[str]:
     if task.pairs is None:
         return [TASKS[task.name].example]
-    return [_text(pair) for pair in task.pairs] or [""]
+    return [_text(pair) for pair in task.pairs]
 
 
 def _text(pair: CustomPair) -> str:

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from acdc.cli.console import Json, answer, table
 
 
 def models(as_json: Json = False) -> None:
-    """Short names for models; any hub:, path:, gguf: or pypi: reference works too."""
+    """Short names for models, and what this machine's cache holds; any hub:, path:, gguf: or pypi: reference works."""
     from dataclasses import asdict
 
     from acdc.models.catalogue import CATALOGUE
+    from acdc.models.inventory import list_local
+    from acdc.settings import load_settings
 
-    rows = [[name, e.title, e.quantisation, e.tuning, e.download_mb, e.licence] for name, e in CATALOGUE.items()]
-    columns = ("name", "title", "weights", "tuning", "#MB", "licence")
-    answer([{"name": name, **asdict(e)} for name, e in CATALOGUE.items()], lambda: table(columns, rows))
+    data: dict[str, dict[str, Any]] = {
+        name: {"name": name, **asdict(entry), "cached": None} for name, entry in CATALOGUE.items()
+    }
+    for held in list_local(load_settings().cache_dir):  # the one used last first
+        model = held.model
+        of_no_catalogue = {"name": model.reference, "title": model.title}
+        of_no_catalogue |= {"quantisation": model.quantisation, "tuning": model.tuning, "cached": None}
+        known = data.setdefault(model.reference, of_no_catalogue)
+        last_use = datetime.fromtimestamp(held.last_use, UTC).isoformat(timespec="seconds")
+        cached = {
+            "size_bytes": model.size_bytes,
+            "last_use": last_use,
+            "in_use": held.is_in_use,
+            "pinned": model.pinned,
+        }
+        known["cached"] = known["cached"] or cached
+    columns = ("name", "title", "weights", "tuning", "#MB to fetch", "licence", "#MB cached", "last use (UTC)")
+    answer(list(data.values()), lambda: table(columns, [_model_row(model) for model in data.values()]))
+
+
+def _model_row(model: dict[str, Any]) -> list[Any]:
+    cached = model["cached"]
+    here = (
+        [None, None]
+        if cached is None
+        else [round(cached["size_bytes"] / 1e6), cached["last_use"][:16].replace("T", " ")]
+    )
+    about = [model["name"], model["title"], model["quantisation"], model["tuning"]]
+    return [*about, model.get("download_mb"), model.get("licence"), *here]
 
 
 def tasks(as_json: Json = False) -> None:

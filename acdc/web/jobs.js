@@ -23,8 +23,8 @@ export async function jobsPage(query, signal) {
     ["Job", (job) => el("a", { href: `#/jobs/${job.id}` }, job.name ?? job.id)],
     ["State", (job) => el("span", { id: `state-${job.id}` }, stateMark(job.state))],
     ["Progress", (job) => el("span", { id: `progress-${job.id}` }, progressBar(hasEnded(job.state) ? null : job.progress))],
-    ["Kind", (job) => job.kind], ["Task", (job) => job.task], ["Method", (job) => job.method ?? "–"],
-    ["Model", (job) => job.model], ["Submitted", (job) => when(job.created_at)],
+    ["Kind", (job) => job.kind], ["Task", (job) => job.task ?? "–"], ["Method", (job) => job.method ?? "–"],
+    ["Model", (job) => job.model ?? "–"], ["Submitted", (job) => when(job.created_at)],
   ];
   for (const job of page.items.filter((one) => !hasEnded(one.state)).slice(0, 4)) {
     follow(job.id, signal, (event) => update(job.id, event)).catch(() => {});

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import time
+from base64 import urlsafe_b64encode
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from fastapi.testclient import TestClient
 from acdc.api import create_app
 from acdc.api.problems import STATUS_OF
 from acdc.errors import AcdcError, DatabaseError, SpecError
+from acdc.models.catalogue import CATALOGUE
 from acdc.store import Artefacts, Store
 
 
@@ -46,6 +48,15 @@ CASES = [
     ),
     ("POST", "/v1/jobs", {"content": b"\xff", "headers": {"content-type": "application/json"}}, 400, "bad_request"),
     ("POST", "/v1/jobs", {"content": b"{}", "headers": {"content-type": "text/plain"}}, 415, "unsupported_media_type"),
+    ("GET", "/v1/circuits?min_edges=99999999999999999999", {}, 422, "invalid_spec"),
+    ("GET", f"/v1/circuits?max_edges={2**31}", {}, 422, "invalid_spec"),
+    ("GET", f"/v1/circuits?cursor={urlsafe_b64encode(b'[' * 20_000).decode()}", {}, 422, "invalid_spec"),
+    ("GET", f"/v1/jobs?cursor={urlsafe_b64encode(b'[' * 20_000).decode()}", {}, 422, "invalid_spec"),
+    ("GET", "/v1/jobs/job_0/logs?limit=1001", {}, 422, "invalid_spec"),
+    ("GET", "/v1/circuits/cir_0/edges?limit=1001", {}, 422, "invalid_spec"),
+    ("POST", "/v1/jobs", {"json": {**SPEC, "model": "loaded:x"}}, 422, "unknown_model"),
+    ("POST", "/v1/plan", {"json": {**SPEC, "model": "path:~nouser/m"}}, 422, "unknown_model"),
+    ("POST", "/v1/plan", {"json": {**SPEC, "model": "path:a\0b"}}, 422, "unknown_model"),
     ("POST", "/v1/jobs", {"json": []}, 422, "invalid_spec"),
     ("POST", "/v1/jobs", {"json": {"kind": ["x"]}}, 422, "invalid_spec"),
     ("POST", "/v1/jobs", {"json": {**SPEC, "name": "a\x00b"}}, 422, "invalid_spec"),
@@ -120,7 +131,7 @@ def test_removed_tables_answer_503_not_a_traceback(connect: Connect, store: Stor
     for suffix in ("-wal", "-shm"):
         (tmp_path / f"acdc.db{suffix}").unlink(missing_ok=True)
     response = client.get("/v1/jobs")
-    assert (response.status_code, response.json()["code"]) == (503, "database")
+    assert (response.status_code, response.json()["code"]) == (503, "bad_database")
 
 
 def test_readiness_answers_while_the_database_hangs(
@@ -148,6 +159,50 @@ def test_allow_list_of_models_refuses_the_others(connect: Connect) -> None:
         assert response.status_code == status, response.text
     assert response.json()["code"] == "forbidden"
     assert response.json()["errors"][0]["where"] == "model"
+
+
+def test_short_name_and_what_it_stands_for_are_allowed_together(connect: Connect) -> None:
+    short = "smollm2-135m-instruct-q4"
+    for pattern in (short, CATALOGUE[short].reference):
+        client = connect(allowed_models=pattern)
+        for model, status in ((short, 202), (CATALOGUE[short].reference, 202), ("gemma3-270m-q4", 403)):
+            assert client.post("/v1/jobs", json={**SPEC, "model": model}).status_code == status, (pattern, model)
+
+
+def test_file_needs_an_allowed_directory_where_models_are_limited_as_a_worker_has_it(
+    connect: Connect, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    model = {**SPEC, "model": f"path:{tmp_path}/in"}
+    assert connect(allowed_models="*").post("/v1/jobs", json=model).status_code == 403
+    both = connect(allowed_models="hub:good/*", allowed_dirs=str(tmp_path))
+    assert both.post("/v1/jobs", json=model).status_code == 202
+
+
+@pytest.mark.parametrize("place", ["~nouser/m", "a\0b"])
+def test_place_that_no_file_system_has_is_no_model_of_an_allowed_directory(
+    connect: Connect, tmp_path: Path, place: str
+) -> None:
+    response = connect(allowed_dirs=str(tmp_path)).post("/v1/jobs", json={**SPEC, "model": f"path:{place}"})
+    assert (response.status_code, response.json()["errors"][0]["where"]) == (422, "model")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        '{"model_type": "llama", "hidden_size": 1e400, "num_attention_heads": 1}',
+        '{"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, '
+        f'"num_hidden_layers": {10**9}, "vocab_size": 9}}',
+        '{"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, '
+        f'"num_hidden_layers": 1, "vocab_size": {10**400}}}',
+        "[" * 100_000,
+    ],
+)
+def test_plan_of_a_model_with_a_senseless_size_is_unknown(client: TestClient, tmp_path: Path, config: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    response = client.post("/v1/plan", json={**SPEC, "model": f"path:{tmp_path}"})
+    assert response.status_code == 200
+    assert response.json()["seconds"] is None
 
 
 def test_allow_list_of_directories_sees_through_links_and_dots(connect: Connect, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from fastapi.testclient import TestClient
 
 from acdc.api import create_app
 from acdc.api.server import bind
-from acdc.errors import DatabaseError, ServiceError
+from acdc.client import Client
+from acdc.errors import DatabaseError, NotFound, ServiceError
 from acdc.store import Artefacts, Store
 
 SSE = {"Accept": "text/event-stream"}
@@ -37,7 +38,8 @@ def test_page_of_events_says_when_the_job_has_ended(client: TestClient, store: S
     assert [event["number"] for event in page["items"]] == list(range(1, page["next_after"] + 1))
     assert page["items"][-1]["data"]["state"] == "succeeded"
     assert page["ended"] is True
-    assert client.get(path, params={"after": page["next_after"]}).json()["items"] == []
+    behind_the_end = client.get(path, params={"after": page["next_after"]}).json()
+    assert (behind_the_end["items"], behind_the_end["ended"]) == ([], True)
     assert client.get("/v1/jobs/job_0000/events").status_code == 404
     assert client.get(path, headers={"Last-Event-ID": "x"}).status_code == 422
 
@@ -90,6 +92,37 @@ def test_stream_outlives_a_database_that_is_away(
     events = parse(client.get(path, headers=SSE).text)
     assert [int(event["id"]) for event in events] == list(range(1, len(events) + 1))
     assert len(calls) >= 4
+
+
+def test_client_waits_out_a_database_that_is_away(
+    served: str, store: Store, artefacts: Artefacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("acdc.client.RETRY_PAUSE_S", 0.001)
+    monkeypatch.setattr("acdc.client.LONGEST_PAUSE_S", 0.01)
+    real: Callable[..., object] = store.jobs.events
+    calls: list[int] = []
+
+    def away_at_first(*args: object, **kwargs: object) -> object:
+        calls.append(1)
+        if len(calls) <= 20:
+            raise DatabaseError("away")
+        return real(*args, **kwargs)
+
+    with Client(served) as client:
+        job = client.submit(SPEC)
+        finish(store, artefacts)
+        monkeypatch.setattr(store.jobs, "events", away_at_first)
+        numbers = [event.number for event in client.events(job.id)]
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert len(calls) > 20
+        with pytest.raises(NotFound):
+            list(client.events("job_0000"))
+        monkeypatch.setattr("acdc.client.PATIENCE_S", 0.1)
+        calls.clear()
+        monkeypatch.setattr("acdc.client.LONGEST_PAUSE_S", 1.0)
+        monkeypatch.setattr("acdc.client.RETRY_PAUSE_S", 0.2)
+        with pytest.raises(DatabaseError, match="away"):
+            list(client.events(job.id))
 
 
 def test_hundred_dropped_streams_show_no_gap_and_no_duplicate(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from acdc.cli.following import follow
 from acdc.client import Client
 from acdc.errors import Cancelled, ServiceError
 from acdc.graph import Graph, GraphShape
+from acdc.models.inventory import Inventory, LocalModel
 
 Invoke = Callable[..., Any]
 
@@ -293,3 +295,20 @@ def test_a_local_run_on_a_circuit_takes_its_file(tmp_path: Path) -> None:
     assert (asked["circuit"], asked["model"]) == ("one.safetensors", "path:/nowhere")
     assert (asked["task"]["name"], asked["task"]["seed"], asked["metric"]) == ("greater_than", 3, "prob_diff")
     assert asked["ablation"]["kind"] == "mean"
+
+
+def test_models_in_the_cache_are_listed_with_size_and_last_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACDC_CACHE_DIR", str(tmp_path))
+    assert [model["cached"] for model in json.loads(invoke("models", "--json").stdout)] == [None, None]
+    inventory = Inventory(tmp_path)
+    for key, reference in (("k1", "hub:some/model"), ("k2", "gemma3-270m-q4")):
+        directory = str(inventory.model_directory(key))
+        model = LocalModel(key, reference, "pin", directory, "T", "llama", 9, "f", "t", "Q8_0", None, 3_000_000)
+        inventory.install(inventory.fresh_partial(key), model)
+    listed = {model["name"]: model for model in json.loads(invoke("models", "--json").stdout)}
+    assert listed["smollm2-135m-instruct-q4"]["cached"] is None
+    assert listed["gemma3-270m-q4"]["cached"]["size_bytes"] == 3_000_000
+    assert listed["hub:some/model"]["quantisation"] == "Q8_0"
+    used = datetime.fromisoformat(listed["hub:some/model"]["cached"]["last_use"])
+    assert abs((datetime.now(UTC) - used).total_seconds()) < 60
+    assert "hub:some" in invoke("models").stdout
