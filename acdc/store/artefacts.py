@@ -93,10 +93,8 @@ class Artefacts:
             self._files.invalidate_cache()
             old = [path for path in self._files.find(self._root) if self._modified(path) < before]
             named = in_use()  # asked after the listing: what is committed meanwhile counts
-            gone = [path for path in old if self._is_ours(path) and _name(path) not in named]
-            gone = [path for path in gone if self._modified(path) < before]  # not put again meanwhile
-            for path in gone:
-                self._files.rm_file(path)
+            unnamed = [path for path in old if self._is_ours(path) and _name(path) not in named]
+            gone = [path for path in unnamed if self._remove_older(path, before)]
         return tuple(sorted(_name(path) for path in gone if _DIGEST.fullmatch(_name(path))))
 
     def fsck(self, in_use: Set[str]) -> Findings:
@@ -129,6 +127,16 @@ class Artefacts:
         except FileNotFoundError:
             return datetime.now(UTC)
         return modified if modified.tzinfo else modified.replace(tzinfo=UTC)
+
+    def _remove_older(self, path: str, before: datetime) -> bool:
+        """Whether it went. What was put again since the listing is young; what is gone another collector took."""
+        if self._modified(path) >= before:
+            return False
+        try:
+            self._files.rm_file(path)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _is_ours(self, path: str) -> bool:
         return _DIGEST.fullmatch(_name(path).partition(".")[0]) is not None

@@ -8,10 +8,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from acdc.errors import StorageError
 from acdc.store import Artefacts
@@ -127,6 +129,70 @@ def test_collection_takes_what_is_old_and_unnamed(tmp_path: Path) -> None:
     assert artefacts.collect(lambda: {named}) == (old,)
     assert [artefacts.exists(digest) for digest in (named, old, young, renewed)] == [True, False, True, True]
     assert (part.exists(), stranger.exists()) == (False, True)
+
+
+class Interrupted(LocalFileSystem):  # type: ignore[misc]
+    """Runs `meanwhile` once, just after the first file was removed."""
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        super().__init__(skip_instance_cache=True)
+        self.meanwhile: Callable[[], object] | None = meanwhile
+
+    def rm_file(self, path: str) -> None:
+        super().rm_file(path)
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile:
+            meanwhile()
+
+
+def aged(tmp_path: Path, n: int = 8) -> set[str]:
+    digests = {Artefacts.open(str(tmp_path / "a")).put(bytes([i])) for i in range(n)}
+    for digest in digests:
+        age(file_of(tmp_path, digest), DAY + 60)
+    return digests
+
+
+def test_what_is_put_again_while_others_are_removed_stays(tmp_path: Path) -> None:
+    aged(tmp_path)
+    again = Artefacts.open(str(tmp_path / "a"))
+    kept: set[str] = set()
+
+    def put_again() -> None:
+        kept.update(digest for i in range(8) if again.exists(digest := hashlib.sha256(bytes([i])).hexdigest()))
+        for i in range(8):
+            if hashlib.sha256(bytes([i])).hexdigest() in kept:
+                again.put(bytes([i]))
+
+    removed = Artefacts(Interrupted(put_again), str(tmp_path / "a")).collect(set)
+    assert len(removed) == 1
+    assert len(kept) == 7
+    assert all(again.exists(digest) for digest in kept)
+
+
+def test_two_collectors_at_once_take_everything_between_them(tmp_path: Path) -> None:
+    digests = aged(tmp_path)
+    other = Artefacts.open(str(tmp_path / "a"))
+    by_other: list[str] = []
+    interrupted = Interrupted(lambda: by_other.extend(other.collect(set)))
+    removed = Artefacts(interrupted, str(tmp_path / "a")).collect(set)
+    assert (len(removed), len(by_other)) == (1, 7)
+    assert {*removed, *by_other} == digests
+    assert not any(other.exists(digest) for digest in digests)
+
+
+def test_collector_that_comes_second_goes_on(artefacts: Artefacts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one removes each file between our look at its age and our removal."""
+    digest = artefacts.put(b"x")
+    files = artefacts._files
+    remove = files.rm_file
+
+    def twice(path: str) -> None:
+        remove(path)
+        remove(path)
+
+    monkeypatch.setattr(type(files), "rm_file", lambda _self, path: twice(path))
+    assert artefacts.collect(set, min_age_s=-60) == ()
+    assert not artefacts.exists(digest)
 
 
 def test_collection_sees_what_is_named_while_it_looks(tmp_path: Path) -> None:
