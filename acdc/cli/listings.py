@@ -21,9 +21,8 @@ def models(as_json: Json = False) -> None:
     }
     for held in list_local(load_settings().cache_dir):  # the one used last first
         model = held.model
-        of_no_catalogue = {"name": model.reference, "title": model.title}
-        of_no_catalogue |= {"quantisation": model.quantisation, "tuning": model.tuning, "cached": None}
-        known = data.setdefault(model.reference, of_no_catalogue)
+        about = {key: getattr(model, key) for key in ("title", "quantisation", "tuning")}
+        known = data.setdefault(model.reference, {"name": model.reference, **about, "cached": None})
         last_use = datetime.fromtimestamp(held.last_use, UTC).isoformat(timespec="seconds")
         cached = {
             "size_bytes": model.size_bytes,
