@@ -2,6 +2,7 @@ import { el, facts, field, number, problemBox, say, select, table, when } from "
 import { follow, get, hasEnded, send } from "./service.js";
 
 const STATES = ["queued", "running", "cancelling", "succeeded", "failed", "cancelled"];
+const LINES_SHOWN = 1000;
 
 export function stateMark(state) {
   return el("span", { class: `state ${state}` }, state);
@@ -73,9 +74,24 @@ export async function jobPage(jobId, signal) {
   return root;
 }
 
+// The end of a job's log: that is where a failure says why.
+async function lastLines(jobId) {
+  let last = [];
+  for (let page = await get(`/v1/jobs/${jobId}/logs`); page.items.length;) {
+    last = [...last, ...page.items].slice(-LINES_SHOWN);
+    page = await get(`/v1/jobs/${jobId}/logs`, { after: page.next_after });
+  }
+  return last;
+}
+
+function logTitle(lines) {
+  const total = lines.at(-1)?.number ?? 0;
+  return lines.length < total ? `Log (the last ${number(lines.length)} of ${number(total)} lines)` : `Log (${lines.length} lines)`;
+}
+
 async function jobBody(job) {
-  const logs = await get(`/v1/jobs/${job.id}/logs`);
-  const lines = logs.items.map((line) => line.line).join("\n");
+  const logs = await lastLines(job.id);
+  const lines = logs.map((line) => line.line).join("\n");
   return el("div", {},
     el("h2", {}, job.name ?? job.id),
     facts([
@@ -89,7 +105,7 @@ async function jobBody(job) {
     el("div", { class: "row" }, buttons(job)),
     job.error && problemBox({ message: `${job.error.code}: ${job.error.message}`, errors: job.error.faults }),
     job.results.length ? el("div", {}, el("h3", {}, "Results"), job.results.map(resultView)) : null,
-    el("details", {}, el("summary", {}, `Log (${logs.items.length} lines)`), el("pre", { tabindex: "0" }, lines || "empty")),
+    el("details", {}, el("summary", {}, logTitle(logs)), el("pre", { tabindex: "0" }, lines || "empty")),
     el("details", {}, el("summary", {}, "What was asked for"), el("pre", { tabindex: "0" }, JSON.stringify(job.spec, null, 2))));
 }
 

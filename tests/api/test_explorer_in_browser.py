@@ -118,6 +118,18 @@ def test_threshold_says_how_many_edges_it_hides(browser: Browser, store: Store, 
     browser.until_text(f"{n_edges - 30} edges hidden by the threshold")
 
 
+def test_job_page_shows_the_end_of_a_long_log(browser: Browser, store: Store) -> None:
+    job = store.jobs.submit(parse_job(SPEC), user="local").job
+    claim = store.claims.claim("worker-1", "default")
+    assert claim is not None
+    store.claims.add_log(claim, [f"line {n}" for n in range(1, 2501)])
+    store.claims.fail(claim, "internal", "the end of the job's log says why")
+    browser.open(f"/jobs/{job.id}")
+    browser.until_text("Log (the last 1,000 of 2,500 lines)")
+    shown = str(browser.driver.execute_script("return document.querySelector('details pre').textContent")).split("\n")
+    assert (shown[0], shown[-1], len(shown)) == ("line 1501", "line 2500", 1000)
+
+
 def test_job_page_follows_a_running_job_to_its_end(browser: Browser, store: Store, artefacts: Artefacts) -> None:
     job = store.jobs.submit(parse_job(SPEC), user="local").job
     browser.open(f"/jobs/{job.id}")
