@@ -229,6 +229,14 @@ def test_facts_come_from_the_catalogue_or_from_the_directory_that_holds_the_mode
     assert facts_of(f"path:{tmp_path / 'absent'}") is None
 
 
+def test_a_path_from_the_home_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "n_positions": 16, "vocab_size": 50}
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert facts_of("path:~/m") == facts_of(f"path:{tmp_path / 'm'}") is not None
+
+
 def test_a_model_in_the_cache_is_neither_fetched_nor_converted_again(tmp_path: Path) -> None:
     held = tmp_path / "models" / "key"
     held.mkdir(parents=True)
