@@ -49,7 +49,8 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(default=None, description="what every request must carry as its bearer token")
     allowed_models: Words = Field(default=None, description="patterns of model references; all by default")
     allowed_dirs: Annotated[tuple[Path, ...] | None, NoDecode] = Field(
-        default=None, description="directories that path: and gguf: references may name; all by default, none where allowed_models is set"
+        default=None,
+        description="directories that path: and gguf: references may name; all by default, none with allowed_models",
     )
     max_body_bytes: int = Field(default=64 * 2**20, ge=1024, description="largest request")
     max_prompts: int = Field(default=10_000, ge=1, description="prompts of one job, searched and held out together")
