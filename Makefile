@@ -29,7 +29,7 @@ demo: $(READY)  ## find a circuit of a small real model over HTTP, in a few minu
 	@$(BIN)/acdc demo --out build
 
 # The explorer is tested in a real browser. Where it can be installed it is; elsewhere those tests say that they skip.
-browser:
+browser:  ## install chromium for the tests of the explorer, where that is possible
 	@if ! command -v chromedriver >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	  echo "setup: chromium and its driver, for the tests of the explorer"; \
 	  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y chromium chromium-driver; } \
