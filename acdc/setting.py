@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from acdc.models.parity import Parity, check_parity, probe_tokens
 from acdc.models.transformer import Transformer
 from acdc.patching.ablation import Ablation, Resample, Zero, mean_over
 from acdc.patching.batches import Batch, make_batches
-from acdc.patching.circuits import Prompts, measure, measure_corrupt, prepare
+from acdc.patching.circuits import Prompts, measure, measure_corrupt, prepare, require_memory
 from acdc.patching.masked import run_masked
 from acdc.progress import Progress
 from acdc.tasks.encoding import Encoder
@@ -101,6 +102,7 @@ def make_setting(
         "search": make_batches(t, prompt_set.search, batch_tokens, memory_bytes),
         "held_out": make_batches(t, prompt_set.held_out, batch_tokens, memory_bytes),
     }
+    require_memory(t, [*batches["search"], *batches["held_out"]], memory_of(t.device))
     values = _ablation(t, ablation, batches["search"], mean_per_role)
     splits = {}
     progress.phase("clean and ablated runs", len(batches))
@@ -155,6 +157,13 @@ def top_tokens(
                 ]
             )
     return columns
+
+
+def memory_of(device: torch.device) -> int:
+    """All memory of the device, in use or not: what does not fit into it never will."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_memory_bytes(device: torch.device) -> int:

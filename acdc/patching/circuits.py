@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from acdc.errors import OutOfMemory
 from acdc.metrics import Metric
 from acdc.models.transformer import Transformer
 from acdc.patching.ablation import Ablation
@@ -28,6 +29,19 @@ class Prompts:
     inputs: Tensor
     ablation: NodeOutputs
     clean_logprobs: Tensor
+
+
+def require_memory(t: Transformer, batches: Sequence[Batch], limit_bytes: int) -> None:
+    """Refuse, before any computing, prompts whose prepared runs cannot fit. Raises OutOfMemory with the numbers."""
+    streams = t.graph.n_inputs * 2 + t.n_layers * (t.n_heads * t.d_head + t.d_model) / t.d_model
+    tokens = sum(batch.n_rows * batch.length for batch in batches)
+    examples = sum(len(batch.examples) for batch in batches)
+    needed = int(tokens * streams * t.d_model * t.dtype.itemsize) + examples * t.vocab_size * 4
+    if needed > limit_bytes:
+        raise OutOfMemory(
+            f"{examples:,} prompts of this model need {needed:,} bytes for their clean and ablated runs; the machine "
+            f"has {limit_bytes:,}: ask for fewer prompts"
+        )
 
 
 @torch.no_grad()

@@ -17,9 +17,9 @@ from acdc.metrics import METRICS
 from acdc.models.architectures import ARCHITECTURES, describe, wrap
 from acdc.models.parity import check_parity, probe_tokens
 from acdc.models.transformer import Transformer, as_found
-from acdc.patching.ablation import Zero, mean_over
+from acdc.patching.ablation import Resample, Zero, mean_over
 from acdc.patching.batches import make_batches
-from acdc.patching.circuits import measure, prepare
+from acdc.patching.circuits import measure, prepare, require_memory
 from acdc.patching.forward import NodeOutputs, record
 from acdc.patching.masked import run_masked
 
@@ -200,6 +200,17 @@ def test_a_prompt_that_does_not_fit_is_out_of_memory_with_the_numbers() -> None:
     t = wrap(tiny("llama"))
     with pytest.raises(OutOfMemory, match=r"6 tokens needs .* bytes"):
         make_batches(t, random_pairs(1), 512, 1000)
+
+
+def test_prompts_whose_runs_cannot_fit_are_refused_before_they_run() -> None:
+    t = wrap(tiny("gpt2"))
+    batches = make_batches(t, random_pairs(5, lengths=(6,)), 512, MEMORY)
+    held = [p.ablation for p in prepare(t, batches, Resample())]
+    outputs = sum(x.nbytes for one in held for x in (one.inputs, one.inputs, *one.z, *one.mlp))  # inputs of both runs
+    needed = outputs + 5 * t.vocab_size * 4
+    require_memory(t, batches, needed)
+    with pytest.raises(OutOfMemory, match=f"5 prompts of this model need {needed:,} bytes"):
+        require_memory(t, batches, needed - 1)
 
 
 def test_the_model_is_left_exactly_as_found_also_after_an_exception() -> None:
