@@ -34,12 +34,15 @@ class Metric:
     def __call__(self, logits: Tensor, batch: Batch, clean_logprobs: Tensor | None = None) -> Tensor:
         if self.needs_wrong and not bool(batch.wrong.exists.any(1).all()):
             raise TaskError(f"metric {self.name} compares right with wrong answers and some prompts have no wrong ones")
-        logits = (
-            logits if logits.dtype == torch.float64 else logits.float()
-        )  # sums in float32, whatever the model's dtype
+        logits = in_full_precision(logits)
         if self.needs_clean and clean_logprobs is None:
             raise TaskError(f"metric {self.name} needs the clean run's predictions")
         return self.function(logits, batch, clean_logprobs)
+
+
+def in_full_precision(logits: Tensor) -> Tensor:
+    """float32 at least, so that sums over the vocabulary do not depend on the model's dtype."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _scores(logits: Tensor, batch: Batch, alternatives: Alternatives, *, normalised: bool) -> Tensor:

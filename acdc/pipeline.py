@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from acdc.circuit import Choices, Circuit, Provenance, Run, Selected, TaskCard
+from acdc.circuit import Choices, Circuit, Provenance, Run, TaskCard
 from acdc.discovery import METHODS
 from acdc.discovery.problem import Found, Problem, add_scores
 from acdc.errors import GraphMismatch, TaskError
@@ -53,8 +53,7 @@ def run_job(spec: JobSpec, *, models: ModelCache, progress: Progress, source: Ci
     """
     if isinstance(spec, TrySpec):
         assert source is not None
-        asked = parse_job(source.provenance.run.spec)
-        assert not isinstance(asked, TrySpec)
+        asked = _job_of(source)
     else:
         asked = spec
     compute = asked.compute
@@ -83,6 +82,9 @@ def discover(loaded: Loaded, spec: DiscoverSpec, progress: Progress) -> list[Res
     begin = time.monotonic()
     setting = _setting(loaded, spec, progress)
     parameters = spec.method.model_dump(exclude={"name", "objective"})
+    as_asked = json.loads(spec.canonical_json)["method"]
+    recorded = {name: as_asked[name] for name in parameters}
+    objective = " + ".join(spec.objectives)
     results = []
     searched = _search(setting, spec, parameters, progress)
     search_s = time.monotonic() - begin
@@ -92,11 +94,8 @@ def discover(loaded: Loaded, spec: DiscoverSpec, progress: Progress) -> list[Res
         # The costs that a search with decisions saw are no ranking: such a circuit gets no curve.
         ranked = found.tested if found.kept is None else np.zeros_like(found.tested)
         judgement = _judge(setting, spec, found.scores, ranked, kept, progress)
-        objective = " + ".join(spec.objectives)
-        recorded = {name: json.loads(spec.canonical_json)["method"][name] for name in parameters}
-        provenance = _provenance(
-            setting, spec, spec.method.name, recorded, objective, search_s + time.monotonic() - begin, found
-        )
+        wall_time_s = search_s + time.monotonic() - begin
+        provenance = _provenance(setting, spec, spec.method.name, recorded, objective, wall_time_s, found)
         results.append(Result(found.key, _circuit(setting, found, judgement, provenance)))
     return results
 
@@ -169,11 +168,8 @@ def evaluate(loaded: Loaded, spec: EvaluateSpec, progress: Progress, source: Cir
     begin = time.monotonic()
     setting = _setting(loaded, spec, progress)
     graph = setting.t.graph
-    if source is not None and source.graph != graph:
-        raise GraphMismatch(
-            f"the circuit was found on {source.provenance.model.title} ({source.graph!r}); {loaded.card.title} has "
-            f"another graph ({graph!r}), so its edges mean nothing there"
-        )
+    if source is not None:
+        _require_the_same_graph(loaded, graph, source)
     kept = _kept_to_evaluate(graph, spec, source)
     empty = np.zeros(graph.legal.shape, np.float32), np.zeros_like(graph.legal)
     scores, tested = (source.scores, source.tested) if source is not None else empty
@@ -205,8 +201,7 @@ def _kept_to_evaluate(graph: Graph, spec: EvaluateSpec, source: Circuit | None) 
         assert sized is not None
         kept = sized
     else:
-        selected = Selected(source.selected.rule, source.selected.asked_for, source.selected.connected)
-        kept = Kept(source.kept, selected)
+        kept = Kept(source.kept, source.selected)
     changes = spec.edit.model_dump()
     if any(changes.values()):
         kept = Kept.of(graph, edited(graph, kept.mask, **changes), "edited")
@@ -224,13 +219,11 @@ def _notes(loaded: Loaded, source: Circuit | None) -> list[str]:
 
 def try_prompt(loaded: Loaded, spec: TrySpec, progress: Progress, source: Circuit) -> Result:
     """The likeliest next tokens of the model, the circuit, its complement and a matched random circuit."""
-    asked = parse_job(source.provenance.run.spec)
-    assert not isinstance(asked, TrySpec)
+    asked = _job_of(source)
     _require_the_same_weights(loaded, source)
     setting = _setting(loaded, asked, progress, prompts_for_mean=spec.corrupt is None)
     graph = setting.t.graph
-    if source.graph != graph:
-        raise GraphMismatch(f"the circuit's graph is {source.graph!r}, that of {loaded.card.title} {graph!r}")
+    _require_the_same_graph(loaded, graph, source)
     rng = np.random.default_rng(asked.seed)
     masks = {"model": graph.legal, "circuit": source.kept, "complement": complement(graph, source.kept)}
     if source.kept.any():
@@ -253,6 +246,21 @@ def _require_the_same_weights(loaded: Loaded, source: Circuit) -> None:
 
 
 # -- what all of them share --------------------------------------------------------------------------------------------
+
+
+def _job_of(circuit: Circuit) -> DiscoverSpec | EvaluateSpec:
+    """The job that a stored circuit came from."""
+    spec = parse_job(circuit.provenance.run.spec)
+    assert not isinstance(spec, TrySpec), "a try stores no circuit"
+    return spec
+
+
+def _require_the_same_graph(loaded: Loaded, graph: Graph, source: Circuit) -> None:
+    if source.graph != graph:
+        raise GraphMismatch(
+            f"the circuit was found on {source.provenance.model.title} ({source.graph!r}); {loaded.card.title} has "
+            f"another graph ({graph!r}), so its edges mean nothing there"
+        )
 
 
 def build_prompts(tokenizer: Tokenizer, spec: DiscoverSpec | EvaluateSpec) -> PromptSet:

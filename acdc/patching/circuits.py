@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from acdc.errors import OutOfMemory
-from acdc.metrics import Metric
+from acdc.metrics import Metric, in_full_precision
 from acdc.models.transformer import Transformer
 from acdc.patching.ablation import Ablation
 from acdc.patching.batches import Batch
@@ -52,8 +52,8 @@ def prepare(t: Transformer, batches: Sequence[Batch], ablation: Ablation) -> lis
         inputs = t.embed(batch.clean)
         _, last = record(t, batch.clean)
         logits = t.unembed(batch.take(last))[batch.first_read]
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        prepared.append(Prompts(batch, inputs, ablation.values(t, batch), logits.log_softmax(-1)))
+        logprobs = in_full_precision(logits).log_softmax(-1)
+        prepared.append(Prompts(batch, inputs, ablation.values(t, batch), logprobs))
     return prepared
 
 
