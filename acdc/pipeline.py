@@ -297,6 +297,7 @@ def _setting(
     return make_setting(
         loaded,
         prompt_set,
+        split_position=spec.split_position,
         ablation="mean" if prompts_for_mean else spec.ablation.kind,
         mean_per_role=spec.ablation.mean_over == "role" and not prompts_for_mean,
         batch_tokens=spec.compute.batch_tokens,

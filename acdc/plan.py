@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,8 @@ def estimate(spec: JobSpec, facts: ModelFacts | None, speed: Speed, behind: Meas
         later = "unknown until the model was fetched"
         phases = tuple(Phase(name, None, later) for name in ("download", "convert", "load", "search", "evaluate"))
         return Plan(phases, Need(None, later), Need(None, later), None, (why,))
+    shape = replace(facts.size.shape, split_position=measured.split_position)
+    facts = replace(facts, size=replace(facts.size, shape=shape))
     tokens, tokens_how = tokens_per_prompt(spec)
     forward = forward_flops(facts, tokens)
     search, search_how = _search(spec, facts.size)

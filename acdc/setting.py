@@ -81,6 +81,7 @@ def make_setting(
     loaded: Loaded,
     prompt_set: PromptSet,
     *,
+    split_position: bool,
     ablation: str,
     mean_per_role: bool,
     batch_tokens: int,
@@ -94,7 +95,7 @@ def make_setting(
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     progress.phase("parity", 1)
-    t = wrap(loaded.model)
+    t = wrap(loaded.model, split_position=split_position)
     longest = max(len(pair.clean) for pair in (*prompt_set.search, *prompt_set.held_out))
     parity = check_parity(t, *probe_tokens(t, longest))
     progress.step(1)

@@ -355,6 +355,9 @@ class _Measured(_Request):
 
     model: str = "smollm2-135m-instruct-q4"
     task: TaskSpec = Field(default_factory=TaskSpec)
+    split_position: bool = Field(
+        default=False, description="the position embedding is a sender of its own; for models with learned positions"
+    )
     metric: MetricName = "logit_diff"
     ablation: Ablation = Field(default_factory=Ablation)
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
@@ -465,7 +468,7 @@ KINDS: dict[str, type[DiscoverSpec] | type[EvaluateSpec] | type[TrySpec]] = {
     "evaluate": EvaluateSpec,
     "try": TrySpec,
 }
-_OF_THE_CIRCUIT = ("model", "task", "metric", "ablation", "evaluation", "compute", "seed")
+_OF_THE_CIRCUIT = ("model", "split_position", "task", "metric", "ablation", "evaluation", "compute", "seed")
 
 
 def with_defaults_of(circuit_spec: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:

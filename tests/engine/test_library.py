@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 import acdc
 from acdc.circuit import Circuit
 from acdc.drawing import draw_curve
-from acdc.errors import CircuitFileError, GraphMismatch, ParityFailed, SpecError, TaskError
+from acdc.errors import CircuitFileError, GraphMismatch, ParityFailed, SpecError, TaskError, UnsupportedModel
 from acdc.models.loading import describe_loaded
 from acdc.pipeline import run_on
 from acdc.progress import Quiet
@@ -84,6 +84,20 @@ def test_a_circuit_carries_what_its_numbers_depend_on(circuit: Circuit, model: A
     assert provenance.run.spec["task"]["pairs"]
     assert circuit.report is not None
     assert {point.split for point in circuit.report.points} == {"search", "held_out"}
+
+
+def test_a_split_position_embedding_is_a_sender_that_the_spec_asks_for(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny("gpt2", torch.float32)
+    together, split = (discover(model, tokenizer, split_position=asked) for asked in (False, True))
+    assert [sender.name for sender in split.graph.senders[:2]] == ["embed", "pos"]
+    assert split.graph.n_senders == together.graph.n_senders + 1
+    summed = split.scores[:2].sum(0)
+    assert np.allclose(summed, together.scores[0], atol=1e-5 * np.abs(together.scores).max())
+
+
+def test_a_model_without_position_embeddings_cannot_split_them(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(UnsupportedModel, match="no position embedding"):
+        discover(model, tokenizer, split_position=True)
 
 
 def test_held_out_prompts_share_no_group_with_the_searched_ones(circuit: Circuit) -> None:
