@@ -49,7 +49,7 @@ def as_attribution_graph(circuit: Circuit, circuit_id: str) -> bytes:
     A node is a head or an MLP, not a feature, and stands for all positions, so there is one column. The viewer wants
     layers above 0 and tells nodes apart by (layer, feature, ctx_idx): layer l is l + 1, a head's feature is its number,
     the MLP's the number after the last head. A link's weight is the sum of the kept edges' scores between two nodes;
-    a key or value that several heads share counts for each of them.
+    a key or value that several heads share counts for each of them that is in the circuit.
     """
     choices = circuit.provenance.choices
     known = {node["clerp"]: node for node in _viewer_nodes(circuit)}
@@ -68,6 +68,7 @@ def as_attribution_graph(circuit: Circuit, circuit_id: str) -> bytes:
     links = [
         {"source": known[source]["node_id"], "target": known[_viewer_name(target)]["node_id"], "weight": weight}
         for (source, target), weight in _weights(circuit).items()
+        if _viewer_name(target) in known  # a head that shares a kept key or value may itself write nothing
     ]
     return _dump({"metadata": metadata, "qParams": {"linkType": "both"}, "nodes": list(known.values()), "links": links})
 

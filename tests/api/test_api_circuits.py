@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -146,6 +147,16 @@ def test_attribution_graph_is_what_its_viewer_needs(client: TestClient) -> None:
     total = circuit.scores[circuit.kept[:, into_logits], into_logits].sum()
     weights = [link["weight"] for link in body["links"] if link["target"] == logit["node_id"]]
     assert sum(weights) == pytest.approx(float(total), rel=1e-5)
+
+
+def test_attribution_graph_leaves_out_heads_that_only_share_a_kept_value(client: TestClient) -> None:
+    made = make_circuit()
+    circuit = replace(made, kept=made.graph.mask_of_edges(["embed->0.0.v", "0.1->logits"]))  # heads 0.0 and 0.1 read it
+    response = client.get(f"/v1/circuits/{put(client, circuit)}/export", params={"format": "neuronpedia"})
+    assert response.status_code == 200, response.text
+    names = {node["node_id"]: node["clerp"] for node in response.json()["nodes"]}
+    links = {(names[link["source"]], names[link["target"]]) for link in response.json()["links"]}
+    assert links == {("embed", "0.1"), ("0.1", "logits (p=1.000)")}
 
 
 def test_pictures_are_inert_svg(client: TestClient) -> None:
