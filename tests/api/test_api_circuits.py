@@ -12,7 +12,7 @@ import pytest
 from api_samples import HOSTILE, SPEC, Connect, finish, make_circuit
 from fastapi.testclient import TestClient
 
-from acdc.circuit import Circuit
+from acdc.circuit import Circuit, Selected
 from acdc.store import Artefacts, Store
 
 FILE = {"content-type": "application/octet-stream"}
@@ -151,7 +151,8 @@ def test_attribution_graph_is_what_its_viewer_needs(client: TestClient) -> None:
 
 def test_attribution_graph_leaves_out_heads_that_only_share_a_kept_value(client: TestClient) -> None:
     made = make_circuit()
-    circuit = replace(made, kept=made.graph.mask_of_edges(["embed->0.0.v", "0.1->logits"]))  # heads 0.0 and 0.1 read it
+    kept = made.graph.mask_of_edges(["embed->0.0.v", "0.1->logits"])  # heads 0.0 and 0.1 read that value
+    circuit = replace(made, kept=kept, selected=Selected("absolute", 2, 2))
     response = client.get(f"/v1/circuits/{put(client, circuit)}/export", params={"format": "neuronpedia"})
     assert response.status_code == 200, response.text
     names = {node["node_id"]: node["clerp"] for node in response.json()["nodes"]}
