@@ -61,7 +61,10 @@ def _rows(data: Mapping[str, Any]) -> Iterator[Any]:
     yield "the model's tokenizer " + ("puts BOS first" if data["tokenizer_adds_bos"] else "adds no BOS")
     for row in data["rows"]:
         yield from _row(row, data["metric"])
-    yield f"{data['n_usable']} of {len(data['rows'])} rows can be used"
+    groups = {row["group"] for row in data["rows"] if row["is_usable"]}
+    yield f"{data['n_usable']} of {len(data['rows'])} rows can be used, of {_count(len(groups), 'group')}"
+    if len(groups) < 2:
+        yield "too few: a search needs two groups, one of them to be held out; `group` of a row says which it is of"
 
 
 def _row(row: Mapping[str, Any], metric: str) -> Iterator[str]:
@@ -73,12 +76,16 @@ def _row(row: Mapping[str, Any], metric: str) -> Iterator[str]:
     for form in row["answers"]:
         n, other = len(form["tokens"]), form["other_form_tokens"]
         kind = "answer" if form["is_right"] else "wrong"
-        yield f"  {kind:8} {form['text']!r}: {n} tokens; as {form['other_form']!r}: {other}"
+        yield f"  {kind:8} {form['text']!r}: {_count(n, 'token')}; as {form['other_form']!r}: {other}"
     for key in ("reasons", "suggestions"):
         for text in row[key]:
             yield f"  {key.removesuffix('s'):8} {text}"
     if row["metric"] is not None:
         yield f"  metric   {metric} {row['metric']:.3f}"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" + ("" if n == 1 else "s")
 
 
 def _tokens(tokens: list[Mapping[str, Any]], differs: set[int]) -> str:

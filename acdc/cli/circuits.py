@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from acdc.cli.console import Json, answer, connect, read_file, remark, table, write_file
+from acdc.cli.console import Json, answer, connect, moment, read_file, remark, table, write_file
 from acdc.cli.jobs import Limit, Wait, report_job
 from acdc.cli.spec_source import Model, Name, Sets, Tags, overlay
+
+if TYPE_CHECKING:
+    from acdc.client import CircuitInfo
 
 app = typer.Typer(no_args_is_help=True, help="List, show, evaluate, import, export and delete circuits.")
 
@@ -45,8 +48,8 @@ def list_circuits(
     filters = {"model": model, "task": task, "method": method, "metric": metric, "job": job}
     with connect() as client:
         found = client.circuits(limit=limit, node=node, edge=edge, tag=tag, **filters)
-    columns = ("circuit", "task", "model", "method", "#edges", "#f", "#KL share", "name", "created")
-    rows = [[c.id, c.task, c.model, c.method, c.n_edges, c.f, c.kl_share, c.name, c.created_at] for c in found]
+    columns = ("circuit", "task", "model", "method", "#edges", "#f", "#KL share", "name", "created (UTC)")
+    rows = [[c.id, c.task, c.model, c.method, c.n_edges, c.f, c.kl_share, c.name, moment(c.created_at)] for c in found]
     answer([dict(circuit.raw) for circuit in found], lambda: table(columns, rows))
 
 
@@ -166,4 +169,15 @@ def try_prompt(
 ) -> None:
     """The likeliest next tokens of model, circuit, complement and random circuit, side by side."""
     with connect() as client:
+        if corrupt is None:
+            _remark_on_ablation(client.circuit(circuit_id))
         report_job(client, client.try_prompt(circuit_id, prompt, corrupt, top=top), wait=True)
+
+
+def _remark_on_ablation(circuit: CircuitInfo) -> None:
+    """Else what a mean makes of the circuit would be taken for the circuit's own fault."""
+    if circuit.raw["provenance"]["choices"]["ablation"] == "resample":
+        remark(
+            "this circuit was found with resample ablation; without --corrupt, cut edges carry a mean instead, under "
+            "which it may do nothing"
+        )

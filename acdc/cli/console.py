@@ -86,11 +86,16 @@ def remark(text: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> Table:
-    """A column whose name starts with `#` holds numbers."""
+    """A column whose name starts with `#` holds numbers. The first column, which names the row, is never broken: an id
+    or a name must be copied in one piece.
+    """
     grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in columns:
+    for place, column in enumerate(columns):
         grid.add_column(
-            column.removeprefix("#"), justify="right" if column.startswith("#") else "left", overflow="fold"
+            column.removeprefix("#"),
+            justify="right" if column.startswith("#") else "left",
+            overflow="fold",
+            no_wrap=place == 0,
         )
     for row in rows:
         grid.add_row(*(number(cell) for cell in row))
@@ -102,6 +107,20 @@ def number(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float | None) -> str:
+    """In the unit that people would say it in."""
+    if seconds is None:
+        return "-"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def moment(timestamp: str | None) -> str | None:
+    """An ISO 8601 time to the minute, in its own zone."""
+    return timestamp and timestamp[:16].replace("T", " ")
 
 
 def connect() -> Client:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -178,11 +181,25 @@ def _shown(job: Job, circuit: Circuit, tried: Job | None, files: list[str], data
     for result in tried.results if tried else ():
         yield from tables(result.data)
     yield SMALLER
-    yield (
-        "go on with\n"
-        f"  acdc serve --data-dir {data_dir}        the same data, and the explorer in a browser\n"
-        f"  acdc circuits show {job.circuit_ids[0]} --edges 20\n"
-        f"  acdc try {job.circuit_ids[0]} {PROMPT!r}\n"
-        f"  acdc circuits evaluate {job.circuit_ids[0]} --set ablation=zero --wait\n"
-        "  acdc submit gendered_pronoun --wait"
-    )
+    serve, *others = _ways_on(job.circuit_ids[0], data_dir)
+    yield "go on with the same data, and with the explorer in a browser:"
+    yield from (f"  {shlex.join(words)}" for words in (*_activation(), serve))
+    yield "and, from a second terminal:"
+    yield from (f"  {shlex.join(words)}" for words in (*_activation(), *others))
+
+
+def _activation() -> list[list[str]]:
+    """What a shell needs before it knows `acdc`: nothing, or this virtual environment, as after `make demo`."""
+    script = Path(os.path.relpath(sys.prefix)) / "bin" / "activate"
+    return [[".", str(script)]] if shutil.which("acdc") is None and script.exists() else []
+
+
+def _ways_on(circuit_id: str, data_dir: Path) -> list[list[str]]:
+    """Commands that go on from here, the service first."""
+    return [
+        ["acdc", "serve", "--data-dir", str(data_dir)],
+        ["acdc", "circuits", "show", circuit_id, "--edges", "20"],
+        ["acdc", "try", circuit_id, PROMPT, "--corrupt", CORRUPT],
+        ["acdc", "circuits", "evaluate", circuit_id, "--set", "ablation=zero", "--wait"],
+        ["acdc", "plan", "gendered_pronoun"],
+    ]

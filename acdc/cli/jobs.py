@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from acdc.cli.console import Json, answer, connect, session, table
+from acdc.cli.console import Json, answer, connect, duration, moment, session, table
 from acdc.cli.spec_source import Method, Model, Name, Sets, Source, Tags, read_request
 
 app = typer.Typer(no_args_is_help=True, help="List, read, cancel, retry and watch jobs.")
@@ -80,11 +80,11 @@ def _planned_here(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plan(data: dict[str, Any]) -> list[Any]:
-    phases = [[phase["name"], phase["seconds"], phase["how"]] for phase in data["phases"]]
+    phases = [[phase["name"], duration(phase["seconds"]), phase["how"]] for phase in data["phases"]]
     needs = [[name, _megabytes(data[name]["n_bytes"]), data[name]["how"]] for name in ("memory", "disk")]
-    total = "unknown" if data["seconds"] is None else f"about {data['seconds']:.0f} s"
+    total = "unknown" if data["seconds"] is None else f"about {duration(data['seconds'])}"
     return [
-        table(("phase", "#seconds", "reckoned from"), phases),
+        table(("phase", "#time", "reckoned from"), phases),
         table(("need", "#MB", "reckoned from"), needs),
         f"{total} in all, right within a factor of {data['uncertainty']:g} both ways",
         *(f"unknown: {what}" for what in data["unknown"]),
@@ -106,8 +106,8 @@ def list_jobs(
     """Newest first."""
     with connect() as client:
         jobs = client.jobs(limit=limit, state=state, kind=kind, tag=tag)
-    rows = [[j.id, j.state, j.kind, j.raw.get("task"), j.raw.get("method"), j.name, j.created_at] for j in jobs]
-    columns = ("job", "state", "kind", "task", "method", "name", "created")
+    rows = [[j.id, j.state, j.kind, j.raw.get("task"), j.raw.get("method"), j.name, moment(j.created_at)] for j in jobs]
+    columns = ("job", "state", "kind", "task", "method", "name", "created (UTC)")
     answer([dict(job.raw) for job in jobs], lambda: table(columns, rows))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from acdc.cli.console import Json, answer, table
+from acdc.cli.console import Json, answer, moment, table
 
 
 def models(as_json: Json = False) -> None:
@@ -37,11 +37,7 @@ def models(as_json: Json = False) -> None:
 
 def _model_row(model: dict[str, Any]) -> list[Any]:
     cached = model["cached"]
-    here = (
-        [None, None]
-        if cached is None
-        else [round(cached["size_bytes"] / 1e6), cached["last_use"][:16].replace("T", " ")]
-    )
+    here = [None, None] if cached is None else [round(cached["size_bytes"] / 1e6), moment(cached["last_use"])]
     about = [model["name"], model["title"], model["quantisation"], model["tuning"]]
     return [*about, model.get("download_mb"), model.get("licence"), *here]
 

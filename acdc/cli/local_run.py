@@ -4,10 +4,11 @@ it prints; this process never loads torch."""
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +60,9 @@ def run(
     with tempfile.TemporaryDirectory(prefix="acdc-run-") as scratch:
         file = write_file(Path(scratch) / "spec.json", job.canonical_json)
         outcome = _follow(file, out, resume, source)
-    _stop_unless_succeeded(outcome, spec, out)
+    said: dict[str, Sequence[object]] = {"--out": [out], "--source": [source], "--model": [model], "--method": [method]}
+    said |= {"--name": [name], "--tag": tag or [], "--set": set_ or []}
+    _stop_unless_succeeded(outcome, _command(spec, said), out)
     shown = [_finish(result, out) for result in outcome.results]
     answer(
         {"state": outcome.state, "out": str(out), "results": [data for data, _ in shown]},
@@ -129,13 +132,19 @@ def _child(command: list[str]) -> Iterator[IO[bytes]]:
             signal.signal(number, handler)
 
 
-def _stop_unless_succeeded(outcome: Outcome, spec: str, out: Path) -> None:
+def _command(spec: str, said: dict[str, Sequence[object]]) -> str:
+    """As it was typed, to be typed again: without its options it would be another job."""
+    options = [word for option, values in said.items() for value in values if value for word in (option, str(value))]
+    return shlex.join(["acdc", "run", spec, *options])
+
+
+def _stop_unless_succeeded(outcome: Outcome, command: str, out: Path) -> None:
     """Raises Cancelled or JobFailed, with the way to go on."""
     from acdc.client import faults_of
 
     if outcome.state == "succeeded":
         return
-    again = f"; `acdc run {spec} --out {out} --resume` goes on where it stopped" if outcome.can_resume else ""
+    again = f"; `{command} --resume` goes on where it stopped" if outcome.can_resume else ""
     if outcome.state == "cancelled":
         raise Cancelled(f"the search was stopped{again}")
     if outcome.error is None:

@@ -212,7 +212,8 @@ def _random(report: Report) -> Iterator[RenderableType]:
     if not bands:
         return
     rows = [
-        [b.rule, f"{100 * b.fraction:.3g} %", b.connected, b.n_circuits, *map(span, (b.f, b.kl_share))] for b in bands
+        [b.rule, f"{100 * b.fraction:.3g} %", f"{b.connected:,}", b.n_circuits, *map(span, (b.f, b.kl_share))]
+        for b in bands
     ]
     columns = ("rule", "#edges", "#connected", "#circuits", "f, mean (range)", "KL share, mean (range)")
     yield table(columns, rows, title="random circuits, matched in connected edges and layer profile, held out")
@@ -238,7 +239,9 @@ def random_at_k_star(report: Report) -> Band | None:
 
 
 def _kept(points: Sequence[Point]) -> Table:
-    rows = [[_SPLIT.get(p.split, p.split), p.connected, p.metric, p.f, p.kl, p.kl_share, p.accuracy] for p in points]
+    rows = [
+        [_SPLIT.get(p.split, p.split), f"{p.connected:,}", p.metric, p.f, p.kl, p.kl_share, p.accuracy] for p in points
+    ]
     columns = ("prompts", "#connected", "#metric", "#f", "#KL", "#KL share", "#accuracy")
     return table(columns, rows, title="the stored circuit itself")
 

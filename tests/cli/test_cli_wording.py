@@ -1,0 +1,117 @@
+"""What commands print for people, part by part."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from acdc.cli.app import app
+from acdc.cli.check import _rows
+from acdc.cli.circuits import _remark_on_ablation
+from acdc.cli.console import duration, moment, table
+from acdc.cli.demo import CORRUPT, _activation, _ways_on
+from acdc.cli.local_run import _command
+from acdc.client import CircuitInfo
+
+CIRCUIT_ID = "cir_06gzsqm6xhd32t10pvajzm"
+FOUND = CircuitInfo(
+    id=CIRCUIT_ID,
+    name=None,
+    model="m",
+    task="ioi",
+    method="eap",
+    n_edges=3,
+    n_edges_total=9,
+    f=None,
+    kl_share=None,
+    created_at=None,
+    raw={"provenance": {"choices": {"ablation": "resample"}}},
+)
+
+
+def test_an_id_stays_in_one_piece_in_a_narrow_terminal() -> None:
+    text = io.StringIO()
+    Console(file=text, width=50).print(table(("circuit", "what"), [[CIRCUIT_ID, "words " * 20]]))
+    assert CIRCUIT_ID in text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(None, "-"), (0.2, "0 s"), (119, "119 s"), (600, "10 min"), (58481.2, "16.2 h")]
+)
+def test_long_times_are_told_in_minutes_and_hours(seconds: float | None, said: str) -> None:
+    assert duration(seconds) == said
+
+
+def test_times_of_day_are_told_to_the_minute() -> None:
+    assert moment("2026-11-21T06:50:04.402000Z") == "2026-11-21 06:50"
+    assert moment(None) is None
+
+
+@pytest.mark.parametrize("words", _ways_on(CIRCUIT_ID, Path("build/demo data")), ids=lambda words: words[1])
+def test_ways_on_from_the_demo_are_commands_that_exist(words: list[str]) -> None:
+    result = CliRunner().invoke(app, [*words[1:], "--help"])
+    assert result.exit_code == 0, result.output
+
+
+def test_environment_is_activated_only_where_the_shell_does_not_know_acdc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / ".venv" / "bin" / "activate"
+    script.parent.mkdir(parents=True)
+    script.touch()
+    (script.parent / "acdc").touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    monkeypatch.setenv("PATH", "")
+    assert _activation() == [[".", ".venv/bin/activate"]]
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert _activation() == []
+
+
+def test_demo_tells_to_try_the_circuit_as_it_was_found() -> None:
+    (words,) = (words for words in _ways_on(CIRCUIT_ID, Path("x")) if words[1] == "try")
+    assert words[-2:] == ["--corrupt", CORRUPT]
+
+
+def test_trying_another_ablation_than_the_search_had_is_remarked_on(capsys: pytest.CaptureFixture[str]) -> None:
+    _remark_on_ablation(FOUND)
+    assert "--corrupt" in capsys.readouterr().err
+    _remark_on_ablation(replace(FOUND, raw={"provenance": {"choices": {"ablation": "zero"}}}))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_that_goes_on_is_asked_for_with_all_its_options() -> None:
+    said: dict[str, Sequence[object]] = {
+        "--out": [Path("a b")],
+        "--model": [None],
+        "--method": ["eap"],
+        "--set": ["task.seed=1", "seed=2"],
+    }
+    assert _command("ioi", said) == "acdc run ioi --out 'a b' --method eap --set task.seed=1 --set seed=2"
+
+
+def row(group: str) -> dict[str, Any]:
+    answer = {"text": " are", "is_right": True, "tokens": [1], "other_form": "are", "other_form_tokens": 2}
+    seen = {"clean": [{"text": "The"}], "corrupt": [{"text": "The"}], "differs": [], "answers": [answer]}
+    about = {"row": 1, "group": group, "half": "search", "is_usable": True, "metric": None}
+    return {**seen, **about, "reasons": [], "suggestions": []}
+
+
+def test_a_check_says_when_the_groups_are_too_few_to_search() -> None:
+    def said(*groups: str) -> list[str]:
+        rows = [row(group) for group in groups]
+        return list(_rows({"tokenizer_adds_bos": False, "rows": rows, "metric": "logit_diff", "n_usable": len(rows)}))
+
+    assert said("a", "b")[-1] == "2 of 2 rows can be used, of 2 groups"
+    *_, counted, verdict = said("a", "a")
+    assert counted == "2 of 2 rows can be used, of 1 group"
+    assert verdict.startswith("too few")
+    assert "  answer   ' are': 1 token; as 'are': 2" in said("a")
