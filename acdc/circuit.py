@@ -6,8 +6,6 @@ rest as JSON. What is loaded equals what was saved to the bit; nothing is ever p
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import save as save_tensors
 
+from acdc.container import pack, read_file, unpack
 from acdc.errors import CircuitFileError, GraphMismatch
 from acdc.graph import BoolMatrix, Edge, Graph, GraphShape
 
@@ -97,6 +94,18 @@ class Provenance:
     task: TaskCard
     choices: Choices
     run: Run
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Provenance:
+        """The inverse of `asdict`, after JSON."""
+        task, run = data["task"], data["run"]
+        groups = {name: tuple(task[name]) for name in ("groups_search", "groups_held_out")}
+        return cls(
+            model=ModelCard(**data["model"]),
+            task=TaskCard(**{**task, **groups}),
+            choices=Choices(**data["choices"]),
+            run=Run(**{**run, "notes": tuple(run["notes"])}),
+        )
 
 
 @dataclass(frozen=True)
@@ -312,37 +321,27 @@ class Circuit:
             "report": self.report and self.report.to_dict(),
         }
         arrays = {"scores": self.scores, "tested": self.tested, "kept": self.kept}
-        digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays.values()))
-        text = json.dumps(header, sort_keys=True, allow_nan=False)
-        digest.update(text.encode())
-        # One entry of metadata: safetensors writes several in any order, and equal circuits would differ.
-        metadata = {"acdc": json.dumps({"sha256": digest.hexdigest(), "header": text})}
-        return save_tensors({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata)
+        return pack(header, arrays)
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "circuit") -> Circuit:
         """Raises CircuitFileError for a file that is damaged, foreign, or of a version that this code does not know."""
-        header, arrays = _read(data, name)
+        header, arrays = unpack(
+            data,
+            name,
+            what="circuit",
+            file_format=FORMAT,
+            arrays=("scores", "tested", "kept"),
+            error=CircuitFileError,
+        )
         try:
-            provenance = header["provenance"]
             shape = GraphShape(**header["shape"])
             _check_arrays(shape, arrays, name)  # before the graph is built: a small file could ask for any memory
             circuit = cls(
                 graph=Graph(shape),
                 **arrays,
                 selected=Selected(**header["selected"]),
-                provenance=Provenance(
-                    model=ModelCard(**provenance["model"]),
-                    task=TaskCard(
-                        **{
-                            **provenance["task"],
-                            "groups_search": tuple(provenance["task"]["groups_search"]),
-                            "groups_held_out": tuple(provenance["task"]["groups_held_out"]),
-                        }
-                    ),
-                    choices=Choices(**provenance["choices"]),
-                    run=Run(**{**provenance["run"], "notes": tuple(provenance["run"]["notes"])}),
-                ),
+                provenance=Provenance.from_dict(header["provenance"]),
                 report=header["report"] and Report.from_dict(header["report"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError, GraphMismatch) as error:
@@ -361,11 +360,7 @@ class Circuit:
     @classmethod
     def load(cls, path: Path) -> Circuit:
         """Raises CircuitFileError; a file that is not there is one too."""
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise CircuitFileError(f"{path}: cannot be read: {error.strerror}") from None
-        return cls.from_bytes(data, path.name)
+        return cls.from_bytes(read_file(path, CircuitFileError), path.name)
 
 
 def _check_arrays(shape: GraphShape, arrays: Mapping[str, npt.NDArray[np.generic]], name: str) -> None:
@@ -377,31 +372,3 @@ def _check_arrays(shape: GraphShape, arrays: Mapping[str, npt.NDArray[np.generic
             raise CircuitFileError(
                 f"{name}: {key} is {arrays[key].dtype} {arrays[key].shape}; its graph needs {np.dtype(dtype)} {size}"
             )
-
-
-def _read(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    from safetensors.numpy import load as load_tensors
-
-    foreign = CircuitFileError(f"{name}: no circuit file of this program (expected a safetensors file marked {FORMAT})")
-    try:
-        arrays = load_tensors(data)
-        length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
-    except (SafetensorError, ValueError, KeyError):
-        raise CircuitFileError(f"{name}: damaged or no safetensors file at all; export it again") from None
-    if "acdc" not in metadata or set(arrays) != {"scores", "tested", "kept"}:
-        raise foreign
-    digest = hashlib.sha256(b"".join(arrays[key].tobytes() for key in ("scores", "tested", "kept")))
-    try:
-        marked = json.loads(metadata["acdc"])
-        text = str(marked["header"])
-        header = json.loads(text)
-        version = header["format"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise foreign from None
-    digest.update(text.encode())
-    if digest.hexdigest() != marked.get("sha256"):
-        raise CircuitFileError(f"{name}: its content does not match its checksum; export it again")
-    if version != FORMAT:
-        raise CircuitFileError(f"{name}: format {version!r}; this version reads {FORMAT}")
-    return header, arrays

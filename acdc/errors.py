@@ -10,6 +10,7 @@
     │   └── BadWeights        bad_weights          file truncated, not a number in it, wrong format
     ├── GraphMismatch         graph_mismatch       circuit, nodes or edges belong to another graph
     ├── CircuitFileError      bad_circuit_file     file damaged, foreign, or of an unknown version
+    ├── MapFileError          bad_map_file         the same of a patching map's file
     ├── OutOfMemory           out_of_memory        the device has too little memory for the smallest batch
     ├── StorageError          storage              disk full, artefact missing or torn      (retryable)
     ├── Cancelled             cancelled            someone asked the search to stop
@@ -102,6 +103,11 @@ class GraphMismatch(AcdcError):
 
 class CircuitFileError(AcdcError):
     code = "bad_circuit_file"
+    job_code = "invalid_task"
+
+
+class MapFileError(AcdcError):
+    code = "bad_map_file"
     job_code = "invalid_task"
 
 

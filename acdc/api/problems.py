@@ -31,6 +31,7 @@ STATUS_OF: dict[str, HTTPStatus] = {
     "bad_weights": HTTPStatus.UNPROCESSABLE_ENTITY,
     "graph_mismatch": HTTPStatus.UNPROCESSABLE_ENTITY,
     "bad_circuit_file": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "bad_map_file": HTTPStatus.UNPROCESSABLE_ENTITY,
     "idempotency_conflict": HTTPStatus.UNPROCESSABLE_ENTITY,
     "unauthorized": HTTPStatus.UNAUTHORIZED,
     "forbidden": HTTPStatus.FORBIDDEN,

@@ -11,6 +11,7 @@ import numpy.typing as npt
 MIN_GROUPS = 10  # fewer clusters than this say too little about how much clusters differ
 RESAMPLES = 2000
 LEVEL = 0.95
+ROWS_AT_A_TIME = 512  # resampled means of so many rows are held at once
 
 
 @dataclass(frozen=True)
@@ -26,24 +27,44 @@ class Interval:
         return self.low <= value <= self.high
 
 
+@dataclass(frozen=True, eq=False)
+class Intervals:
+    """The intervals of many means over the same examples: low and high [...]; else as in Interval."""
+
+    low: npt.NDArray[np.float64]
+    high: npt.NDArray[np.float64]
+    unit: str
+    n_units: int
+
+
 def mean_interval(values: npt.NDArray[np.generic], groups: Sequence[str], seed: int) -> Interval:
     """The interval of the mean of `values` [n_examples].
 
     Groups are drawn with replacement, with all their examples, where there are at least ten of them; otherwise examples
     are. A mean over drawn groups weighs examples, not groups.
     """
-    if len(values) == 0 or len(values) != len(groups):
-        raise ValueError(
-            f"{len(values)} values and {len(groups)} groups: give one group a value, and at least one value"
-        )
+    drawn = mean_intervals(values, groups, seed)
+    return Interval(float(drawn.low), float(drawn.high), drawn.unit, drawn.n_units)
+
+
+def mean_intervals(values: npt.NDArray[np.generic], groups: Sequence[str], seed: int) -> Intervals:
+    """`mean_interval` of every row of `values` [..., n_examples]; the same draws serve all rows."""
+    n = values.shape[-1]
+    if n == 0 or n != len(groups):
+        raise ValueError(f"{n} values and {len(groups)} groups: give one group a value, and at least one value")
     names, member_of = np.unique(np.asarray(groups), return_inverse=True)
     unit = "group" if len(names) >= MIN_GROUPS else "example"
     if unit == "example":
-        member_of = np.arange(len(values))
+        member_of = np.arange(n)
     n_units = int(member_of.max()) + 1
-    sums = np.bincount(member_of, weights=values.astype(np.float64), minlength=n_units)
-    counts = np.bincount(member_of, minlength=n_units)
     drawn = np.random.default_rng(seed).multinomial(n_units, np.full(n_units, 1 / n_units), size=RESAMPLES)
-    means = (drawn @ sums) / (drawn @ counts)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(low), float(high), unit, n_units)
+    counts = drawn @ np.bincount(member_of, minlength=n_units)
+    rows = values.reshape(-1, n).astype(np.float64)
+    bounds = np.empty((2, len(rows)))
+    for first in range(0, len(rows), ROWS_AT_A_TIME):
+        chunk = rows[first : first + ROWS_AT_A_TIME]
+        sums = np.stack([np.bincount(member_of, weights=row, minlength=n_units) for row in chunk])
+        means = (sums @ drawn.T) / counts
+        bounds[:, first : first + ROWS_AT_A_TIME] = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
+    low, high = bounds.reshape(2, *values.shape[:-1])
+    return Intervals(low, high, unit, n_units)

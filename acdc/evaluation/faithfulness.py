@@ -42,15 +42,19 @@ def scale_of(full: Outcome, empty: Outcome, groups: Sequence[str], seed: int) ->
     f is withheld where the 95 % bootstrap interval of the mean of m(M) - m(empty) contains zero (the denominator may
     have either sign), or where that mean is below 1e-6 of the largest metric seen (it is rounding).
     """
-    difference = full.metric.astype(np.float64) - empty.metric.astype(np.float64)
-    largest = max(_largest(full.metric), _largest(empty.metric))
-    is_rounding = abs(float(difference.mean())) <= ROUNDING * largest
     return Scale(
         full=_mean(full.metric),
         empty=_mean(empty.metric),
         kl_empty=_mean(empty.kl),
-        can_divide=not is_rounding and not mean_interval(difference, groups, seed).contains(0.0),
+        can_divide=can_divide_by(full.metric, empty.metric, groups, seed),
     )
+
+
+def can_divide_by(full: Floats, empty: Floats, groups: Sequence[str], seed: int) -> bool:
+    """Whether the mean of full - empty [n_examples] is far enough from zero to be a denominator."""
+    difference = full.astype(np.float64) - empty.astype(np.float64)
+    is_rounding = abs(float(difference.mean())) <= ROUNDING * max(_largest(full), _largest(empty))
+    return not is_rounding and not mean_interval(difference, groups, seed).contains(0.0)
 
 
 def point_of(outcome: Outcome, scale: Scale, split: str, selected: Selected, fraction: float) -> Point:

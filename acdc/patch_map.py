@@ -1,0 +1,261 @@
+"""A patching map: the metric of every example with one thing changed at a time, over named axes. Torch-free.
+
+The effect of a cell is the mean over examples of metric(changed run) - metric(base run). It is stored with its 95 %
+bootstrap interval, beside the metric of every example, so that anything else can be computed from the file. Normalised,
+it is divided by the mean of metric(other run) - metric(base run): 1 means that the change takes the base run all the
+way to the other one.
+
+One file holds it all (see acdc.container).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from acdc.circuit import Provenance
+from acdc.container import pack, read_file, unpack
+from acdc.errors import MapFileError
+from acdc.evaluation.bootstrap import mean_intervals
+from acdc.evaluation.faithfulness import can_divide_by
+
+FORMAT = "acdc-patch-map/1"
+METRIC = "metric"
+_ARRAYS = ("per_example", "defined", "clean", "corrupt", "effect", "low", "high")
+Numbers = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A named axis of a map and what stands at each of its places."""
+
+    name: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """What a patching run measured.
+
+    kind: activation_patching, path_patching, causal_tracing or attention_knockout. axes: the first is `metric`, with a
+    name for each. per_example: the metric of each changed run [*axes, example]. defined: [*axes without metric], false
+    where there is no such cell (a pair of nodes between which no path runs); numbers there are 0. clean, corrupt: the
+    metric of the two unchanged runs [metric, example]. base: which of them the changes were made in. groups: of each
+    example. parameters: every choice that the numbers depend on. facts: numbers that a reader should know.
+    """
+
+    kind: str
+    axes: tuple[Axis, ...]
+    per_example: Numbers
+    defined: Flags
+    clean: Numbers
+    corrupt: Numbers
+    base: str
+    groups: tuple[str, ...]
+    parameters: Mapping[str, Any]
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = tuple(len(axis.labels) for axis in self.axes)
+        n = len(self.groups)
+        wanted = {"per_example": (*shape, n), "defined": shape[1:], "clean": (shape[0], n), "corrupt": (shape[0], n)}
+        if self.base not in ("clean", "corrupt") or not self.axes or self.axes[0].name != METRIC:
+            raise MapFileError(f"a map's base is clean or corrupt and its first axis {METRIC}, not {self.base!r}")
+        for name, expected in wanted.items():
+            array = getattr(self, name)
+            if array.shape != expected:
+                raise MapFileError(f"{name} is {array.shape}; the axes need {expected}")
+            if not np.isfinite(array).all():
+                raise MapFileError(f"{name} holds a value that is not a finite number")
+            array.setflags(write=False)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return self.axes[0].labels
+
+    @property
+    def base_metric(self) -> Numbers:
+        """[metric, example]"""
+        return self.clean if self.base == "clean" else self.corrupt
+
+    @property
+    def other_metric(self) -> Numbers:
+        """[metric, example]"""
+        return self.corrupt if self.base == "clean" else self.clean
+
+
+@dataclass(frozen=True, eq=False)
+class Normalised:
+    """A metric's effects over the denominator: effect, low, high [*axes without metric]. The interval is that of the
+    effect, divided: the denominator counts as exact. None of them where it is too small, and then `withheld` says why.
+    """
+
+    effect: Numbers | None
+    low: Numbers | None
+    high: Numbers | None
+    denominator: float
+    withheld: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class PatchMap:
+    """effect, low, high: [*axes], 0 where no cell is defined; the interval is drawn over `unit`s, group or example, of
+    which there are `n_units`, with `seed`. Arrays are read-only."""
+
+    cells: Cells
+    effect: Numbers
+    low: Numbers
+    high: Numbers
+    unit: str
+    n_units: int
+    seed: int
+    provenance: Provenance | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("effect", "low", "high"):
+            array = getattr(self, name)
+            if array.shape != self.shape or not np.isfinite(array).all():
+                raise MapFileError(f"{name} is not {self.shape} finite numbers")
+            array.setflags(write=False)
+
+    @classmethod
+    def of(cls, cells: Cells, *, seed: int, provenance: Provenance | None = None) -> PatchMap:
+        """Means and intervals of what was measured. seed: of the bootstrap."""
+        changed = cells.per_example - _spread(cells.base_metric, cells.per_example.ndim)
+        changed *= cells.defined[None, ..., None]
+        drawn = mean_intervals(changed, cells.groups, seed)
+        return cls(cells, changed.mean(-1), drawn.low, drawn.high, drawn.unit, drawn.n_units, seed, provenance)
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        return self.cells.axes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(len(axis.labels) for axis in self.axes)
+
+    def metric_index(self, metric: str) -> int:
+        """Raises KeyError for a metric that was not measured."""
+        try:
+            return self.cells.metrics.index(metric)
+        except ValueError:
+            raise KeyError(f"no metric {metric!r} in this map; it has: {', '.join(self.cells.metrics)}") from None
+
+    def normalised(self, metric: str) -> Normalised:
+        """Effects as shares of the way from the base run to the other one.
+
+        Withheld where the difference of the two runs may have either sign (its 95 % bootstrap interval contains zero)
+        or is rounding.
+        """
+        i = self.metric_index(metric)
+        base, other = self.cells.base_metric[i], self.cells.other_metric[i]
+        denominator = float((other - base).mean())
+        if not can_divide_by(other, base, self.cells.groups, self.seed):
+            why = f"clean and corrupt run differ by {denominator:.3g} in mean {metric}: too little to divide by"
+            return Normalised(None, None, None, denominator, why)
+        ends = np.sort(np.stack((self.low[i], self.high[i])) / denominator, axis=0)
+        return Normalised(self.effect[i] / denominator, ends[0], ends[1], denominator)
+
+    # -- tables --------------------------------------------------------------------------------------------------------
+
+    def rows(self) -> Iterator[tuple[str | float | None, ...]]:
+        """One row per metric and defined cell, in the order of `columns`; None where normalising is withheld."""
+        for i, metric in enumerate(self.cells.metrics):
+            share = self.normalised(metric)
+            for cell in np.ndindex(*self.shape[1:]):
+                if self.cells.defined[cell]:
+                    labels = [axis.labels[k] for axis, k in zip(self.axes[1:], cell, strict=True)]
+                    raw = (float(array[(i, *cell)]) for array in (self.effect, self.low, self.high))
+                    divided = (None if a is None else float(a[cell]) for a in (share.effect, share.low, share.high))
+                    yield (metric, *labels, *raw, *divided)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        names = (axis.name for axis in self.axes)
+        return (*names, "effect", "low", "high", "normalised", "normalised_low", "normalised_high")
+
+    def to_dataframe(self) -> Any:
+        """All defined cells as a pandas DataFrame."""
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError("to_dataframe needs pandas: pip install 'acdc-service[notebook]'") from None
+        return pandas.DataFrame(list(self.rows()), columns=list(self.columns))
+
+    def to_csv(self) -> str:
+        """The same as CSV; numbers read back to the bit, what is withheld is empty."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.columns)
+        writer.writerows([repr(v) if isinstance(v, float) else v for v in row] for row in self.rows())
+        return text.getvalue()
+
+    # -- the file ------------------------------------------------------------------------------------------------------
+
+    def to_bytes(self) -> bytes:
+        """The file's bytes: the same map gives the same bytes."""
+        cells = self.cells
+        header = {
+            "format": FORMAT,
+            "kind": cells.kind,
+            "axes": [asdict(axis) for axis in cells.axes],
+            "base": cells.base,
+            "groups": cells.groups,
+            "parameters": cells.parameters,
+            "facts": cells.facts,
+            "unit": self.unit,
+            "n_units": self.n_units,
+            "seed": self.seed,
+            "provenance": self.provenance and asdict(self.provenance),
+        }
+        arrays = {name: getattr(cells, name) for name in _ARRAYS[:4]}
+        return pack(header, {**arrays, "effect": self.effect, "low": self.low, "high": self.high})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str = "map") -> PatchMap:
+        """Raises MapFileError for a file that is damaged, foreign, or of a version that this code does not know."""
+        header, arrays = unpack(data, name, what="map", file_format=FORMAT, arrays=_ARRAYS, error=MapFileError)
+        for key, array in arrays.items():
+            if array.dtype != (np.bool_ if key == "defined" else np.float64):
+                raise MapFileError(f"{name}: {key} is {array.dtype}; a map holds float64, and true or false")
+        try:
+            cells = Cells(
+                kind=str(header["kind"]),
+                axes=tuple(Axis(str(a["name"]), tuple(map(str, a["labels"]))) for a in header["axes"]),
+                base=header["base"],
+                groups=tuple(header["groups"]),
+                parameters=dict(header["parameters"]),
+                facts=dict(header["facts"]),
+                **{key: arrays[key] for key in _ARRAYS[:4]},
+            )
+            provenance = header["provenance"] and Provenance.from_dict(header["provenance"])
+            drawn = str(header["unit"]), int(header["n_units"]), int(header["seed"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise MapFileError(f"{name}: the header does not describe a map ({error})") from None
+        return cls(cells, arrays["effect"], arrays["low"], arrays["high"], *drawn, provenance)
+
+    def save(self, path: Path) -> None:
+        path.write_bytes(self.to_bytes())
+
+    @classmethod
+    def load(cls, path: Path) -> PatchMap:
+        """Raises MapFileError; a file that is not there is one too."""
+        return cls.from_bytes(read_file(path, MapFileError), path.name)
+
+
+def measured_axis(metrics: Sequence[str]) -> Axis:
+    """The first axis of every map."""
+    return Axis(METRIC, tuple(metrics))
+
+
+def _spread(values: Numbers, ndim: int) -> Numbers:
+    """[metric, example] -> [metric, 1, ..., example]"""
+    return values.reshape(values.shape[0], *(1,) * (ndim - 2), values.shape[-1])
