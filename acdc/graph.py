@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ import numpy.typing as npt
 from acdc.errors import Fault, GraphMismatch
 
 BoolMatrix = npt.NDArray[np.bool_]
+Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,19 @@ class Graph:
             size = self.shape.n_heads // self.shape.n_kv_heads
             return tuple(f"{r.layer}.{h}" for h in range(r.head * size, (r.head + 1) * size))
         return (f"{r.layer}.{r.head}",) if r.kind == "q" else (r.name,)
+
+    # -- edges in a row ------------------------------------------------------------------------------------------------
+
+    def in_order(self, matrix: npt.NDArray[Number]) -> npt.NDArray[Number]:
+        """[senders, receivers] -> [n_edges]: the legal cells in canonical order, that of `edges`."""
+        ordered: npt.NDArray[Number] = matrix.T[self.legal.T]
+        return ordered
+
+    def matrix_of(self, ordered: npt.NDArray[Number]) -> npt.NDArray[Number]:
+        """[n_edges] -> [senders, receivers], zero where no edge is. The inverse of `in_order`."""
+        matrix = np.zeros(self.legal.shape, dtype=ordered.dtype)
+        matrix.T[self.legal.T] = ordered
+        return matrix
 
     # -- connection ------------------------------------------------------------------------------------------------
 

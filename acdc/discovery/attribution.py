@@ -7,6 +7,8 @@
 `eap-ig-activations` (ibid.): for each sublayer's senders, the gradient averaged over n runs in which their own output
     lies on the path; only the edges that leave these senders take part.
 
+Each also gives the scores that every example has by itself, if asked to and if they fit.
+
 Sign: positive means that the edge helps: cutting it would lower m, to first order.
 Cost over the data: eap 2 forward + 1 forward-backward; -inputs 2 forward + n forward-backward; -activations 2 forward +
 n (2L + 1) forward-backward.
@@ -14,6 +16,7 @@ n (2L + 1) forward-backward.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -24,8 +27,10 @@ from acdc.errors import TaskError
 from acdc.models.transformer import Transformer
 from acdc.patching.circuits import Prompts
 from acdc.patching.forward import Ignore, NodeOutputs, record, run_plain
-from acdc.patching.gradients import EdgeScores, gradients_at_receivers
+from acdc.patching.gradients import EdgeScores, bytes_per_example, gradients_at_receivers
 from acdc.progress import Progress
+
+EXAMPLES_SHARE = 0.25  # of memory_bytes, for the scores per example of one objective
 
 
 def score_eap(problem: Problem, progress: Progress) -> list[Found]:
@@ -33,12 +38,12 @@ def score_eap(problem: Problem, progress: Progress) -> list[Found]:
     _require_gradient(problem)
     if problem.objective.name == "kl_divergence":
         raise TaskError("eap cannot use kl_divergence: its gradient at the clean run is zero; use eap-ig-inputs")
-    scores = EdgeScores(problem.t, problem.memory_bytes)
+    scores = _edge_scores(problem)
     progress.phase("attribution", len(problem.prompts))
     for done, p in enumerate(problem.prompts):
         clean, _ = record(problem.t, p.batch.clean)
         gradients, _ = gradients_at_receivers(problem.t, clean.inputs, problem.mean_of(p))
-        scores.add(clean.minus(p.ablation), gradients, 1.0)
+        scores.add(p.batch, clean.minus(p.ablation), gradients, 1.0)
         progress.step(done + 1)
     return [_found(problem, scores, {"forward": 2, "forward_backward": 1}, {})]
 
@@ -48,7 +53,7 @@ def score_eap_ig_inputs(problem: Problem, progress: Progress, *, steps: int) -> 
     the latter, which goes to 0 as steps grow."""
     _require_gradient(problem)
     t = problem.t
-    scores = EdgeScores(t, problem.memory_bytes)
+    scores = _edge_scores(problem)
     progress.phase("attribution", len(problem.prompts) * steps)
     change = 0.0
     for done, p in enumerate(problem.prompts):
@@ -57,7 +62,7 @@ def score_eap_ig_inputs(problem: Problem, progress: Progress, *, steps: int) -> 
         for number, alpha in enumerate(_path(problem, steps)):
             inputs = p.ablation.inputs + alpha * differences.inputs
             gradients, _ = gradients_at_receivers(t, inputs, problem.mean_of(p))
-            scores.add(differences, gradients, 1.0 / steps)
+            scores.add(p.batch, differences, gradients, 1.0 / steps)
             progress.step(done * steps + number + 1)
         change += _change(problem, p, clean, last)
     attributed = float(scores.result()[: t.graph.n_inputs].sum())
@@ -68,7 +73,7 @@ def score_eap_ig_inputs(problem: Problem, progress: Progress, *, steps: int) -> 
 def score_eap_ig_activations(problem: Problem, progress: Progress, *, steps: int) -> list[Found]:
     _require_gradient(problem)
     t = problem.t
-    scores = EdgeScores(t, problem.memory_bytes)
+    scores = _edge_scores(problem)
     units = _sublayers(t)
     progress.phase("attribution", len(problem.prompts) * len(units) * steps)
     done = 0
@@ -79,7 +84,7 @@ def score_eap_ig_activations(problem: Problem, progress: Progress, *, steps: int
             for alpha in _path(problem, steps):
                 watcher = _OnPath(unit, clean, p.ablation, alpha)
                 gradients, _ = gradients_at_receivers(t, watcher.inputs, problem.mean_of(p), watcher)
-                scores.add(differences, gradients, 1.0 / steps, unit.senders)
+                scores.add(p.batch, differences, gradients, 1.0 / steps, unit.senders)
                 done += 1
                 progress.step(done)
     return [_found(problem, scores, {"forward": 2, "forward_backward": steps * len(units)}, {})]
@@ -140,6 +145,33 @@ def _require_gradient(problem: Problem) -> None:
         raise TaskError(f"{problem.objective.name} has no gradient; use logit_diff, or the methods exact and acdc")
 
 
+def _edge_scores(problem: Problem) -> EdgeScores:
+    keeps = not _why_no_examples(problem)
+    return EdgeScores(problem.t, problem.memory_bytes, problem.n_examples if keeps else 0)
+
+
+def _why_no_examples(problem: Problem) -> str:
+    """Empty where every example's own scores are kept."""
+    if not problem.keep_examples:
+        return "per-example scores were not asked for"
+    n, n_edges = problem.n_examples, problem.t.graph.n_edges
+    needed = n * bytes_per_example(problem.t.graph)
+    if needed <= EXAMPLES_SHARE * problem.memory_bytes:
+        return ""
+    return (
+        f"the scores of {n_edges:,} edges on each of {n:,} prompts take {needed:,} bytes, more than "
+        f"{EXAMPLES_SHARE:.0%} of compute.memory_bytes ({problem.memory_bytes:,}): raise it to "
+        f"{math.ceil(needed / EXAMPLES_SHARE):,} or search on fewer prompts"
+    )
+
+
 def _found(problem: Problem, scores: EdgeScores, passes: dict[str, float], facts: dict[str, float]) -> Found:
-    values = scores.result().float().cpu().numpy()
-    return Found(values, problem.t.graph.legal.copy(), passes=passes, facts=facts)
+    own = scores.per_example()
+    return Found(
+        scores.result().float().cpu().numpy(),
+        problem.t.graph.legal.copy(),
+        passes=passes,
+        facts=facts,
+        per_example=None if own is None else own.cpu().numpy(),
+        why_no_examples=_why_no_examples(problem),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,12 +18,16 @@ from acdc.patching.circuits import PerExample, Prompts, measure, n_examples
 
 @dataclass(frozen=True)
 class Problem:
-    """A model, the prompts to search on (with their ablation values), and the objective: higher is better."""
+    """A model, the prompts to search on (with their ablation values), and the objective: higher is better.
+
+    keep_examples: whether a method that can should also give the scores that each example has by itself.
+    """
 
     t: Transformer
     prompts: Sequence[Prompts]
     objective: Metric
     memory_bytes: int
+    keep_examples: bool = False
 
     @property
     def n_examples(self) -> int:
@@ -53,6 +57,8 @@ class Found:
 
     key: names this result among those of one search. passes: forward and backward passes over all prompts, by kind.
     facts: numbers that a reader of the scores should know, such as the completeness error of integrated gradients.
+    per_example: float32 [n_examples, n_edges], edges in the graph's order: scores whose mean over examples is `scores`;
+    where there are none, why_no_examples says why.
     """
 
     scores: Scores
@@ -61,6 +67,8 @@ class Found:
     key: str = "circuit"
     passes: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, float] = field(default_factory=dict)
+    per_example: Scores | None = None
+    why_no_examples: str = "the method gives no per-example scores"
 
 
 def add_scores(parts: Sequence[Found]) -> Found:
@@ -68,12 +76,33 @@ def add_scores(parts: Sequence[Found]) -> Found:
 
     A circuit chosen by one objective alone can be broken everywhere else: by logit difference it may push up the right
     answer and ruin the rest of the distribution, by KL it may keep the distribution and lose the answer. Where the
-    method is linear in its objective, as attribution is, this is attribution of the objectives' weighted sum.
+    method is linear in its objective, as attribution is, this is attribution of the objectives' weighted sum. Scores
+    per example are divided by the same sums, those over all examples, so that their mean stays the scores.
     """
-    shares = [part.scores / max(float(np.abs(part.scores).sum()), 1e-30) for part in parts]
+    sizes = [max(float(np.abs(part.scores).sum()), 1e-30) for part in parts]
+    shares = [part.scores / size for part, size in zip(parts, sizes, strict=True)]
     passes: dict[str, float] = {}
     for part in parts:
         for kind, count in part.passes.items():
             passes[kind] = passes.get(kind, 0.0) + count
     facts = {f"{name} ({i + 1})": value for i, part in enumerate(parts) for name, value in part.facts.items()}
-    return Found(sum(shares[1:], shares[0]), parts[0].tested, key=parts[0].key, passes=passes, facts=facts)
+    return replace(
+        parts[0],
+        scores=sum(shares[1:], shares[0]),
+        passes=passes,
+        facts=facts,
+        per_example=_add_examples(parts, sizes),
+    )
+
+
+def _add_examples(parts: Sequence[Found], sizes: Sequence[float]) -> Scores | None:
+    """Into one new array, as each of them may be large."""
+    total: Scores | None = None
+    for part, size in zip(parts, sizes, strict=True):
+        if part.per_example is None:
+            return None
+        if total is None:
+            total = np.zeros_like(part.per_example)
+        for own, row in zip(total, part.per_example, strict=True):
+            own += row / np.float32(size)
+    return total

@@ -62,6 +62,11 @@ class Batch:
     def n_rows(self) -> int:
         return self.clean.shape[0]
 
+    @property
+    def first_row(self) -> Tensor:
+        """[example]: where its rows begin. They are neighbours, and examples follow each other."""
+        return self.read_row[self.first_read]
+
     def take(self, residual: Tensor) -> Tensor:
         """[..., row, pos, d] -> [..., read, d]"""
         return residual[..., self.read_row, self.read_pos, :]

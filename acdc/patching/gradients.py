@@ -9,18 +9,27 @@ R * e per token); per tile of tokens it is pulled back through W and the norm's 
 senders' differences are formed from z, and one matrix product per layer scores all its edges. Besides what autograd
 keeps, a layer holds: the residual stream read (x), two differences (z, MLP) and the ablation values they came from,
 R * e <= 3 H e of projections' gradients and one at the MLP input: at most eight residual streams.
+
+The scores of every example apart come from the same products: cut into one block per example, they are as many
+multiplications, and only their results take more room (`bytes_per_example`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from acdc.graph import Graph
 from acdc.models.transformer import Transformer
+from acdc.patching.batches import Batch
 from acdc.patching.forward import Ignore, NodeOutputs, Watcher, run_plain
+
+TILE = 64  # tokens in a product; more does not make them faster, only larger
 
 
 @dataclass
@@ -80,42 +89,77 @@ def gradients_at_receivers(
     return ReceiverGradients(tap.x, grads[:n], grads[n:-1], grads[-1]), value.detach()
 
 
-class EdgeScores:
-    """Adds up scores over batches and steps, in float32 (float64 for float64 models)."""
+def bytes_per_example(graph: Graph) -> int:
+    """What `EdgeScores` holds for each example whose own scores are kept: one float32 per edge."""
+    return graph.n_edges * 4
 
-    def __init__(self, t: Transformer, memory_bytes: int) -> None:
+
+class EdgeScores:
+    """Adds up scores over batches and steps, in float32 (float64 for float64 models).
+
+    n_examples: how many examples all batches together have, to keep each one's own scores as well; 0 for their sum
+    alone.
+    """
+
+    def __init__(self, t: Transformer, memory_bytes: int, n_examples: int = 0) -> None:
         self.t = t
         self.dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
         self.scores = torch.zeros(t.graph.legal.shape, dtype=self.dtype, device=t.device)
+        self.parts = torch.zeros(n_examples, t.graph.n_edges, device=t.device) if n_examples else None
         widest = t.graph.n_senders + 3 * t.graph.receivers_per_layer
         self.tile = max(1, memory_bytes // (widest * t.d_model * self.dtype.itemsize))
-        self.tile = min(self.tile, 64)  # tokens; more does not make the products faster, only larger
+        self.tile = min(self.tile, TILE)
+        self._cells: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
     def add(
-        self, differences: NodeOutputs, gradients: ReceiverGradients, weight: float, senders: slice = slice(None)
+        self,
+        batch: Batch,
+        differences: NodeOutputs,
+        gradients: ReceiverGradients,
+        weight: float,
+        senders: slice = slice(None),
     ) -> None:
-        """scores += weight * <difference, gradient>, for the given senders only."""
-        t = self.t
+        """scores += weight * <difference, gradient>, for the given senders only. batch: whose both are."""
         if len(differences.z) and differences.z[0].shape[:2] != gradients.x[0].shape[:2]:
             raise ValueError("differences and gradients are of different batches")
-        tokens = gradients.last.shape[0] * gradients.last.shape[1]
-        update = torch.zeros_like(self.scores)
-        for start in range(0, tokens, self.tile):
-            stop = min(start + self.tile, tokens)
-            d = self._differences(differences, start, stop, senders)  # [S, n, d]
-            flat = d.flatten(1)
-            for layer in range(t.n_layers):
-                columns = t.graph.receivers_of_layer(layer)
-                known = int(t.graph.n_senders_before[columns.stop - 1])  # the most that any receiver here sees
-                rows = range(*senders.indices(t.graph.n_senders))
-                used = len([s for s in rows if s < known])
-                if used:
-                    g = self._at_receivers(gradients, layer, start, stop)  # [R, n, d]
-                    update[rows.start : rows.start + used, columns] += flat[:used] @ g.flatten(1).T
-            last = _tokens(gradients.last, start, stop).to(self.dtype)
-            update[senders, -1] += flat @ last.flatten()
-        self.scores += weight * update
+        rows = range(*senders.indices(self.t.graph.n_senders))
+        n_tokens = [batch.n_rows * batch.length] if self.parts is None else _tokens_of_examples(batch)
+        for tile in _tiles(n_tokens, self.tile):
+            update = weight * self._products(differences, gradients, tile, rows)
+            self.scores[senders] += update.sum(0)
+            if self.parts is not None:
+                examples = torch.tensor(batch.examples[tile.first : tile.first + tile.count], device=self.parts.device)
+                edges, cells = self._cells_of(rows)
+                self.parts[examples[:, None], edges] += update.flatten(1)[:, cells].to(self.parts)
+
+    def _products(self, differences: NodeOutputs, gradients: ReceiverGradients, tile: _Tile, rows: range) -> Tensor:
+        """<difference, gradient> over a tile's tokens: [block, chosen senders, receivers]. One sum per block."""
+        graph = self.t.graph
+        start, stop = tile.start, tile.stop
+        d = _blocks(self._differences(differences, start, stop, slice(rows.start, rows.stop)), tile)  # [b, S, n * d]
+        update = torch.zeros(tile.count, len(rows), graph.n_receivers, dtype=self.dtype, device=self.t.device)
+        for layer in range(self.t.n_layers):
+            columns = graph.receivers_of_layer(layer)
+            known = int(graph.n_senders_before[columns.stop - 1])  # the most that any receiver here sees
+            used = max(0, min(rows.stop, known) - rows.start)
+            if used:
+                g = _blocks(self._at_receivers(gradients, layer, start, stop), tile)  # [b, R, n * d]
+                update[:, :used, columns] = torch.bmm(d[:, :used], g.mT)
+        last = _blocks(_tokens(gradients.last, start, stop).to(self.dtype).unsqueeze(0), tile)
+        update[..., -1] = torch.bmm(d, last.mT).squeeze(-1)
+        return update
+
+    def _cells_of(self, rows: range) -> tuple[Tensor, Tensor]:
+        """The legal edges that leave these senders: their numbers in the graph's order, and where `update` has them."""
+        key = (rows.start, rows.stop)
+        if key not in self._cells:
+            graph = self.t.graph
+            numbers = graph.matrix_of(np.arange(graph.n_edges))[rows.start : rows.stop]
+            cells = np.flatnonzero(graph.legal[rows.start : rows.stop])
+            both = numbers.ravel()[cells], cells
+            self._cells[key] = tuple(torch.from_numpy(one).to(self.t.device) for one in both)  # type: ignore[assignment]
+        return self._cells[key]
 
     def _differences(self, outputs: NodeOutputs, start: int, stop: int, senders: slice) -> Tensor:
         """What each chosen sender changes, for a tile of tokens: [S, n, d]."""
@@ -148,6 +192,51 @@ class EdgeScores:
     def result(self) -> Tensor:
         """[senders, receivers], 0 where no edge is."""
         return self.scores * torch.from_numpy(self.t.graph.legal.copy()).to(self.scores)
+
+    def per_example(self) -> Tensor | None:
+        """[example, edge], edges in the graph's order: the scores that each example has by itself, None if not kept.
+
+        What was added is each example's share of the gradient of a mean over n examples, which holds a factor 1/n. It
+        is taken out here, once: so the mean of these rows is `result` (within 1e-5 of the largest), and each row is
+        what the method gives for that example alone with the same ablation values.
+        """
+        return None if self.parts is None else self.parts * len(self.parts)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Some tokens, in `count` blocks of equally many: block number `first` and those after it."""
+
+    start: int
+    stop: int
+    first: int
+    count: int
+
+
+def _tiles(n_tokens: Sequence[int], most: int) -> Iterator[_Tile]:
+    """Cut blocks of so many tokens each, one after the other, into tiles of at most `most` tokens: whole neighbours of
+    equal size where they fit, and a block longer than that in pieces."""
+    first = start = 0
+    for n, equal in itertools.groupby(n_tokens):
+        left = len(list(equal))
+        while left:
+            count = min(left, max(1, most // n))
+            stop = start + count * n
+            for piece in range(start, stop, most):
+                yield _Tile(piece, min(piece + most, stop), first, count)
+            first, start, left = first + count, stop, left - count
+
+
+def _tokens_of_examples(batch: Batch) -> list[int]:
+    """Of each example of a batch; an answer of several tokens gives it several rows."""
+    first = [*batch.first_row.tolist(), batch.n_rows]
+    return [(stop - start) * batch.length for start, stop in itertools.pairwise(first)]
+
+
+def _blocks(x: Tensor, tile: _Tile) -> Tensor:
+    """[node, n tokens, d] -> [block, node, tokens of a block * d]"""
+    blocks: Tensor = x.flatten(1).unflatten(1, (tile.count, -1)).transpose(0, 1)
+    return blocks
 
 
 def _tokens(x: Tensor, start: int, stop: int) -> Tensor:
