@@ -1,0 +1,164 @@
+"""Activation patching: one inner state at a time is taken from the other run, and the metric measured.
+
+Noising puts states of the corrupt run into the clean one: what is needed shows. Denoising puts states of the clean run
+into the corrupt one: what suffices shows. They differ where parts stand in for each other (Zhang & Nanda 2024,
+arXiv 2309.16042; Heimersheim & Nanda 2024, arXiv 2404.15255).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from acdc.errors import OutOfMemory, TaskError
+from acdc.metrics import Metric
+from acdc.models.transformer import Transformer
+from acdc.patch_map import Axis, Cells, measured_axis
+from acdc.patching.batches import Batch
+from acdc.progress import Progress
+from acdc.tasks.prompts import Pair
+from acdc.tracing.blocks import BlockModel
+from acdc.tracing.measuring import Numbers
+from acdc.tracing.places import Places, first_changes
+from acdc.tracing.states import TransformerStates
+from acdc.tracing.subjects import Patch, Subject
+from acdc.tracing.tiles import Ints, Tile, make_tiles
+
+BASES = {"noising": "clean", "denoising": "corrupt"}
+
+
+def patch_activations(
+    model: Transformer | BlockModel,
+    pairs: Sequence[Pair],
+    batches: Sequence[Batch],
+    metrics: Sequence[Metric],
+    *,
+    kind: str,
+    places: Places,
+    direction: str,
+    memory_bytes: int,
+    progress: Progress,
+) -> Cells:
+    """Axes: metric, layer, (head,) place.
+
+    batches: of `pairs`. kind: a state of acdc.tracing.states. direction: noising or denoising. memory_bytes: for the
+    recorded runs of one batch and the rows computed at a time. Raises TaskError, OutOfMemory, Cancelled.
+    """
+    subject: Subject = TransformerStates(model) if isinstance(model, Transformer) else model
+    if kind not in subject.kinds:
+        raise TaskError(f"this model has no state {kind!r} to patch; it has: {', '.join(sorted(subject.kinds))}")
+    base = base_of(direction)
+    parts = subject.components(kind)
+    shape = (len(metrics), subject.n_layers, max(1, len(parts)), len(places.labels), len(pairs))
+    found = np.zeros(shape)
+    ends = {"clean": np.zeros((len(metrics), len(pairs))), "corrupt": np.zeros((len(metrics), len(pairs)))}
+    progress.phase("activation patching", len(batches) * subject.n_layers)
+    for number, batch in enumerate(batches):
+        examples = list(batch.examples)
+        work = _Work(subject, batch, kind, places, base, metrics, memory_bytes)
+        for name, values in work.unchanged().items():
+            ends[name][:, examples] = values
+        for layer in range(subject.n_layers):
+            done = number * subject.n_layers + layer
+            values = work.layer(layer, progress, done)
+            found[:, layer, :, :, examples] = np.moveaxis(values, -1, 0)
+            progress.step(done + 1)
+    if not parts:
+        found = found[:, :, 0]
+    heads = (Axis("head", parts),) if parts else ()
+    layers = Axis("layer", tuple(map(str, range(subject.n_layers))))
+    axes = (measured_axis([m.name for m in metrics]), layers, *heads, Axis("place", places.labels))
+    return Cells(
+        kind="activation_patching",
+        axes=axes,
+        per_example=found,
+        defined=np.ones(found.shape[1:-1], dtype=bool),
+        clean=ends["clean"],
+        corrupt=ends["corrupt"],
+        base=base,
+        groups=tuple(pair.group for pair in pairs),
+        parameters={"state": kind, "places": places.kind, "direction": direction},
+    )
+
+
+def base_of(direction: str) -> str:
+    """Which run is changed. Raises TaskError."""
+    if direction not in BASES:
+        raise TaskError(f"direction {direction!r} is unknown; known are: {', '.join(BASES)}")
+    return BASES[direction]
+
+
+def memory_left(needed_by_runs: int, memory_bytes: int) -> int:
+    """What recorded runs leave. Raises OutOfMemory where they do not fit."""
+    if needed_by_runs >= memory_bytes:
+        raise OutOfMemory(
+            f"the recorded runs of one batch need {needed_by_runs:,} bytes and compute.memory_bytes is "
+            f"{memory_bytes:,}: raise it or lower compute.batch_tokens"
+        )
+    return memory_bytes - needed_by_runs
+
+
+@dataclass
+class _Work:
+    """One batch: its two runs recorded, then patched layer by layer."""
+
+    subject: Subject
+    batch: Batch
+    kind: str
+    places: Places
+    base_name: str
+    metrics: Sequence[Metric]
+    memory_bytes: int
+
+    def __post_init__(self) -> None:
+        subject, batch = self.subject, self.batch
+        self.memory_left = memory_left(subject.bytes_of_runs(batch), self.memory_bytes)
+        self.clean, self.corrupt = subject.record(batch.clean), subject.record(batch.corrupt)
+        self.reader = subject.reader(batch, self.metrics, self.clean)
+        self.where = self.places.in_batch(batch)
+        self.starts = starts_of(self.where, batch, is_causal=subject.is_causal)
+        self.n_parts = max(1, len(subject.components(self.kind)))
+
+    def unchanged(self) -> dict[str, Numbers]:
+        """The metrics of both runs: [metric, example]."""
+        runs = {"clean": self.clean, "corrupt": self.corrupt}
+        last = {name: self.subject.last(run) for name, run in runs.items()}
+        return {name: self.reader.measure(self.reader.all_as(x, 1))[:, 0] for name, x in last.items()}
+
+    def layer(self, layer: int, progress: Progress, done: int) -> Numbers:
+        """[metric, part, place, example]"""
+        n_places = len(self.places.labels)
+        base = self.clean if self.base_name == "clean" else self.corrupt
+        read = self.reader.all_as(self.subject.last(base), self.n_parts * n_places)
+        length = self.batch.length
+        starts = np.tile(self.starts, (self.n_parts, 1))
+        for tile in make_tiles(starts, length, lambda m: self.subject.bytes_of_row(m, length), self.memory_left):
+            self._run(tile, layer, read)
+            progress.step(done)  # where cancelling takes effect
+        values = self.reader.measure(read)
+        return values.reshape(values.shape[0], self.n_parts, n_places, -1)
+
+    def _run(self, tile: Tile, layer: int, read: torch.Tensor) -> None:
+        part, place = np.divmod(tile.cells, len(self.places.labels))
+        device = self.subject.device
+        cells, rows, parts = (torch.from_numpy(a).to(device) for a in (tile.cells, tile.rows, part))
+        where = torch.from_numpy(self.where[place, tile.rows]).to(device)
+        where[:, : tile.start] = False  # the runs agree there
+        patch = Patch(self.kind, layer, rows, parts, where, tile.start, self.reader.first_read)
+        runs = (self.clean, self.corrupt) if self.base_name == "clean" else (self.corrupt, self.clean)
+        last, first = self.subject.patched(*runs, patch)
+        self.reader.put(read, cells, rows, last, first)
+
+
+def starts_of(where: npt.NDArray[np.bool_], batch: Batch, *, is_causal: bool) -> Ints:
+    """where: [place, row, pos] -> [place, row], the first position at which a change can have an effect; the length
+    where it has none. Under a causal mask clean and corrupt run agree before their first different token."""
+    if not is_causal:
+        return np.zeros(where.shape[:2], dtype=np.int64)
+    positions = np.arange(batch.length)
+    effective = where & (positions >= first_changes(batch)[:, None])
+    return np.where(effective.any(-1), effective.argmax(-1), batch.length)

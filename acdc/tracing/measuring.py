@@ -1,0 +1,53 @@
+"""From last residuals of many cells to metrics per example."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from acdc.metrics import Metric, in_full_precision
+from acdc.models.transformer import Transformer
+from acdc.patching.batches import Batch
+from acdc.patching.readout import Readout, make_readout
+
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Metrics of one batch, read where its answers are. readouts: one per metric, [cell, read, d] -> [cell, example].
+    d is the width of what is read: residuals, or logits of a model that is only known from outside."""
+
+    batch: Batch
+    readouts: Sequence[Readout]
+
+    @property
+    def first_read(self) -> int:
+        return int(self.batch.read_pos.min())
+
+    def all_as(self, last: Tensor, n_cells: int) -> Tensor:
+        """Every cell as a run [row, pos, d] has it: [cell, read, d], to be filled with what differs."""
+        return self.batch.take(last).expand(n_cells, -1, -1).clone()
+
+    def put(self, read: Tensor, cells: Tensor, rows: Tensor, last: Tensor, first: int) -> None:
+        """Note what rows [n] of cells [n] ended with. last: [n, positions from `first` on, d]."""
+        i, at = (rows[:, None] == self.batch.read_row[None]).nonzero(as_tuple=True)
+        read[cells[i], at] = last[i, self.batch.read_pos[at] - first]
+
+    def measure(self, read: Tensor) -> Numbers:
+        """[cell, read, d] -> [metric, cell, example]"""
+        with torch.no_grad():
+            return np.stack([readout(read).double().cpu().numpy() for readout in self.readouts])
+
+
+def make_reader(t: Transformer, batch: Batch, metrics: Sequence[Metric], clean_last: Tensor) -> Reader:
+    """clean_last: the clean run's last residual [row, pos, d], for metrics that compare with its predictions."""
+    with torch.no_grad():
+        logits = t.unembed(batch.take(clean_last)[batch.first_read])
+        logprobs = in_full_precision(logits).log_softmax(-1)
+    return Reader(batch, [make_readout(t, batch, logprobs, metric) for metric in metrics])
