@@ -1,7 +1,8 @@
 """A circuit: the score of every edge, the edges kept, where both came from, and how it was judged. Torch-free.
 
-One file holds it all: a safetensors file whose arrays are `scores`, `tested` and `kept` and whose header carries the
-rest as JSON. What is loaded equals what was saved to the bit; nothing is ever pickled.
+One file holds it all: a safetensors file whose arrays are `scores`, `tested`, `kept` and, where stability was measured,
+`inclusion`, and whose header carries the rest as JSON. What is loaded equals what was saved to the bit; nothing is ever
+pickled.
 """
 
 from __future__ import annotations
@@ -202,6 +203,43 @@ class KStar:
 
 
 @dataclass(frozen=True)
+class Stability:
+    """Does the circuit stay when the search examples are drawn again? (acdc/evaluation/stability.py)
+
+    verdict: stable, unstable, no verdict or not measured; reason: why, for the last two. jaccard: mean over pairs of
+    resampled circuits, jaccard_with_kept: mean over resampled circuits and the kept one. unit: what was drawn, group or
+    example, n_units of them. kept_in_half: edges of the circuit that more than half of the resampled circuits have;
+    others_in_half: edges outside it that more than half have.
+    """
+
+    verdict: str = "not measured"
+    reason: str = "its report is from before it was"
+    jaccard: float | None = None
+    jaccard_with_kept: float | None = None
+    n_resamples: int = 0
+    n_examples: int = 0
+    unit: str = "example"
+    n_units: int = 0
+    kept_in_half: int = 0
+    others_in_half: int = 0
+
+    @property
+    def sentence(self) -> str:
+        """The whole of it for people, in one line."""
+        if self.jaccard is None or self.jaccard_with_kept is None:
+            return f"{self.verdict}: {self.reason}"
+        verdict = f"{self.verdict} ({self.reason})" if self.reason else self.verdict
+        drawn = f"{self.n_units} {self.unit}s"
+        if self.unit == "group":
+            drawn += f" ({self.n_examples} prompts)"
+        return (
+            f"{verdict}: mean Jaccard {self.jaccard:.2f} over {self.n_resamples} resamples of {drawn}, "
+            f"{self.jaccard_with_kept:.2f} with the circuit itself; more than half of them have {self.kept_in_half:,} "
+            f"of its edges and {self.others_in_half:,} others"
+        )
+
+
+@dataclass(frozen=True)
 class Report:
     """The evaluation of a scored circuit. `kept`: the stored selection itself, on both splits."""
 
@@ -215,6 +253,7 @@ class Report:
     k_star: KStar | None
     kept: tuple[Point, ...]
     kept_random: Band | None = None
+    stability: Stability = Stability()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -237,6 +276,7 @@ class Report:
             and KStar(**{**star, "point": _point(star["point"]), "nearest": tuple(map(_point, star["nearest"]))}),
             kept=tuple(map(_point, data["kept"])),
             kept_random=data["kept_random"] and band(data["kept_random"]),
+            stability=Stability(**data.get("stability", {})),
         )
 
 
@@ -250,7 +290,8 @@ def _point(data: Mapping[str, Any]) -> Point:
 @dataclass(frozen=True, eq=False)
 class Circuit:
     """scores: float32 [senders, receivers], 0 where `tested` is false. tested: legal edges that got a score.
-    kept: bool [senders, receivers], the circuit. Arrays are read-only."""
+    kept: bool [senders, receivers], the circuit. inclusion: float32 [senders, receivers], the share of resampled
+    circuits that have an edge, None where stability was not measured. Arrays are read-only."""
 
     graph: Graph
     scores: Scores
@@ -259,9 +300,10 @@ class Circuit:
     selected: Selected
     provenance: Provenance
     report: Report | None = None
+    inclusion: Scores | None = None
 
     def __post_init__(self) -> None:
-        for name, array in (("scores", self.scores), ("tested", self.tested), ("kept", self.kept)):
+        for name, array in self._arrays().items():
             if array.shape != self.graph.legal.shape:
                 raise GraphMismatch(f"{name} is {array.shape}; this graph needs {self.graph.legal.shape}")
             array.setflags(write=False)
@@ -269,6 +311,13 @@ class Circuit:
             raise CircuitFileError("a score is not a finite number")
         if (self.kept & ~self.graph.legal).any() or (self.tested & ~self.graph.legal).any():
             raise GraphMismatch("an edge is marked that this graph has not")
+        if self.inclusion is not None and not ((self.inclusion >= 0) & (self.inclusion <= self.graph.legal)).all():
+            raise CircuitFileError("an inclusion probability is not between 0 and 1, or has no edge")
+
+    def _arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+        """What the file holds, in its order."""
+        arrays = {"scores": self.scores, "tested": self.tested, "kept": self.kept, "inclusion": self.inclusion}
+        return {name: array for name, array in arrays.items() if array is not None}
 
     @property
     def n_edges(self) -> int:
@@ -320,8 +369,7 @@ class Circuit:
             "provenance": asdict(self.provenance),
             "report": self.report and self.report.to_dict(),
         }
-        arrays = {"scores": self.scores, "tested": self.tested, "kept": self.kept}
-        return pack(header, arrays)
+        return pack(header, self._arrays())
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "circuit") -> Circuit:
@@ -332,6 +380,7 @@ class Circuit:
             what="circuit",
             file_format=FORMAT,
             arrays=("scores", "tested", "kept"),
+            optional=("inclusion",),
             error=CircuitFileError,
         )
         try:
@@ -367,7 +416,9 @@ def _check_arrays(shape: GraphShape, arrays: Mapping[str, npt.NDArray[np.generic
     """Raises CircuitFileError where the arrays are not of this graph, or of other types than are written."""
     per_layer = shape.n_heads + int(shape.has_mlp), shape.n_heads + 2 * shape.n_kv_heads + int(shape.has_mlp)
     size = 1 + int(shape.split_position) + shape.n_layers * per_layer[0], shape.n_layers * per_layer[1] + 1
-    for key, dtype in (("scores", np.float32), ("tested", np.bool_), ("kept", np.bool_)):
+    for key, dtype in (("scores", np.float32), ("tested", np.bool_), ("kept", np.bool_), ("inclusion", np.float32)):
+        if key not in arrays:
+            continue
         if arrays[key].dtype != dtype or arrays[key].shape != size:
             raise CircuitFileError(
                 f"{name}: {key} is {arrays[key].dtype} {arrays[key].shape}; its graph needs {np.dtype(dtype)} {size}"

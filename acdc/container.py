@@ -34,9 +34,17 @@ def pack(header: Mapping[str, Any], arrays: Arrays) -> bytes:
 
 
 def unpack(
-    data: bytes, name: str, *, what: str, file_format: str, arrays: Collection[str], error: type[AcdcError]
+    data: bytes,
+    name: str,
+    *,
+    what: str,
+    file_format: str,
+    arrays: Collection[str],
+    error: type[AcdcError],
+    optional: Collection[str] = (),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Header and arrays. what: circuit, map, ...; arrays: the names of those it must hold, in the order of `pack`.
+    """Header and arrays. what: circuit, map, ...; arrays: the names of those it must hold, in the order of `pack`;
+    optional: of those that may follow them.
 
     Raises `error` for a file that is damaged, foreign, or of a version that this code does not know.
     """
@@ -47,9 +55,9 @@ def unpack(
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
     except (SafetensorError, ValueError, KeyError):
         raise error(f"{name}: damaged or no safetensors file at all; export it again") from None
-    if "acdc" not in metadata or set(found) != set(arrays):
+    if "acdc" not in metadata or not set(arrays) <= set(found) <= {*arrays, *optional}:
         raise foreign
-    digest = hashlib.sha256(b"".join(found[key].tobytes() for key in arrays))
+    digest = hashlib.sha256(b"".join(found[key].tobytes() for key in (*arrays, *optional) if key in found))
     try:
         marked = json.loads(metadata["acdc"])
         text = str(marked["header"])

@@ -93,7 +93,7 @@ def discover(loaded: Loaded, spec: DiscoverSpec, progress: Progress) -> list[Res
         kept = _kept(setting.t.graph, found, spec.selection)
         # The costs that a search with decisions saw are no ranking: such a circuit gets no curve.
         ranked = found.tested if found.kept is None else np.zeros_like(found.tested)
-        judgement = _judge(setting, spec, found.scores, ranked, kept, progress)
+        judgement = _judge(setting, spec, found, ranked, kept, progress)
         wall_time_s = search_s + time.monotonic() - begin
         provenance = _provenance(setting, spec, spec.method.name, recorded, objective, wall_time_s, found)
         results.append(Result(found.key, _circuit(setting, found, judgement, provenance)))
@@ -104,7 +104,8 @@ def _search(setting: Setting, spec: DiscoverSpec, parameters: Mapping[str, Any],
     """One search, or one for each objective and the sum of their scores."""
     found = []
     for objective in spec.objectives:
-        problem = Problem(setting.t, setting.search.prompts, METRICS[objective], spec.compute.memory_bytes)
+        metric, memory = METRICS[objective], spec.compute.memory_bytes
+        problem = Problem(setting.t, setting.search.prompts, metric, memory, keep_examples=True)
         found.append(METHODS[spec.method.name](problem, progress, **parameters))
     return found[0] if len(found) == 1 else [add_scores([part for (part,) in found])]
 
@@ -122,11 +123,12 @@ def _kept(graph: Graph, found: Found, selection: Selection) -> Kept | None:
 def _judge(
     setting: Setting,
     spec: DiscoverSpec | EvaluateSpec,
-    scores: np.ndarray[Any, np.dtype[np.float32]],
-    tested: BoolMatrix,
+    found: Found,
+    ranked: BoolMatrix,
     kept: Kept | None,
     progress: Progress,
 ) -> Judgement:
+    """ranked: the edges whose scores can be put in an order."""
     rule = spec.selection.rule
     plan = Plan(
         grid=spec.evaluation.grid,
@@ -138,13 +140,15 @@ def _judge(
     )
     return judge(
         setting.t.graph,
-        scores,
-        tested,
+        found.scores,
+        ranked,
         search=setting.search.split(setting.t, spec.metric),
         held_out=setting.held_out.split(setting.t, spec.metric),
         plan=plan,
         progress=progress,
         kept=kept,
+        per_example=found.per_example,
+        why_no_examples=found.why_no_examples,
     )
 
 
@@ -157,6 +161,7 @@ def _circuit(setting: Setting, found: Found, judgement: Judgement, provenance: P
         selected=judgement.kept.selected,
         provenance=provenance,
         report=judgement.report,
+        inclusion=judgement.inclusion,
     )
 
 
@@ -171,9 +176,8 @@ def evaluate(loaded: Loaded, spec: EvaluateSpec, progress: Progress, source: Cir
     if source is not None:
         _require_the_same_graph(loaded, graph, source)
     kept = _kept_to_evaluate(graph, spec, source)
-    empty = np.zeros(graph.legal.shape, np.float32), np.zeros_like(graph.legal)
-    scores, tested = (source.scores, source.tested) if source is not None else empty
-    judgement = _judge(setting, spec, scores, tested, kept, progress)
+    found = _found_before(graph, source)
+    judgement = _judge(setting, spec, found, found.tested, kept, progress)
     choices = source.provenance.choices if source is not None else None
     provenance = _provenance(
         setting,
@@ -185,8 +189,15 @@ def evaluate(loaded: Loaded, spec: EvaluateSpec, progress: Progress, source: Cir
         None,
         _notes(loaded, source),
     )
-    found = Found(scores.copy(), tested.copy())
     return Result("evaluation", _circuit(setting, found, judgement, provenance))
+
+
+def _found_before(graph: Graph, source: Circuit | None) -> Found:
+    """What the search of a stored circuit found; a hypothesis has no scores."""
+    if source is None:
+        return Found(np.zeros(graph.legal.shape, np.float32), np.zeros_like(graph.legal))
+    why = "an evaluation does not search again; see the report of the search"
+    return Found(source.scores.copy(), source.tested.copy(), why_no_examples=why)
 
 
 def _kept_to_evaluate(graph: Graph, spec: EvaluateSpec, source: Circuit | None) -> Kept:

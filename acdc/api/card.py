@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from acdc.circuit import Report
 from acdc.store import CircuitDetail
 
 
@@ -40,6 +41,7 @@ def _judgement(report: Mapping[str, Any] | None) -> str:
             "k*, the smallest circuit that meets both conditions" if star["met"] else "No size met both; the nearest"
         )
         lines.append(_points(title, [star["point"]] if star["met"] else star["nearest"]))
+    lines.append(f"### Stability under resampling\n\n{_plain(Report.from_dict(report).stability.sentence)}.")
     return "\n\n".join(lines)
 
 

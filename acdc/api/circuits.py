@@ -196,9 +196,14 @@ def get_scores(services: Deps, circuit_id: CircuitId, format: Literal["json", "s
         [float(score) if tested else None for score, tested in zip(row, known, strict=True)]
         for row, known in zip(circuit.scores, circuit.tested, strict=True)
     ]
-    graph = circuit.graph
+    graph, inclusion = circuit.graph, circuit.inclusion
     return JSONResponse(
-        {"senders": [s.name for s in graph.senders], "receivers": [r.name for r in graph.receivers], "scores": scores}
+        {
+            "senders": [s.name for s in graph.senders],
+            "receivers": [r.name for r in graph.receivers],
+            "scores": scores,
+            "inclusion": None if inclusion is None else inclusion.tolist(),
+        }
     )
 
 

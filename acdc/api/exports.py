@@ -26,20 +26,26 @@ def as_json(circuit: Circuit, circuit_id: str) -> bytes:
             "report": circuit.report and circuit.report.to_dict(),
             "nodes": circuit.nodes(),
             "edges": [
-                {"edge": circuit.graph.edge_name(edge), "score": _score(circuit, edge)} for edge in circuit.edges()
+                {
+                    "edge": circuit.graph.edge_name(edge),
+                    "score": _score(circuit, edge),
+                    "inclusion": _inclusion(circuit, edge),
+                }
+                for edge in circuit.edges()
             ],
         }
     )
 
 
 def as_csv(circuit: Circuit, _: str) -> bytes:
-    """Every edge of the graph in canonical order. An empty score: not tested."""
+    """Every edge of the graph in canonical order. An empty score: not tested; an empty inclusion: not measured."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("sender", "receiver", "score", "kept"))
+    writer.writerow(("sender", "receiver", "score", "kept", "inclusion"))
     for edge in circuit.graph.edges():
         names = circuit.graph.edge_name(edge).split("->")
-        writer.writerow((*names, _score(circuit, edge), int(circuit.kept[edge.sender, edge.receiver])))
+        kept = int(circuit.kept[edge.sender, edge.receiver])
+        writer.writerow((*names, _score(circuit, edge), kept, _inclusion(circuit, edge)))
     return text.getvalue().encode()
 
 
@@ -121,6 +127,10 @@ def _weights(circuit: Circuit) -> dict[tuple[str, str], float]:
 
 def _score(circuit: Circuit, edge: Edge) -> float | None:
     return float(circuit.scores[edge.sender, edge.receiver]) if circuit.tested[edge.sender, edge.receiver] else None
+
+
+def _inclusion(circuit: Circuit, edge: Edge) -> float | None:
+    return None if circuit.inclusion is None else float(circuit.inclusion[edge.sender, edge.receiver])
 
 
 def _dump(data: Any) -> bytes:

@@ -201,11 +201,13 @@ class EvaluationView(View):
 
 
 class ScoresView(BaseModel):
-    """The whole matrix [senders, receivers]; null where an edge was not tested or there is none."""
+    """Whole matrices [senders, receivers]. scores: null where an edge was not tested or there is none. inclusion: the
+    share of resampled circuits that have an edge, null where stability was not measured."""
 
     senders: list[str]
     receivers: list[str]
     scores: list[list[float | None]]
+    inclusion: list[list[float]] | None
 
 
 _PARTS = ("edges", "scores", "curve", "card", "graph.svg", "curve.svg", "export", "evaluations", "evaluate", "try")

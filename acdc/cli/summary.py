@@ -108,6 +108,7 @@ def _judgement(circuit: Circuit, report: Report) -> Iterator[RenderableType]:
     if report.k_star is not None:
         yield from _k_star(circuit, report.k_star)
     yield _heads(circuit)
+    yield f"stability  {report.stability.sentence}"
     if report.points:
         yield curve(report.points)
     if report.areas:

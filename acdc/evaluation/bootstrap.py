@@ -1,4 +1,4 @@
-"""Bootstrap intervals of a mean, over groups of examples where there are enough of them."""
+"""Examples drawn again, as groups where there are enough of them, and bootstrap intervals of a mean."""
 
 from __future__ import annotations
 
@@ -12,6 +12,27 @@ MIN_GROUPS = 10  # fewer clusters than this say too little about how much cluste
 RESAMPLES = 2000
 LEVEL = 0.95
 ROWS_AT_A_TIME = 512  # resampled means of so many rows are held at once
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What is drawn with replacement: n groups or examples (`name`). member_of: [n_examples], the unit of each."""
+
+    name: str
+    member_of: npt.NDArray[np.int64]
+    n: int
+
+    def draw(self, resamples: int, seed: int) -> npt.NDArray[np.int64]:
+        """[resamples, n]: how often each unit was drawn."""
+        return np.random.default_rng(seed).multinomial(self.n, np.full(self.n, 1 / self.n), size=resamples)
+
+
+def units_of(groups: Sequence[str]) -> Units:
+    """Groups, each with all its examples, where there are at least ten of them; otherwise single examples."""
+    names, member_of = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) >= MIN_GROUPS:
+        return Units("group", member_of, len(names))
+    return Units("example", np.arange(len(groups)), len(groups))
 
 
 @dataclass(frozen=True)
@@ -40,8 +61,7 @@ class Intervals:
 def mean_interval(values: npt.NDArray[np.generic], groups: Sequence[str], seed: int) -> Interval:
     """The interval of the mean of `values` [n_examples].
 
-    Groups are drawn with replacement, with all their examples, where there are at least ten of them; otherwise examples
-    are. A mean over drawn groups weighs examples, not groups.
+    Drawn with replacement is what `units_of` says. A mean over drawn groups weighs examples, not groups.
     """
     drawn = mean_intervals(values, groups, seed)
     return Interval(float(drawn.low), float(drawn.high), drawn.unit, drawn.n_units)
@@ -52,19 +72,15 @@ def mean_intervals(values: npt.NDArray[np.generic], groups: Sequence[str], seed:
     n = values.shape[-1]
     if n == 0 or n != len(groups):
         raise ValueError(f"{n} values and {len(groups)} groups: give one group a value, and at least one value")
-    names, member_of = np.unique(np.asarray(groups), return_inverse=True)
-    unit = "group" if len(names) >= MIN_GROUPS else "example"
-    if unit == "example":
-        member_of = np.arange(n)
-    n_units = int(member_of.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(n_units, np.full(n_units, 1 / n_units), size=RESAMPLES)
-    counts = drawn @ np.bincount(member_of, minlength=n_units)
+    units = units_of(groups)
+    drawn = units.draw(RESAMPLES, seed)
+    counts = drawn @ np.bincount(units.member_of, minlength=units.n)
     rows = values.reshape(-1, n).astype(np.float64)
     bounds = np.empty((2, len(rows)))
     for first in range(0, len(rows), ROWS_AT_A_TIME):
         chunk = rows[first : first + ROWS_AT_A_TIME]
-        sums = np.stack([np.bincount(member_of, weights=row, minlength=n_units) for row in chunk])
+        sums = np.stack([np.bincount(units.member_of, weights=row, minlength=units.n) for row in chunk])
         means = (sums @ drawn.T) / counts
         bounds[:, first : first + ROWS_AT_A_TIME] = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
     low, high = bounds.reshape(2, *values.shape[:-1])
-    return Intervals(low, high, unit, n_units)
+    return Intervals(low, high, units.name, units.n)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from acdc.circuit import Areas, Band, Behaviour, KStar, Point, Report, Scores
+from acdc.circuit import Areas, Band, Behaviour, KStar, Point, Report, Scores, Stability
 from acdc.evaluation.areas import areas_of
 from acdc.evaluation.behaviour import verdict_on
 from acdc.evaluation.curve import Judge, Size, curve, sizes_of
@@ -15,6 +15,7 @@ from acdc.evaluation.faithfulness import scale_of
 from acdc.evaluation.k_star import find_k_star, most_trials, target_size
 from acdc.evaluation.measuring import Ledger, Split
 from acdc.evaluation.random_circuits import random_circuits
+from acdc.evaluation.stability import stability_of
 from acdc.graph import BoolMatrix, Graph
 from acdc.progress import Progress
 from acdc.selection import Kept, Ranking, rank, size_of
@@ -51,10 +52,12 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """report, and the circuit that it calls kept: the one given, else k*."""
+    """report, and the circuit that it calls kept: the one given, else k*. inclusion: float32 [senders, receivers], the
+    share of resampled circuits that have an edge; None where stability was not measured."""
 
     report: Report
     kept: Kept
+    inclusion: Scores | None = None
 
 
 def n_evaluations(graph: Graph, plan: Plan, *, with_k_star: bool) -> Cost:
@@ -78,9 +81,13 @@ def judge(
     plan: Plan,
     progress: Progress,
     kept: Kept | None = None,
+    per_example: Scores | None = None,
+    why_no_examples: str = "there are no scores per example",
 ) -> Judgement:
     """Evaluate the scores, and the circuit `kept`; without one, look for k* and keep that.
 
+    per_example: float32 [n search examples, n_edges], edges in the graph's order, from which stability is measured;
+    without them the report says why_no_examples.
     Where k* cannot be told (f is withheld, nothing is ranked), the first rule's 2 % of the edges are kept. Where no
     edge was tested there is no curve. Raises Cancelled, ModelError for numbers that are not finite.
     """
@@ -97,7 +104,11 @@ def judge(
         progress.phase("k*", 0)
         k_star = find_k_star(judging, ranked, sizes)
         kept = _to_keep(graph, ranked, k_star, progress)
-    return Judgement(_report(judging, plan, points, k_star, kept, on_curve, progress), kept)
+    report = _report(judging, plan, points, k_star, kept, on_curve, progress)
+    stability, inclusion = Stability("not measured", why_no_examples), None
+    if per_example is not None:
+        stability, inclusion = stability_of(graph, per_example, tested, search.groups, kept, plan.seed, progress)
+    return Judgement(replace(report, stability=stability), kept, inclusion)
 
 
 def _prepare(graph: Graph, search: Split, held_out: Split, plan: Plan, progress: Progress) -> Judge:

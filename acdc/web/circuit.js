@@ -80,11 +80,20 @@ function judgement(report) {
       + `where chance is ${number(behaviour.chance)}; ${behaviour.n_examples} examples.`),
     report.kept.length ? table("The circuit itself", POINT, report.kept) : null,
     star ? table(star.met ? "k*: the smallest circuit with f in 0.8 to 1.2 and KL share at most 0.5" : "No size met both conditions; the nearest ones", POINT, star.met ? [star.point] : star.nearest) : null,
+    el("p", {}, el("strong", {}, "Stability under resampling: "), stability(report.stability)),
     report.areas.length ? table("Areas over all sizes", [
       ["Prompts", (a) => a.split.replace("_", " ")], ["Rule", (a) => a.rule], ["CPR", (a) => number(a.cpr), true],
       ["CMD", (a) => number(a.cmd), true], ["CPR, log size", (a) => number(a.cpr_log), true], ["CMD, log size", (a) => number(a.cmd_log), true],
     ], report.areas) : null,
     el("details", {}, el("summary", {}, `Every point of the curve (${report.points.length})`), table("Points", POINT, report.points)));
+}
+
+function stability(found) {
+  if (!found) return "not measured.";
+  if (found.jaccard === null) return `${found.verdict}: ${found.reason}.`;
+  return `${found.verdict}${found.reason ? ` (${found.reason})` : ""}: mean Jaccard ${number(found.jaccard)} over `
+    + `${found.n_resamples} resamples of ${found.n_units} ${found.unit}s (${found.n_examples} prompts), ${number(found.jaccard_with_kept)} with `
+    + `the circuit itself; more than half of them have ${number(found.kept_in_half)} of its edges and ${number(found.others_in_half)} others.`;
 }
 
 function choices({ model, task, choices: made, run }) {
