@@ -112,7 +112,7 @@ def _judgement(circuit: Circuit, report: Report) -> Iterator[RenderableType]:
     if report.points:
         yield curve(report.points)
     if report.areas:
-        yield _areas(report.areas)
+        yield _areas(report.areas, [point.fraction for point in report.points])
     yield from _random(report)
     if report.kept:
         yield _kept(report.kept)
@@ -202,10 +202,17 @@ def _bar(point: Point | None) -> str:
     return f"{cells:{BAR}}"[:BAR] + "|" + cells[BAR:] + arrow
 
 
-def _areas(areas: Sequence[Areas]) -> Table:
-    """Area under f (CPR, 1 is best) and under |1 - f| (CMD, 0 is best)."""
+def _areas(areas: Sequence[Areas], sizes: Sequence[float]) -> Table:
+    """Area under f (CPR) and under |1 - f| (CMD, 0 is best). The best CPR is the length of the range of sizes, 1 only
+    where that goes up to all edges; so the range is told. The log forms are divided by it.
+    """
     rows = [[_SPLIT.get(a.split, a.split), a.rule, a.cpr, a.cmd, a.cpr_log, a.cmd_log] for a in areas]
-    return table(("prompts", "rule", "#CPR", "#CMD", "#CPR log", "#CMD log"), rows, title="areas (log: over log size)")
+    span_of = f"{100 * min(sizes):g} % to {100 * max(sizes):g} % of the edges" if sizes else "the sizes measured"
+    return table(
+        ("prompts", "rule", "#CPR", "#CMD", "#CPR log", "#CMD log"),
+        rows,
+        title=f"areas over {span_of} (log: over log size, divided by its range)",
+    )
 
 
 def _random(report: Report) -> Iterator[RenderableType]:

@@ -13,12 +13,14 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from acdc.circuit import Areas
 from acdc.cli.app import app
 from acdc.cli.check import _rows
 from acdc.cli.circuits import _remark_on_ablation
 from acdc.cli.console import duration, moment, table
 from acdc.cli.demo import CORRUPT, _activation, _ways_on
 from acdc.cli.local_run import _command
+from acdc.cli.summary import _areas
 from acdc.client import CircuitInfo
 
 CIRCUIT_ID = "cir_06gzsqm6xhd32t10pvajzm"
@@ -96,6 +98,11 @@ def test_a_run_that_goes_on_is_asked_for_with_all_its_options() -> None:
         "--set": ["task.seed=1", "seed=2"],
     }
     assert _command("ioi", said) == "acdc run ioi --out 'a b' --method eap --set task.seed=1 --set seed=2"
+
+
+def test_areas_tell_the_sizes_that_they_span() -> None:
+    title = _areas([Areas("held_out", "signed", 0.01, 0.0, 0.9, 0.1)], [0.005, 0.02]).title
+    assert str(title).startswith("areas over 0.5 % to 2 % of the edges")
 
 
 def row(group: str) -> dict[str, Any]:
