@@ -342,7 +342,8 @@ class Circuit:
         return [sender.name for sender in self.graph.senders if sender.name in named]
 
     def to_dataframe(self) -> Any:
-        """The kept edges as a pandas DataFrame: sender, receiver, score; the largest |score| first."""
+        """The kept edges as a pandas DataFrame: sender, receiver, score, and inclusion where stability was measured;
+        the largest |score| first."""
         try:
             import pandas
         except ImportError:
@@ -352,7 +353,10 @@ class Circuit:
             (senders[e.sender].name, receivers[e.receiver].name, self.scores[e.sender, e.receiver])
             for e in self.edges()
         ]
-        return pandas.DataFrame(rows, columns=["sender", "receiver", "score"])
+        frame = pandas.DataFrame(rows, columns=["sender", "receiver", "score"])
+        if self.inclusion is not None:
+            frame["inclusion"] = [self.inclusion[e.sender, e.receiver] for e in self.edges()]
+        return frame
 
     def _repr_svg_(self) -> str:
         """The picture that a notebook shows."""

@@ -21,6 +21,7 @@ from acdc.circuit import (
     Report,
     Run,
     Selected,
+    Stability,
     TaskCard,
 )
 from acdc.graph import Graph, GraphShape
@@ -54,6 +55,7 @@ def make_report() -> Report:
         bands=(Band("signed", 0.1, 8, 2, (0.1, 0.2), (0.9, 0.8)),),
         k_star=KStar(True, star),
         kept=(star,),
+        stability=Stability("unstable", "", 0.71, 0.8, 200, 64, "group", 12, 7, 3),
     )
 
 
@@ -71,7 +73,9 @@ def make_circuit(seed: int = 0, *, title: str = "Tiny", spec: dict[str, Any] | N
         choices=Choices("logit_diff", "logit_diff", "resample", "eap", {}),
         run=Run("0.1.0", 1, "2", "5", "float32", "cpu", 2, 0, 12.0, 2**30, spec=spec or {}),
     )
-    return Circuit(graph, scores, tested, kept, Selected("absolute", 50, int(kept.sum())), provenance, make_report())
+    inclusion = (kept * 0.75).astype(np.float32)
+    selected = Selected("absolute", 50, int(kept.sum()))
+    return Circuit(graph, scores, tested, kept, selected, provenance, make_report(), inclusion)
 
 
 def finish(store: Store, artefacts: Artefacts, *, progress: int = 2) -> str:

@@ -12,7 +12,7 @@ import pytest
 from api_samples import HOSTILE, SPEC, Connect, finish, make_circuit
 from fastapi.testclient import TestClient
 
-from acdc.circuit import Circuit, Selected
+from acdc.circuit import Circuit, Selected, Stability
 from acdc.store import Artefacts, Store
 
 FILE = {"content-type": "application/octet-stream"}
@@ -71,9 +71,8 @@ def test_small_file_that_names_a_huge_graph_is_refused(client: TestClient) -> No
     text = marked["header"].replace('"n_layers": 2', '"n_layers": 2000000000')
     assert text != marked["header"]
     circuit = make_circuit()
-    digest = hashlib.sha256(
-        circuit.scores.tobytes() + circuit.tested.tobytes() + circuit.kept.tobytes() + text.encode()
-    )
+    arrays = (circuit.scores, circuit.tested, circuit.kept, circuit.inclusion)
+    digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays) + text.encode())
     header["__metadata__"]["acdc"] = json.dumps({"sha256": digest.hexdigest(), "header": text})
     forged = json.dumps(header).encode()
     response = client.post(
@@ -106,6 +105,7 @@ def test_scores_in_json_are_the_matrix_with_null_where_untested(client: TestClie
     scores = np.array([[np.nan if score is None else score for score in row] for row in body["scores"]])
     assert np.array_equal(np.isnan(scores), ~circuit.tested)
     assert np.array_equal(scores[circuit.tested], circuit.scores[circuit.tested].astype(float))
+    assert np.array_equal(np.array(body["inclusion"]), circuit.inclusion)
     assert body["senders"][0] == "embed"
     assert body["receivers"][-1] == "logits"
 
@@ -118,12 +118,14 @@ def test_csv_holds_every_edge_once(client: TestClient) -> None:
     kept = [f"{row['sender']}->{row['receiver']}" for row in rows if row["kept"] == "1"]
     assert np.array_equal(circuit.graph.mask_of_edges(kept), circuit.kept)
     assert sum(row["score"] == "" for row in rows) == 1
+    assert {(row["kept"], row["inclusion"]) for row in rows} == {("0", "0.0"), ("1", "0.75")}
 
 
 def test_json_export_holds_the_kept_edges(client: TestClient) -> None:
     circuit = make_circuit()
     body = client.get(f"/v1/circuits/{put(client, circuit)}/export", params={"format": "json"}).json()
     assert np.array_equal(circuit.graph.mask_of_edges(edge["edge"] for edge in body["edges"]), circuit.kept)
+    assert {edge["inclusion"] for edge in body["edges"]} == {0.75}
     assert body["provenance"]["task"]["sha256"] == "a" * 64
 
 
@@ -181,6 +183,25 @@ def test_card_shows_foreign_text_as_text(client: TestClient) -> None:
     assert client.get(f"{root}/card", headers={"accept": "application/json"}).json()["report"]["k_star"]["met"] is True
 
 
+def test_card_says_whether_the_circuit_stays_under_resampling(client: TestClient) -> None:
+    root = f"/v1/circuits/{put(client, make_circuit())}"
+    card = client.get(f"{root}/card").text
+    assert "unstable: mean Jaccard 0.71 over 200 resamples of 12 groups (64 prompts), 0.80 with the circuit" in card
+    assert "have 7 of its edges and 3 others." in card
+    assert client.get(root).json()["report"]["stability"]["jaccard"] == 0.71
+
+
+def test_circuit_without_resampled_scores_says_that_it_was_not_measured(client: TestClient) -> None:
+    circuit = make_circuit()
+    why = Stability("not measured", "the method gives no per-example scores")
+    report = replace(circuit.report, stability=why)
+    root = f"/v1/circuits/{put(client, replace(circuit, report=report, inclusion=None))}"
+    assert "not measured: the method gives no per-example scores." in client.get(f"{root}/card").text
+    assert client.get(f"{root}/scores").json()["inclusion"] is None
+    rows = csv.DictReader(io.StringIO(client.get(f"{root}/export", params={"format": "csv"}).text))
+    assert {row["inclusion"] for row in rows} == {""}
+
+
 def test_curve_has_the_points_of_the_report(client: TestClient) -> None:
     circuit = make_circuit()
     curve = client.get(f"/v1/circuits/{put(client, circuit)}/curve").json()
@@ -190,8 +211,6 @@ def test_curve_has_the_points_of_the_report(client: TestClient) -> None:
 
 
 def test_circuit_without_report_says_how_to_get_one(client: TestClient) -> None:
-    from dataclasses import replace
-
     root = f"/v1/circuits/{put(client, replace(make_circuit(), report=None))}"
     response = client.get(f"{root}/curve")
     assert (response.status_code, response.json()["code"]) == (404, "not_found")

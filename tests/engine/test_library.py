@@ -132,7 +132,7 @@ def test_the_model_is_as_it_was_found(model: Any, tokenizer: PreTrainedTokenizer
 
 def test_notebooks_get_a_table_and_a_picture(circuit: Circuit) -> None:
     table = circuit.to_dataframe()
-    assert list(table.columns) == ["sender", "receiver", "score"]
+    assert list(table.columns) == ["sender", "receiver", "score", "inclusion"]
     assert len(table) == circuit.n_edges
     assert circuit._repr_svg_().startswith("<svg")
 
@@ -217,6 +217,8 @@ def test_a_circuit_file_is_the_circuit_to_the_bit(circuit: Circuit) -> None:
     loaded = Circuit.from_bytes(circuit.to_bytes())
     assert loaded.to_bytes() == circuit.to_bytes()
     assert np.array_equal(loaded.scores, circuit.scores)
+    assert circuit.inclusion is not None
+    assert np.array_equal(loaded.inclusion, circuit.inclusion)
     assert loaded.provenance == circuit.provenance
     assert loaded.report == circuit.report
 
@@ -297,6 +299,7 @@ def test_a_file_with_other_types_or_counts_is_refused(circuit: Circuit) -> None:
         "are said to be kept": replace(circuit, selected=replace(circuit.selected, connected=7)),
         "never tested": replace(circuit, tested=np.zeros_like(circuit.tested)),
         "scores is float64": replace(circuit, scores=circuit.scores.astype(np.float64)),
+        "inclusion is float64": replace(circuit, inclusion=circuit.inclusion.astype(np.float64)),
     }
     for message, one in spoilt.items():
         with pytest.raises(CircuitFileError, match=message):

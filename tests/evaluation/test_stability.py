@@ -85,9 +85,9 @@ def test_an_edge_that_only_some_groups_have_is_included_as_often_as_they_outweig
 
 def test_two_halves_that_disagree_about_everything_are_unstable():
     """26 prompts want MLP 0's path, 25 MLP 1's: whichever is drawn more often, of 51, is the whole circuit."""
-    first, place = fixed(SMALL)
+    first, place = fixed(SMALL, **{"embed->mlp0": 9})
     second = np.full(SMALL.n_edges, -1.0)
-    second[place["embed->mlp1"]], second[place["mlp1->logits"]] = 10, 9
+    second[place["embed->mlp1"]], second[place["mlp1->logits"]] = 9, 9
     per_example = np.stack([first, second] * 25 + [first])
     kept = selected(SMALL, per_example, 2)
     found, inclusion = measured(SMALL, per_example, kept, ["same"] * 51)

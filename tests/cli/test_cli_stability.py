@@ -1,0 +1,41 @@
+"""The line on stability in what `acdc run`, `submit --wait`, `demo` and `circuits show` print."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+from store_samples import circuit
+
+from acdc.circuit import Stability
+from acdc.cli.summary import summarise, summary_data
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (
+            Stability("unstable", "", 0.706, 0.8, 200, 64, "example", 64, 1200, 3),
+            "unstable: mean Jaccard 0.71 over 200 resamples of 64 examples, 0.80 with the circuit itself; more than "
+            "half of them have 1,200 of its edges and 3 others",
+        ),
+        (
+            Stability("no verdict", "8 search prompts are fewer than 32", 1.0, 1.0, 200, 8, "example", 8, 5, 0),
+            "no verdict (8 search prompts are fewer than 32): mean Jaccard 1.00 over 200 resamples of 8 examples",
+        ),
+        (Stability("not measured", "too little memory"), "not measured: too little memory"),
+        (Stability(), "not measured: its report is from before it was"),
+    ],
+)
+def test_a_summary_says_whether_the_circuit_stays_when_prompts_are_drawn_again(found: Stability, said: str) -> None:
+    one = circuit()
+    assert one.report is not None
+    one = replace(one, report=replace(one.report, stability=found))
+    text = io.StringIO()
+    console = Console(file=text, width=400)
+    for part in summarise(one):
+        console.print(part)
+    assert f"stability  {said}" in text.getvalue()
+    assert summary_data(one)["report"]["stability"]["verdict"] == found.verdict
