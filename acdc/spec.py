@@ -314,7 +314,11 @@ class Compute(Frozen):
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_tokens: int = Field(default=512, ge=16, le=2**22, description="tokens in one forward or backward pass")
-    memory_bytes: int = Field(default=2**30, ge=2**24, description="budget for what the masked forward holds per tile")
+    memory_bytes: int = Field(
+        default=2**30,
+        ge=2**24,
+        description="budget for what the masked forward holds per tile; a quarter of it for scores per example",
+    )
 
 
 class Limits(Frozen):
