@@ -155,3 +155,11 @@ def as_environment(settings: Settings) -> dict[str, str]:
     """The environment for a child process that shall have the same places as this process, whatever set them here."""
     places = ("data_dir", "database_url", "artefacts_url", "cache_dir")
     return {**os.environ, **{PREFIX + name.upper(): str(getattr(settings, name)) for name in places}}
+
+
+def let_idle_threads_sleep() -> None:
+    """Called before torch is imported, which reads this once: compute threads that wait for work sleep.
+
+    By default they spin, and beside another busy process on the same cores that slows both down several times over.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

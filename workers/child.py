@@ -29,7 +29,7 @@ from typing import IO, Any, Protocol
 from acdc.circuit import Circuit
 from acdc.errors import AcdcError, Cancelled, OutOfMemory, StorageError
 from acdc.progress import Checkpoint, Progress
-from acdc.settings import load_settings
+from acdc.settings import let_idle_threads_sleep, load_settings
 from acdc.spec import JobSpec, parse_job
 from workers.checkpoints import read_checkpoint, write_checkpoint
 from workers.parent import die_with
@@ -79,6 +79,7 @@ def acdc_engine() -> Engine:
     """The real one. torch and transformers are imported here, for the first time."""
     from functools import partial
 
+    let_idle_threads_sleep()
     import torch
 
     from acdc.models.allowed import AllowList

@@ -52,7 +52,8 @@ MAKERS: dict[str, Callable[[], PreTrainedModel]] = {
     "mistral-sliding": lambda: MistralForCausalLM(MistralConfig(**_GROUPED, sliding_window=4)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_GROUPED)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_GROUPED, head_dim=8)),
-    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**_GEMMA)),
+    # Eager attention, as models are loaded: the fused one of some transformers versions leaves out the softcap.
+    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**_GEMMA, attn_implementation="eager")),
     "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**_GEMMA)),
     "gpt-neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_SIZES)),
     "gpt-neox-sequential": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_SIZES, use_parallel_residual=False)),
