@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from acdc.errors import OutOfMemory, TaskError
@@ -23,10 +22,10 @@ from acdc.progress import Progress
 from acdc.tasks.prompts import Pair
 from acdc.tracing.blocks import BlockModel
 from acdc.tracing.measuring import Numbers
-from acdc.tracing.places import Places, first_changes
+from acdc.tracing.places import Places, first_changes, starts_of
 from acdc.tracing.states import TransformerStates
 from acdc.tracing.subjects import Patch, Subject
-from acdc.tracing.tiles import Ints, Tile, make_tiles
+from acdc.tracing.tiles import Tile, make_tiles
 
 BASES = {"noising": "clean", "denoising": "corrupt"}
 
@@ -120,7 +119,7 @@ class _Work:
         self.clean, self.corrupt = subject.record(batch.clean), subject.record(batch.corrupt)
         self.reader = subject.reader(batch, self.metrics, self.clean)
         self.where = self.places.in_batch(batch)
-        self.starts = starts_of(self.where, batch, is_causal=subject.is_causal)
+        self.starts = starts_of(self.where, first_changes(batch), is_causal=subject.is_causal)
         self.n_parts = max(1, len(subject.components(self.kind)))
 
     def unchanged(self) -> dict[str, Numbers]:
@@ -136,7 +135,8 @@ class _Work:
         read = self.reader.all_as(self.subject.last(base), self.n_parts * n_places)
         length = self.batch.length
         starts = np.tile(self.starts, (self.n_parts, 1))
-        for tile in make_tiles(starts, length, lambda m: self.subject.bytes_of_row(m, length), self.memory_left):
+        device, bytes_of_row = self.subject.device.type, self.subject.bytes_of_row
+        for tile in make_tiles(starts, length, lambda m: bytes_of_row(m, length), self.memory_left, device):
             self._run(tile, layer, read)
             progress.step(done)  # where cancelling takes effect
         values = self.reader.measure(read)
@@ -152,13 +152,3 @@ class _Work:
         runs = (self.clean, self.corrupt) if self.base_name == "clean" else (self.corrupt, self.clean)
         last, first = self.subject.patched(*runs, patch)
         self.reader.put(read, cells, rows, last, first)
-
-
-def starts_of(where: npt.NDArray[np.bool_], batch: Batch, *, is_causal: bool) -> Ints:
-    """where: [place, row, pos] -> [place, row], the first position at which a change can have an effect; the length
-    where it has none. Under a causal mask clean and corrupt run agree before their first different token."""
-    if not is_causal:
-        return np.zeros(where.shape[:2], dtype=np.int64)
-    positions = np.arange(batch.length)
-    effective = where & (positions >= first_changes(batch)[:, None])
-    return np.where(effective.any(-1), effective.argmax(-1), batch.length)

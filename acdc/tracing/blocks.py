@@ -20,8 +20,7 @@ from acdc.errors import UnsupportedModel
 from acdc.metrics import Metric, in_full_precision
 from acdc.models.parity import TOLERANCE
 from acdc.patching.batches import Batch
-from acdc.patching.readout import Readout
-from acdc.tracing.measuring import Reader
+from acdc.tracing.measuring import Reader, Readout
 from acdc.tracing.subjects import Patch
 
 PROBE_LENGTH = 8
@@ -140,7 +139,7 @@ def find_blocks(module: nn.Module) -> BlockModel:
     embeddings: Any = module.get_input_embeddings()  # type: ignore[operator]
     found = BlockModel(
         module=module,
-        blocks=max(fitting, key=len),
+        blocks=list(max(fitting, key=lambda part: len(part))),
         vocab_size=int(getattr(config, "vocab_size", embeddings.weight.shape[0])),
         max_positions=getattr(config, "max_position_embeddings", None),
         d_model=int(embeddings.weight.shape[1]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,12 @@ from torch import Tensor
 from acdc.metrics import Metric, in_full_precision
 from acdc.models.transformer import Transformer
 from acdc.patching.batches import Batch
-from acdc.patching.readout import Readout, make_readout
+from acdc.patching.circuits import Prompts
+from acdc.patching.forward import NodeOutputs
+from acdc.patching.readout import make_readout
+from acdc.tracing.reruns import Run
 
+Readout = Callable[[Tensor], Tensor]  # [cell, read, d] -> a metric [cell, example]
 Numbers = npt.NDArray[np.float64]
 
 
@@ -45,9 +49,15 @@ class Reader:
             return np.stack([readout(read).double().cpu().numpy() for readout in self.readouts])
 
 
-def make_reader(t: Transformer, batch: Batch, metrics: Sequence[Metric], clean_last: Tensor) -> Reader:
-    """clean_last: the clean run's last residual [row, pos, d], for metrics that compare with its predictions."""
+def make_reader(t: Transformer, batch: Batch, metrics: Sequence[Metric], clean: Run) -> Reader:
+    """clean: the clean run, for metrics that compare with its predictions."""
     with torch.no_grad():
-        logits = t.unembed(batch.take(clean_last)[batch.first_read])
+        logits = t.unembed(batch.take(clean.last)[batch.first_read])
         logprobs = in_full_precision(logits).log_softmax(-1)
-    return Reader(batch, [make_readout(t, batch, logprobs, metric) for metric in metrics])
+    prompts = Prompts(batch, clean.inputs, NodeOutputs(clean.inputs, [], []), logprobs)  # nothing is cut here
+
+    def readout(metric: Metric) -> Readout:
+        read = make_readout(t, [prompts], metric)
+        return lambda residual: read([residual])
+
+    return Reader(batch, [readout(metric) for metric in metrics])

@@ -101,3 +101,15 @@ def first_changes(batch: Batch) -> npt.NDArray[np.int64]:
     before it. The row's length where they do not differ."""
     differs = (batch.clean != batch.corrupt).cpu().numpy()
     return np.where(differs.any(1), differs.argmax(1), batch.length)
+
+
+def starts_of(where: Flags, first_change: npt.NDArray[np.int64], *, is_causal: bool) -> npt.NDArray[np.int64]:
+    """The first position at which a change has an effect; the row's length where it has none.
+
+    where: [cell, row, pos], the positions that are changed. first_change: [row], the first position at which the two
+    runs differ; under a causal mask they agree before it. Returns [cell, row].
+    """
+    length = where.shape[-1]
+    effective = where & (np.arange(length) >= first_change[:, None]) if is_causal else where
+    begins = effective.argmax(-1) if is_causal else np.zeros(where.shape[:2], dtype=np.int64)
+    return np.asarray(np.where(effective.any(-1), begins, length))

@@ -72,7 +72,7 @@ class TransformerStates:
         return run.last
 
     def reader(self, batch: Batch, metrics: Sequence[Metric], clean: Run) -> Reader:
-        return make_reader(self.t, batch, metrics, clean.last)
+        return make_reader(self.t, batch, metrics, clean)
 
     def bytes_of_runs(self, batch: Batch) -> int:
         return 2 * bytes_of_run(self.t, batch.n_rows * batch.length)

@@ -11,7 +11,9 @@ import numpy.typing as npt
 from acdc.errors import OutOfMemory
 
 Ints = npt.NDArray[np.int64]
-FULL = 1024  # positions in a tile that keep the processor busy; beyond it rows of another start get a tile of their own
+# Positions in a tile: enough to keep the device busy, and on a CPU no more than its cache holds the states of.
+FULL = {"cpu": 512}
+FULL_ELSEWHERE = 16384
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,9 @@ class Tile:
     start: int
 
 
-def make_tiles(starts: Ints, length: int, bytes_of_row: Callable[[int], int], memory_bytes: int) -> Iterator[Tile]:
+def make_tiles(
+    starts: Ints, length: int, bytes_of_row: Callable[[int], int], memory_bytes: int, device: str
+) -> Iterator[Tile]:
     """starts: [cell, row], the first position at which a cell changes a row; `length` where it changes nothing, which
     then is in no tile. bytes_of_row: what a row of so many positions takes.
 
@@ -32,14 +36,15 @@ def make_tiles(starts: Ints, length: int, bytes_of_row: Callable[[int], int], me
     cells, rows = np.nonzero(starts < length)
     begins = starts[cells, rows]
     order = np.argsort(begins, kind="stable")
+    full = FULL.get(device, FULL_ELSEWHERE)
     first = 0
     while first < len(order):
         start = int(begins[order[first]])
-        most = rows_that_fit(length - start, bytes_of_row, memory_bytes)
+        m = length - start
+        most = min(rows_that_fit(m, bytes_of_row, memory_bytes), max(1, full // m))
         stop = min(first + most, len(order))
         later = np.flatnonzero(begins[order[first:stop]] > start)
-        enough = -(-FULL // (length - start))
-        if len(later) and later[0] >= enough:
+        if len(later) and later[0] * m >= full // 4:  # too few rows of one start are filled up with others
             stop = first + int(later[0])
         chosen = order[first:stop]
         yield Tile(cells[chosen], rows[chosen], start)

@@ -1,0 +1,189 @@
+"""Attention knockout (Geva et al. 2023, arXiv 2304.14767): positions that may not look at others.
+
+In a window of layers the attention of every query of one place to every key of another is forbidden before the softmax,
+in all heads or in given ones, and the rest of the model runs on. What it costs shows whether information flows there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from acdc.errors import Fault, GraphMismatch, TaskError
+from acdc.metrics import Metric
+from acdc.models.transformer import Transformer
+from acdc.patch_map import Axis, Cells, measured_axis
+from acdc.patching.batches import Batch
+from acdc.progress import Progress
+from acdc.tasks.prompts import Pair
+from acdc.tracing.activation import memory_left
+from acdc.tracing.measuring import Numbers, make_reader
+from acdc.tracing.places import pair_of_row, role_places
+from acdc.tracing.reruns import Begin, Change, bytes_of_rerun, bytes_of_run, record_run, rerun
+from acdc.tracing.tiles import Tile, make_tiles
+from acdc.tracing.windows import window_around
+
+Flags = npt.NDArray[np.bool_]
+
+
+def knock_out_attention(
+    t: Transformer,
+    pairs: Sequence[Pair],
+    batches: Sequence[Batch],
+    metrics: Sequence[Metric],
+    *,
+    blocked: Sequence[tuple[str, str]],
+    window: int,
+    heads: Sequence[str] | None,
+    memory_bytes: int,
+    progress: Progress,
+) -> Cells:
+    """Axes: metric, layer (the middle of the window), blocked (from, to).
+
+    blocked: (role that looks, role that it may not look at); `all` is every position. heads: as layer.head; None
+    for all.
+    Raises TaskError where a position would be left with nothing to look at, or a role is missing; GraphMismatch,
+    OutOfMemory, Cancelled.
+    """
+    of_heads = None if heads is None else _heads_named(t, heads)
+    found = np.zeros((len(metrics), t.n_layers, len(blocked), len(pairs)))
+    ends = {"clean": np.zeros((len(metrics), len(pairs))), "corrupt": np.zeros((len(metrics), len(pairs)))}
+    flags = [_forbidden(pairs, blocked, batch) for batch in batches]
+    _require_something_to_look_at(t, batches, flags, blocked)
+    windows = [window_around(layer, window, t.n_layers) for layer in range(t.n_layers)]
+    progress.phase("attention knockout", len(batches) * t.n_layers)
+    for number, (batch, forbidden) in enumerate(zip(batches, flags, strict=True)):
+        examples = list(batch.examples)
+        work = _Work(t, batch, metrics, forbidden, of_heads, memory_bytes)
+        for name, values in work.unchanged().items():
+            ends[name][:, examples] = values
+        for layer, layers in enumerate(windows):
+            done = number * t.n_layers + layer
+            found[:, layer, :, examples] = np.moveaxis(work.measure(layers, progress, done), -1, 0)
+            progress.step(done + 1)
+    return Cells(
+        kind="attention_knockout",
+        axes=(
+            measured_axis([m.name for m in metrics]),
+            Axis("layer", tuple(map(str, range(t.n_layers)))),
+            Axis("blocked", tuple(f"{query} -> {key}" for query, key in blocked)),
+        ),
+        per_example=found,
+        defined=np.ones(found.shape[1:-1], dtype=bool),
+        clean=ends["clean"],
+        corrupt=ends["corrupt"],
+        base="clean",
+        groups=tuple(pair.group for pair in pairs),
+        parameters={"window": window, "heads": None if heads is None else list(heads)},
+    )
+
+
+def _heads_named(t: Transformer, names: Sequence[str]) -> Tensor:
+    """[layer, head]"""
+    chosen = torch.zeros(t.n_layers, t.n_heads, dtype=torch.bool, device=t.device)
+    known = {sender.name: sender for sender in t.graph.senders if sender.kind == "head"}
+    if unknown := [name for name in names if name not in known]:
+        faults = [Fault(name, "no such head; heads are layer.head (9.6)") for name in unknown]
+        raise GraphMismatch(f"{len(unknown)} of the heads named are not in this model", faults)
+    for name in names:
+        chosen[known[name].layer, known[name].head] = True
+    return chosen
+
+
+def _forbidden(pairs: Sequence[Pair], blocked: Sequence[tuple[str, str]], batch: Batch) -> Flags:
+    """[blocked, row, query, key]. Raises TaskError for a role that is missing."""
+    roles = list(dict.fromkeys(role for pair in blocked for role in pair))
+    at = dict(zip(roles, role_places(pairs, roles).in_batch(batch), strict=True))
+    return np.stack([at[query][:, :, None] & at[key][:, None, :] for query, key in blocked])
+
+
+def _may_look(t: Transformer, length: int, window: int | None) -> Flags:
+    """[query, key]"""
+    at = np.arange(length)
+    distance = at[:, None] - at
+    return np.ones((length, length), bool) if not t.is_causal else (distance >= 0) & (distance < (window or length))
+
+
+def _require_something_to_look_at(
+    t: Transformer, batches: Sequence[Batch], flags: Sequence[Flags], blocked: Sequence[tuple[str, str]]
+) -> None:
+    faults: dict[str, Fault] = {}
+    windows = {layer.window for layer in t.layers}
+    for batch, forbidden in zip(batches, flags, strict=True):
+        for window in windows:
+            left = (_may_look(t, batch.length, window) & ~forbidden).any(-1)  # [blocked, row, query]
+            for edge, row, query in np.argwhere(~left):
+                name = " -> ".join(blocked[edge])
+                where = f"prompt {pair_of_row(batch)[row] + 1}, position {query}"
+                faults.setdefault(name, Fault(name, f"{where} could look at nothing any more"))
+    if faults:
+        raise TaskError("a position needs something left to look at: block less", faults.values())
+
+
+class _Work:
+    """One batch: its clean run recorded, then run again with attention blocked."""
+
+    def __init__(
+        self,
+        t: Transformer,
+        batch: Batch,
+        metrics: Sequence[Metric],
+        forbidden: Flags,
+        of_heads: Tensor | None,
+        memory_bytes: int,
+    ) -> None:
+        self.t, self.batch, self.of_heads = t, batch, of_heads
+        self.memory_left = memory_left(bytes_of_run(t, batch.n_rows * batch.length), memory_bytes)
+        with torch.no_grad():
+            self.clean = record_run(t, t.embed(batch.clean))
+        self.reader = make_reader(t, batch, metrics, self.clean)
+        self.forbidden = forbidden
+        concerned = (forbidden & _may_look(t, batch.length, None)).any(-1)  # [blocked, row, query]
+        begins = concerned.argmax(-1) if t.is_causal else np.zeros(concerned.shape[:2], dtype=np.int64)
+        self.starts = np.where(concerned.any(-1), begins, batch.length)
+
+    def unchanged(self) -> dict[str, Numbers]:
+        """The metrics of both runs: [metric, example]."""
+        with torch.no_grad():
+            corrupt = rerun(self.t, self.t.embed(self.batch.corrupt).sum(0), Begin())
+        last = {"clean": self.clean.last, "corrupt": corrupt}
+        return {name: self.reader.measure(self.reader.all_as(x, 1))[:, 0] for name, x in last.items()}
+
+    def measure(self, layers: range, progress: Progress, done: int) -> Numbers:
+        """[metric, blocked, example]"""
+        read = self.reader.all_as(self.clean.last, len(self.forbidden))
+        length = self.batch.length
+        if self.of_heads is None or bool(self.of_heads[layers.start : layers.stop].any()):
+
+            def bytes_of_row(m: int) -> int:
+                return bytes_of_rerun(self.t, m, length) + length * length * (1 + self.t.n_heads)
+
+            for tile in make_tiles(self.starts, length, bytes_of_row, self.memory_left, self.t.device.type):
+                self._run(tile, layers, read)
+                progress.step(done)  # where cancelling takes effect
+        return self.reader.measure(read)
+
+    def _run(self, tile: Tile, layers: range, read: Tensor) -> None:
+        device = self.t.device
+        cells, rows = torch.from_numpy(tile.cells).to(device), torch.from_numpy(tile.rows).to(device)
+        forbidden = torch.from_numpy(self.forbidden[tile.cells, tile.rows]).to(device)
+        begin = Begin(layers.start, tile.start, self.reader.first_read, self.clean, rows)
+        x = self.clean.before[layers.start][rows, tile.start :]
+        last = rerun(self.t, x, begin, _Block(layers, forbidden, self.of_heads))
+        self.reader.put(read, cells, rows, last, begin.first_returned)
+
+
+class _Block(Change):
+    """forbidden: [n, query, key]; of_heads: [layer, head], None for all."""
+
+    def __init__(self, layers: range, forbidden: Tensor, of_heads: Tensor | None) -> None:
+        self.layers, self.forbidden, self.of_heads = layers, forbidden.unsqueeze(1), of_heads
+
+    def blocked(self, layer: int) -> Tensor | None:
+        if layer not in self.layers:
+            return None
+        return self.forbidden if self.of_heads is None else self.forbidden & self.of_heads[layer][:, None, None]

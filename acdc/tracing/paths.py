@@ -1,0 +1,390 @@
+"""Path patching: what one set of nodes tells another, apart from everything else that either of them does.
+
+Sender set S, receiver set R (q, k, v inputs, MLP inputs, logits). Think of the computation as the sum of all paths
+through it. Changed are the paths that begin at a node of S with its value from the other run, go on to a receiver of R
+through no frozen node, and from there to the logits through anything; all other paths carry the base run
+(Goldowsky-Dill et al. 2023, arXiv 2304.05969). What lies between S and R is
+
+  frozen  everything: only direct edges S -> R. The same as cutting these edges under resample ablation.
+  heads   the heads; MLPs between are recomputed and count as part of the direct path (Wang et al. 2022,
+          arXiv 2211.00593).
+  free    nothing: all paths from S to R. With R = logits this is activation patching of S.
+
+Computed as two streams side by side. The open one is what a receiver of R would see: nodes of S write their other value
+there, nodes that are not frozen read it. The closed one is what everything else sees: there only R's nodes differ,
+since they read the open stream. Where nothing is frozen a receiver in R sees only the open stream; where R has
+receivers in a row, what one of them tells the next is part of both.
+
+Under a post-norm a head's value is its share of the normalised sum (see acdc.models.transformer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from acdc.errors import Fault, GraphMismatch, TaskError
+from acdc.graph import Graph
+from acdc.metrics import Metric
+from acdc.models.transformer import Rope, Transformer
+from acdc.patch_map import Axis, Cells, measured_axis
+from acdc.patching.batches import Batch
+from acdc.patching.forward import read_all
+from acdc.progress import Progress
+from acdc.tasks.prompts import Pair
+from acdc.tracing.activation import base_of, memory_left
+from acdc.tracing.measuring import Numbers, make_reader
+from acdc.tracing.places import first_changes
+from acdc.tracing.reruns import Run, attend_late, bytes_of_rerun, bytes_of_run, record_run
+from acdc.tracing.tiles import Tile, make_tiles
+
+BETWEEN = ("frozen", "heads", "free")
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class NodeSet:
+    """Nodes that change together, under one label of the map."""
+
+    label: str
+    names: tuple[str, ...]
+
+
+def each(names: Iterable[str]) -> tuple[NodeSet, ...]:
+    """A set of its own for every name."""
+    return tuple(NodeSet(name, (name,)) for name in names)
+
+
+def all_senders(graph: Graph) -> tuple[NodeSet, ...]:
+    """Every sender by itself."""
+    return each(sender.name for sender in graph.senders)
+
+
+def all_receivers(graph: Graph) -> tuple[NodeSet, ...]:
+    """Every receiver by itself, q, k and v of each head apart."""
+    return each(receiver.name for receiver in graph.receivers)
+
+
+def receivers_named(graph: Graph, names: Iterable[str]) -> Flags:
+    """[receivers]. A head's name stands for its q and for k and v of its key/value head, which its group shares.
+
+    Raises GraphMismatch with every unknown name.
+    """
+    found, faults = np.zeros(graph.n_receivers, dtype=bool), []
+    heads = {sender.name: sender for sender in graph.senders if sender.kind == "head"}
+    group = graph.shape.n_heads // graph.shape.n_kv_heads
+    for name in names:
+        parts: tuple[str, ...] = (name,)
+        if name in heads:
+            layer, shared = heads[name].layer, heads[name].head // group
+            parts = (f"{name}.q", f"{layer}.{shared}.k", f"{layer}.{shared}.v")
+        try:
+            found[[graph.receiver_index(part) for part in parts]] = True
+        except GraphMismatch as error:
+            faults.append(Fault(name, error.message))
+    if faults:
+        raise GraphMismatch(f"{len(faults)} of the receivers named are not in this graph", faults)
+    return found
+
+
+def senders_named(graph: Graph, names: Iterable[str]) -> Flags:
+    """[senders]. Raises GraphMismatch with every unknown name."""
+    found, faults = np.zeros(graph.n_senders, dtype=bool), []
+    for name in names:
+        try:
+            found[graph.sender_index(name)] = True
+        except GraphMismatch as error:
+            faults.append(Fault(name, error.message))
+    if faults:
+        raise GraphMismatch(f"{len(faults)} of the senders named are not in this graph", faults)
+    return found
+
+
+def patch_paths(
+    t: Transformer,
+    pairs: Sequence[Pair],
+    batches: Sequence[Batch],
+    metrics: Sequence[Metric],
+    *,
+    senders: Sequence[NodeSet],
+    receivers: Sequence[NodeSet],
+    between: str,
+    direction: str,
+    memory_bytes: int,
+    progress: Progress,
+) -> Cells:
+    """Axes: metric, sender, receiver. A cell is defined where some sender of its set comes before some receiver.
+
+    between: frozen, heads or free, as above. direction: noising (other values come from the corrupt run) or denoising.
+    Raises TaskError, GraphMismatch, OutOfMemory, Cancelled.
+    """
+    if between not in BETWEEN:
+        raise TaskError(f"between {between!r} is unknown; known are: {', '.join(BETWEEN)}")
+    base = base_of(direction)
+    wanted = _Wanted.of(t.graph, senders, receivers)
+    shape = (len(metrics), len(senders), len(receivers))
+    found = np.zeros((*shape, len(pairs)))
+    ends = {"clean": np.zeros((len(metrics), len(pairs))), "corrupt": np.zeros((len(metrics), len(pairs)))}
+    groups = wanted.by_reach(t.graph, between)
+    progress.phase("path patching", len(batches) * len(groups))
+    for number, batch in enumerate(batches):
+        examples = list(batch.examples)
+        work = _Work(t, batch, metrics, base, between, memory_bytes)
+        for name, values in work.unchanged().items():
+            ends[name][:, examples] = values
+            if name == base:
+                found[..., examples] = values[:, None, None]
+        for index, group in enumerate(groups):
+            done = number * len(groups) + index
+            values = work.measure(wanted, group, progress, done)
+            found[:, group.senders[:, None], group.receivers[:, None], examples] = values
+            progress.step(done + 1)
+    found *= wanted.defined[None, :, :, None]
+    return Cells(
+        kind="path_patching",
+        axes=(
+            measured_axis([m.name for m in metrics]),
+            Axis("sender", tuple(s.label for s in senders)),
+            Axis("receiver", tuple(r.label for r in receivers)),
+        ),
+        per_example=found,
+        defined=wanted.defined,
+        clean=ends["clean"],
+        corrupt=ends["corrupt"],
+        base=base,
+        groups=tuple(pair.group for pair in pairs),
+        parameters={
+            "between": between,
+            "direction": direction,
+            "senders": [[s.label, *s.names] for s in senders],
+            "receivers": [[r.label, *r.names] for r in receivers],
+        },
+    )
+
+
+# -- what is asked for -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Cells that are computed over the same layers. senders, receivers: [cell], indices into the sets asked for.
+
+    opens: the first layer at which the open stream has to be computed. first, last: the first and the last layer with a
+    receiver; n_layers stands for the logits.
+    """
+
+    senders: npt.NDArray[np.int64]
+    receivers: npt.NDArray[np.int64]
+    opens: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """senders: [sender set, senders]; receivers: [receiver set, receivers]; defined: [sender set, receiver set]."""
+
+    senders: Flags
+    receivers: Flags
+    defined: Flags
+
+    @classmethod
+    def of(cls, graph: Graph, senders: Sequence[NodeSet], receivers: Sequence[NodeSet]) -> _Wanted:
+        if not senders or not receivers or not all(s.names for s in (*senders, *receivers)):
+            raise TaskError("path patching needs senders and receivers, and at least one node in each set")
+        s = np.stack([senders_named(graph, one.names) for one in senders])
+        r = np.stack([receivers_named(graph, one.names) for one in receivers])
+        return cls(s, r, (s.astype(int) @ graph.legal.astype(int) @ r.T.astype(int)) > 0)
+
+    def by_reach(self, graph: Graph, between: str) -> list[_Group]:
+        """Defined cells, those that span the same layers together."""
+        layer_of_sender = np.array([max(sender.layer, 0) for sender in graph.senders])
+        layer_of_receiver = np.array([receiver.layer for receiver in graph.receivers])
+        opens = np.array([layer_of_sender[row].min() for row in self.senders])
+        first = np.array([layer_of_receiver[row].min() for row in self.receivers])
+        last = np.array([layer_of_receiver[row].max() for row in self.receivers])
+        found: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
+        for s, r in np.argwhere(self.defined):
+            begin = first[r] if between == "frozen" else min(opens[s], first[r])
+            found.setdefault((int(begin), int(first[r]), int(last[r])), []).append((int(s), int(r)))
+        cells = {reach: np.array(members) for reach, members in sorted(found.items())}
+        return [_Group(both[:, 0], both[:, 1], *reach) for reach, both in cells.items()]
+
+
+# -- the two streams ---------------------------------------------------------------------------------------------------
+
+
+class _Work:
+    """One batch: its two runs recorded, then patched group by group."""
+
+    def __init__(
+        self, t: Transformer, batch: Batch, metrics: Sequence[Metric], base: str, between: str, memory_bytes: int
+    ) -> None:
+        self.t, self.batch, self.between, self.base_name = t, batch, between, base
+        runs = 2 * bytes_of_run(t, batch.n_rows * batch.length)
+        self.memory_left = memory_left(runs, memory_bytes)
+        with torch.no_grad():
+            self.clean, self.corrupt = (record_run(t, t.embed(tokens)) for tokens in (batch.clean, batch.corrupt))
+        self.base, self.other = (self.clean, self.corrupt) if base == "clean" else (self.corrupt, self.clean)
+        self.reader = make_reader(t, batch, metrics, self.clean)
+        self.starts = first_changes(batch) if t.is_causal else np.zeros(batch.n_rows, dtype=np.int64)
+
+    def unchanged(self) -> dict[str, Numbers]:
+        """The metrics of both runs: [metric, example]."""
+        last = {"clean": self.clean.last, "corrupt": self.corrupt.last}
+        return {name: self.reader.measure(self.reader.all_as(x, 1))[:, 0] for name, x in last.items()}
+
+    def measure(self, wanted: _Wanted, group: _Group, progress: Progress, done: int) -> Numbers:
+        """[metric, cell, example]"""
+        values = []
+        length, n_cells = self.batch.length, len(group.senders)
+        chunk = max(1, self.memory_left // (4 * len(self.batch.read_row) * self.t.d_model * self.t.dtype.itemsize))
+        for begin in range(0, n_cells, chunk):
+            cells = slice(begin, begin + chunk)
+            senders, receivers = wanted.senders[group.senders[cells]], wanted.receivers[group.receivers[cells]]
+            read = self.reader.all_as(self.base.last, len(senders))
+            starts = np.tile(self.starts, (len(senders), 1))
+            for tile in make_tiles(starts, length, self._bytes_of_row, self.memory_left, self.t.device.type):
+                self._run(tile, senders, receivers, group, read)
+                progress.step(done)  # where cancelling takes effect
+            values.append(self.reader.measure(read))
+        return np.concatenate(values, 1)
+
+    def _bytes_of_row(self, m: int) -> int:
+        return 2 * bytes_of_rerun(self.t, m, self.batch.length)
+
+    @torch.no_grad()
+    def _run(self, tile: Tile, senders: Flags, receivers: Flags, group: _Group, read: Tensor) -> None:
+        device = self.t.device
+        cells, rows = torch.from_numpy(tile.cells).to(device), torch.from_numpy(tile.rows).to(device)
+        streams = _Streams(
+            self.t,
+            self.base,
+            self.other,
+            rows,
+            tile.start,
+            torch.from_numpy(senders[tile.cells]).to(device),
+            torch.from_numpy(receivers[tile.cells]).to(device),
+            self.between,
+        )
+        self.reader.put(read, cells, rows, streams.run(group.opens, group.first, group.last), tile.start)
+
+
+class _Streams:
+    """n rows at m positions. sends: [n, senders], true where the sender's other value enters the open stream.
+    listens: [n, receivers], true where the receiver reads it."""
+
+    def __init__(
+        self,
+        t: Transformer,
+        base: Run,
+        other: Run,
+        rows: Tensor,
+        start: int,
+        sends: Tensor,
+        listens: Tensor,
+        between: str,
+    ) -> None:
+        self.t, self.base, self.other, self.rows, self.start = t, base, other, rows, start
+        self.sends, self.listens, self.between = sends, listens, between
+        self.length = base.last.shape[1]
+
+    def run(self, opens: int, first: int, last: int) -> Tensor:
+        """Last residuals [n, m, d]. opens, first, last: as in _Group."""
+        t = self.t
+        rope = t.rope(self.base.last[:1])
+        opened, closed = self._begin(opens)
+        for index in range(opens, t.n_layers):
+            if index > last:
+                opened = closed  # nobody listens any more
+            opened, closed = self._layer(index, opened, closed, rope, is_base=index < first)
+        return torch.where(self.listens[:, -1, None, None], opened, closed) if last == t.n_layers else closed
+
+    def _begin(self, opens: int) -> tuple[Tensor, Tensor]:
+        """Both streams before a layer: nothing in between has been changed but the senders themselves."""
+        closed = self._at(self.base.before[opens] if opens < self.t.n_layers else self.base.last)
+        opened = closed + sum(
+            self.sends[:, i, None, None] * (self._at(self.other.inputs[i]) - self._at(self.base.inputs[i]))
+            for i in range(self.t.graph.n_inputs)
+        )
+        for index in range(opens):
+            opened = opened + self._heads_written(index) + self._mlp_written(index)
+        return opened, closed
+
+    def _layer(self, index: int, opened: Tensor, closed: Tensor, rope: Rope, *, is_base: bool) -> tuple[Tensor, Tensor]:
+        """is_base: no receiver so far, so that the closed stream is the base run."""
+        t, layer = self.t, self.t.layers[index]
+        both = opened is not closed
+        listens = self.listens[:, t.graph.receivers_of_layer(index)]
+        before = opened, closed
+        if is_base:
+            share = self._share(self.base, index)
+        else:
+            share = self._attend(index, opened, closed, listens if both else None, rope)
+        free = share
+        if both and self.between == "free":
+            free = self._attend(index, opened, opened, None, rope)
+        closed = closed + self._written(index, share)
+        opened = opened + self._written(index, free) + self._heads_written(index, free) if both else closed
+        if layer.mlp is None:
+            return opened, closed
+        inputs = before if t.is_parallel else (opened, closed)
+        if is_base:
+            out = self._at(self.base.mlp[index])
+        else:
+            out = layer.mlp(torch.where(listens[:, -1, None, None], *inputs) if both else inputs[1])
+        free = layer.mlp(inputs[0]) if both and self.between != "frozen" else out
+        closed = closed + out
+        return (opened + free + self._mlp_written(index, free) if both else closed), closed
+
+    def _attend(self, index: int, opened: Tensor, closed: Tensor, listens: Tensor | None, rope: Rope) -> Tensor:
+        """z', shared out, of heads whose q, k, v read the open stream where they listen: [n, m, H * e]."""
+        t, layer, start = self.t, self.t.layers[index], self.start
+        projected = read_all(layer, closed)
+        if listens is not None:
+            n_attention = t.n_heads + 2 * t.n_kv_heads
+            projected = torch.where(listens[:, None, :n_attention, None], read_all(layer, opened), projected)
+        q, k, v = projected.transpose(1, 2).split((t.n_heads, t.n_kv_heads, t.n_kv_heads), dim=1)
+        q, k = t.turn(layer, layer.head_norm_q, q, rope, start), t.turn(layer, layer.head_norm_k, k, rope, start)
+        if start:
+            k = torch.cat((self.base.keys[index][self.rows, :, :start], k), 2)
+            earlier = self.base.projected[index][self.rows, :start, -t.n_kv_heads :]
+            v = torch.cat((earlier.transpose(1, 2), v), 2)
+        return t.share(layer, attend_late(t, layer, q, k, v, None))
+
+    # -- what senders write --------------------------------------------------------------------------------------------
+
+    def _at(self, x: Tensor) -> Tensor:
+        """[row, pos, ...] -> [n, m, ...]"""
+        return x[self.rows, self.start :]
+
+    def _share(self, run: Run, index: int) -> Tensor:
+        return self.t.share(self.t.layers[index], self._at(run.z[index]))
+
+    def _written(self, index: int, share: Tensor) -> Tensor:
+        layer = self.t.layers[index]
+        out = share @ layer.w_out.flatten(0, 1)
+        return out if layer.b_out is None else out + layer.b_out
+
+    def _heads_written(self, index: int, share: Tensor | None = None) -> Tensor | float:
+        """What heads of S add to the open stream beyond their own output there; that is the base run's by default."""
+        sends = self.sends[:, self.t.graph.heads_of_layer(index)]
+        if not bool(sends.any()):
+            return 0.0
+        mine = self._share(self.base, index) if share is None else share
+        change = (self._share(self.other, index) - mine).unflatten(-1, (self.t.n_heads, self.t.d_head))
+        written: Tensor = (change * sends[:, None, :, None]).flatten(2) @ self.t.layers[index].w_out.flatten(0, 1)
+        return written
+
+    def _mlp_written(self, index: int, out: Tensor | None = None) -> Tensor | float:
+        """The same of the MLP."""
+        sends = self.sends[:, self.t.graph.heads_of_layer(index).stop] if self.base.mlp else None
+        if sends is None or not bool(sends.any()):
+            return 0.0
+        mine = self._at(self.base.mlp[index]) if out is None else out
+        return (self._at(self.other.mlp[index]) - mine) * sends[:, None, None]
