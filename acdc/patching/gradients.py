@@ -105,7 +105,8 @@ class EdgeScores:
         self.t = t
         self.dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
         self.scores = torch.zeros(t.graph.legal.shape, dtype=self.dtype, device=t.device)
-        self.parts = torch.zeros(n_examples, t.graph.n_edges, device=t.device) if n_examples else None
+        shape = n_examples, t.graph.n_edges
+        self.parts = torch.zeros(shape, dtype=torch.float32, device=t.device) if n_examples else None
         widest = t.graph.n_senders + 3 * t.graph.receivers_per_layer
         self.tile = max(1, memory_bytes // (widest * t.d_model * self.dtype.itemsize))
         self.tile = min(self.tile, TILE)
