@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +21,22 @@ from acdc.patching.masked import tokens_that_fit
 from acdc.tasks.prompts import Pair, Tokens
 
 _Steps = list[list[tuple[int, int]]]  # per alternative, per token of it: (read, token)
+
+
+class TakesTokens(Protocol):
+    """What the pairs of a task are checked against."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_positions(self) -> int | None: ...
+
+    @property
+    def is_causal(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -78,7 +95,12 @@ def make_batches(t: Transformer, pairs: Sequence[Pair], batch_tokens: int, memor
     model's shape alone. Raises TaskError with every pair that this model cannot take, OutOfMemory."""
     check_pairs(t, pairs)
     longest = max((len(pair.clean) + _extra(pair)) * len(_continuations(pair)) for pair in pairs)
-    batch_tokens = min(batch_tokens, tokens_that_fit(t, longest, memory_bytes))
+    return bucket_pairs(t, pairs, min(batch_tokens, tokens_that_fit(t, longest, memory_bytes)))
+
+
+def bucket_pairs(t: TakesTokens, pairs: Sequence[Pair], batch_tokens: int) -> list[Batch]:
+    """The same for a model of which no more is known than the tokens it takes. Raises TaskError."""
+    check_pairs(t, pairs)
     buckets: dict[int, list[int]] = defaultdict(list)
     for index, pair in enumerate(pairs):
         buckets[len(pair.clean) + _extra(pair)].append(index)
@@ -97,7 +119,7 @@ def make_batches(t: Transformer, pairs: Sequence[Pair], batch_tokens: int, memor
     return batches
 
 
-def check_pairs(t: Transformer, pairs: Sequence[Pair]) -> None:
+def check_pairs(t: TakesTokens, pairs: Sequence[Pair]) -> None:
     """Raises TaskError naming every pair that is empty, too long, uneven or out of the vocabulary."""
     faults = []
     for index, pair in enumerate(pairs):
@@ -129,7 +151,7 @@ def _continuations(pair: Pair) -> list[Tokens]:
     return sorted({tokens[:-1] for tokens in (*pair.answers, *pair.wrong)}, key=lambda tokens: (len(tokens), tokens))
 
 
-def _batch(t: Transformer, pairs: Sequence[Pair], chunk: Sequence[int], length: int) -> Batch:
+def _batch(t: TakesTokens, pairs: Sequence[Pair], chunk: Sequence[int], length: int) -> Batch:
     clean: list[list[int]] = []
     corrupt: list[list[int]] = []
     roles: list[tuple[str, ...]] = []
