@@ -10,7 +10,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: setup browser demo test test-all check format docs serve bench-engine pins clean help
+.PHONY: setup browser demo test test-all check format docs serve bench-engine bench-patching pins clean help
 
 setup: $(READY)  ## make the virtual environment (other targets do this themselves)
 
@@ -62,6 +62,10 @@ serve: $(READY)  ## start the service on this machine, with the explorer
 bench-engine: $(READY)  ## what the engine costs next to the bare model; writes build/bench_engine.json
 	@mkdir -p build
 	@$(BIN)/python benchmarks/engine.py
+
+bench-patching: $(READY)  ## patching maps next to a loop with one hook per cell; writes build/bench_patching.json
+	@mkdir -p build
+	@$(BIN)/python benchmarks/patching.py
 
 # A new environment from pyproject.toml alone, but for torch, written down. The header of the file is kept.
 pins:  ## renew constraints.txt

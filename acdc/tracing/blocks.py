@@ -139,7 +139,7 @@ def find_blocks(module: nn.Module) -> BlockModel:
     embeddings: Any = module.get_input_embeddings()  # type: ignore[operator]
     found = BlockModel(
         module=module,
-        blocks=list(max(fitting, key=lambda part: len(part))),
+        blocks=max((list(part) for part in fitting), key=len),
         vocab_size=int(getattr(config, "vocab_size", embeddings.weight.shape[0])),
         max_positions=getattr(config, "max_position_embeddings", None),
         d_model=int(embeddings.weight.shape[1]),

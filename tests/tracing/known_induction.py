@@ -12,8 +12,8 @@ CHANGED = {"broken match": 1, "other answer": 2, "other question": 5}
 
 
 def induction_with(corruption: str) -> list[Pair]:
-    """Clean and corrupt differ at one position, in a token that stands nowhere else but, for another question, at 3: then
-    what follows it is wanted."""
+    """Clean and corrupt differ at one position, in a token that stands nowhere else; but for another question in y, and
+    then what follows y is wanted."""
     pairs = []
     for x, a, b, y, f, new in ((3, 0, 1, 4, 2, 7), (0, 5, 2, 1, 6, 3), (7, 3, 6, 2, 5, 0)):
         clean = [x, a, b, y, f, a]

@@ -62,7 +62,10 @@ def test_a_direct_path_is_the_edge_that_the_masked_forward_cuts(name: str, direc
 def test_direct_paths_between_sets_are_all_edges_between_them_cut(name: str) -> None:
     t, pairs = wrap(tiny(name)), random_pairs(3, (5,))
     sets = [NodeSet("early", ("embed", "0.1", "1.0")), NodeSet("heads", ("0.0", "0.1", "1.0", "1.1"))]
-    into = [NodeSet("late", ("0.0.q", "1.0", "1.1.v", "logits")), NodeSet("all", tuple(r.name for r in t.graph.receivers))]
+    into = [
+        NodeSet("late", ("0.0.q", "1.0", "1.1.v", "logits")),
+        NodeSet("all", tuple(r.name for r in t.graph.receivers)),
+    ]
     cells = paths(t, pairs, senders=sets, receivers=into)
     for s, one in enumerate(sets):
         for r, other in enumerate(into):
@@ -101,8 +104,8 @@ def test_all_paths_from_a_node_to_the_logits_are_activation_patching_of_it(name:
 
 @torch.no_grad()
 def by_definition(t: Transformer, pair: Pair, sender: str, receiver: str, between: str) -> float:
-    """Two runs, as Wang et al. describe them: in the first the sender is replaced, frozen nodes keep what they wrote, and
-    what the receiver reads is noted; in the second the receiver reads that and everything else runs on."""
+    """Two runs, as Wang et al. describe them: in the first the sender is replaced, frozen nodes keep what they wrote,
+    and what the receiver reads is noted; in the second the receiver reads that and everything else runs on."""
     (batch,) = make_batches(t, [pair], 512, MEMORY)
     base, _ = record(t, batch.clean)
     other, _ = record(t, batch.corrupt)

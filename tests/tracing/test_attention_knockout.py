@@ -1,0 +1,149 @@
+"""Attention knockout against the Hugging Face model with another attention mask in the layers of the window."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hand_wired import induction_model
+from hooked import exact_arithmetic
+from known_induction import induction_with
+from tiny_transformers import random_pairs, tiny
+
+from acdc.errors import GraphMismatch, OutOfMemory, TaskError
+from acdc.metrics import METRICS
+from acdc.models.architectures import describe, wrap
+from acdc.models.transformer import Transformer
+from acdc.patch_map import Cells, PatchMap
+from acdc.patching.batches import make_batches
+from acdc.progress import Quiet
+from acdc.tasks.prompts import Pair, Span
+from acdc.tracing.knockout import knock_out_attention
+from acdc.tracing.windows import window_around
+
+MEMORY = 2**30
+
+
+def prompts(n: int, lengths: tuple[int, ...] = (6,)) -> list[Pair]:
+    roles: dict[str, Span]
+    pairs = []
+    for i, pair in enumerate(random_pairs(n, lengths)):
+        roles = {"name": (1, 3), "verb": (3 + i % 2, 4 + i % 2), "end": pair.roles["end"]}
+        pairs.append(replace(pair, roles=roles))
+    return pairs
+
+
+def knock_out(t: Transformer, pairs: list[Pair], blocked: list[tuple[str, str]], **options: object) -> Cells:
+    batches = make_batches(t, pairs, int(options.pop("batch_tokens", 512)), MEMORY)  # type: ignore[call-overload]
+    settings = {"window": 1, "heads": None, "memory_bytes": MEMORY, "progress": Quiet(), **options}
+    return knock_out_attention(t, pairs, batches, [METRICS["logit_diff"]], blocked=blocked, **settings)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def with_a_mask(t: Transformer, pair: Pair, query: str, key: str, layers: range) -> float:
+    """The model itself; in the layers its attention modules get a mask with the block in it."""
+    tokens = torch.tensor([pair.clean])
+    n = tokens.shape[1]
+    block = torch.zeros(n, n, dtype=torch.bool)
+    block[slice(*pair.roles[query]), slice(*pair.roles[key])] = True
+    distance = torch.arange(n)[:, None] - torch.arange(n)
+
+    def hook(window: int | None) -> Any:
+        def put(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            allowed = (distance >= 0) & (distance < (window or n)) & ~block
+            mask = torch.zeros(1, 1, n, n, dtype=t.dtype).masked_fill(~allowed, float("-inf"))
+            return args, {**kwargs, "attention_mask": mask}
+
+        return put
+
+    row = describe(t.module)
+    blocks = attrgetter(row.blocks)(t.module)
+    with ExitStack() as hooks:
+        for layer in layers:
+            attention = attrgetter(row.out.rpartition(".")[0])(blocks[layer])
+            handle = attention.register_forward_pre_hook(hook(t.layers[layer].window), with_kwargs=True)
+            hooks.callback(handle.remove)
+        logits = t.module(tokens).logits[0, -1]
+    return float(logits[pair.answers[0][0]] - logits[pair.wrong[0][0]])
+
+
+@pytest.mark.parametrize("window", [1, 2, 5])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral-sliding", "gemma2", "gemma3", "gpt-neox"])
+def test_every_cell_is_a_forward_with_another_attention_mask(name: str, window: int) -> None:
+    model, pairs = tiny(name), prompts(3, (6, 7))
+    model.set_attn_implementation("eager")  # the one that takes any mask
+    blocked = [("end", "name"), ("end", "verb"), ("verb", "name")]
+    with exact_arithmetic(model):
+        t = wrap(model)
+        cells = knock_out(t, pairs, blocked, window=window)
+        for layer in range(t.n_layers):
+            for edge, (query, key) in enumerate(blocked):
+                for index, pair in enumerate(pairs):
+                    expected = with_a_mask(t, pair, query, key, window_around(layer, window, t.n_layers))
+                    assert cells.per_example[0, layer, edge, index] == pytest.approx(expected, abs=1e-8)
+    assert np.abs(cells.per_example - cells.clean[:, None, None]).max() > 1e-3
+
+
+def test_heads_blocked_one_by_one_differ_and_all_of_them_are_the_default() -> None:
+    t, pairs = wrap(tiny("llama")), prompts(2)
+    blocked = [("end", "name")]
+    everything = knock_out(t, pairs, blocked, window=9)
+    named = [sender.name for sender in t.graph.senders if sender.kind == "head"]
+    assert (
+        np.abs(knock_out(t, pairs, blocked, window=9, heads=named).per_example - everything.per_example).max() < 1e-12
+    )
+    one = knock_out(t, pairs, blocked, heads=["1.2"])
+    change = np.abs(one.per_example - one.clean[:, None, None]).max((0, 2, 3))
+    assert change[1] > 1e-6
+    assert change[[0, 2]].max() == 0
+
+
+def test_on_the_hand_wired_model_only_the_two_known_looks_matter() -> None:
+    """b looks at a in layer 0 (the token before), the end looks at b in layer 1."""
+    t, pairs = wrap(induction_model()), induction_with("other answer")
+    blocked = [("end", "a"), ("end", "b"), ("b", "a"), ("end", "end")]
+    effect = PatchMap.of(knock_out(t, pairs, blocked), seed=0).effect[0]
+    assert {(int(a), blocked[b]) for a, b in np.argwhere(np.abs(effect) > 1e-6)} == {(0, ("b", "a")), (1, ("end", "b"))}
+
+
+def test_looking_ahead_is_nothing_to_block() -> None:
+    t, pairs = wrap(tiny("gpt2")), prompts(2)
+    cells = knock_out(t, pairs, [("name", "end")])
+    assert np.abs(cells.per_example - cells.clean[:, None, None]).max() == 0
+
+
+def test_a_position_left_with_nothing_to_look_at_is_refused() -> None:
+    pairs = [replace(pair, roles={"first": (0, 1), **pair.roles}) for pair in prompts(2)]
+    with pytest.raises(TaskError, match="first -> first: prompt 1, position 0 could look at nothing"):
+        knock_out(wrap(tiny("gpt2")), pairs, [("end", "name"), ("first", "first")])
+    with pytest.raises(TaskError, match="end -> all"):
+        knock_out(wrap(tiny("toy-bidirectional")), pairs, [("end", "all")])
+
+
+def test_a_bidirectional_model_has_no_order_of_positions() -> None:
+    t, pairs = wrap(tiny("toy-bidirectional")), prompts(2)
+    cells = knock_out(t, pairs, [("name", "end")], window=1)
+    assert np.abs(cells.per_example[0, 0] - cells.clean[0]).min() > 1e-6
+
+
+def test_memory_and_batches_change_no_knockout() -> None:
+    t, pairs = wrap(tiny("gemma3")), prompts(5, (6, 8))
+    blocked = [("end", "name"), ("verb", "name")]
+    wide = knock_out(t, pairs, blocked, window=2)
+    narrow = knock_out(t, pairs, blocked, window=2, batch_tokens=8, memory_bytes=100_000)
+    assert np.abs(wide.per_example - narrow.per_example).max() < 1e-10
+    with pytest.raises(OutOfMemory):
+        knock_out(t, pairs, blocked, memory_bytes=1000)
+
+
+def test_unknown_heads_and_roles_are_refused_by_name() -> None:
+    t, pairs = wrap(tiny("gpt2")), prompts(1)
+    with pytest.raises(GraphMismatch, match=r"9\.9: no such head"):
+        knock_out(t, pairs, [("end", "name")], heads=["1.1", "9.9"])
+    with pytest.raises(TaskError, match="nobody"):
+        knock_out(t, pairs, [("end", "nobody")])
