@@ -358,7 +358,7 @@ def _provenance(
             peak_memory_bytes=peak_memory_bytes(setting.t.device),
             passes=dict(found.passes) if found else {},
             facts=dict(found.facts) if found else {},
-            notes=tuple(notes),
+            notes=(*notes, *(found.notes if found else ())),
             spec=json.loads(spec.canonical_json),
         ),
     )

@@ -43,6 +43,9 @@ UNCERTAINTY = 3.0
 BACKWARD = 2.0  # in forwards
 MASKED = 3.0  # what a masked forward costs, in bare ones
 EXACT_EDGE = 0.5  # forwards per edge: nothing before the receiver is computed again
+ACDC_EDGE = 0.05  # forwards per tested edge, as `make bench-exact` finds it
+ACDC_TESTED = 0.4  # of the edges: those whose receiver still has a kept way to the output
+BISECTION = 8  # searches until a threshold keeps about as many edges as were asked for
 EFFICIENCY = 0.5  # of a large matrix product's speed, reached by a whole forward pass
 CHARACTERS_PER_TOKEN = 4.0
 CONVERTED_BYTES = 4  # per parameter: what GGUF files are converted to is float32
@@ -254,11 +257,9 @@ def _passes(method: MethodSpec, n_edges: int, n_layers: int) -> tuple[float, str
         case "exact":
             return 2 + n_edges * EXACT_EDGE, f"(2 forward + {n_edges:,} edges at half a forward)"
         case "acdc":
-            n = n_edges * len(method.thresholds)
-            return (
-                2 + n * MASKED,
-                f"(2 forward + at most {n:,} tested edges at a masked forward, {MASKED:.0f} bare ones)",
-            )
+            searches = len(method.thresholds) or BISECTION
+            n = round(n_edges * ACDC_TESTED * searches * (method.warm_start or 1.0))
+            return 2 + n * ACDC_EDGE, f"(2 forward + about {n:,} tested edges at {ACDC_EDGE:g} forwards)"
 
 
 def _evaluation(spec: JobSpec, measured: MeasuredSpec, size: Size) -> tuple[float, str]:
@@ -291,7 +292,7 @@ def circuits_judged(spec: MeasuredSpec, graph: Graph) -> Cost:
         return kept
     if not isinstance(spec.method, Acdc):
         return ranked
-    n = len(spec.method.thresholds)  # each keeps its own decisions; of several there is a ranking besides
+    n = len(spec.method.thresholds) or 1  # each keeps its own decisions; of several there is a ranking besides
     n_ranked = int(n > 1)
     return Cost(n * kept.search + n_ranked * ranked.search, n * kept.held_out + n_ranked * ranked.held_out)
 
@@ -336,7 +337,8 @@ def _memory(spec: MeasuredSpec, size: Size, tokens: float) -> Need:
 def _disk(spec: JobSpec, facts: ModelFacts) -> Need:
     graph = Graph(facts.size.shape)
     cells = graph.n_senders * graph.n_receivers
-    n_results = len(spec.method.thresholds) if isinstance(spec, DiscoverSpec) and spec.method.name == "acdc" else 1
+    method = spec.method if isinstance(spec, DiscoverSpec) else None
+    n_results = len(method.thresholds) or 1 if isinstance(method, Acdc) else 1
     parts = {
         "download": facts.download_bytes,
         "converted weights": facts.stored_bytes if facts.converts else 0,

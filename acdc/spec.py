@@ -227,12 +227,30 @@ class Exact(Frozen):
 
 
 class Acdc(Frozen):
-    """Greedy edge pruning from the output to the input (Conmy et al. 2023), one edge at a time."""
+    """Greedy edge pruning from the output to the input (Conmy et al. 2023), decision for decision."""
 
     name: Literal["acdc"] = "acdc"
-    thresholds: tuple[float, ...] = Field(default=(0.01,), min_length=1, max_length=100)
+    thresholds: tuple[float, ...] = Field(default=(0.01,), max_length=100)
+    edges: int | None = Field(
+        default=None, ge=1, description="instead of thresholds: the one that keeps about so many edges, bisected"
+    )
     rule: Rule = "signed"
     objective: MetricName | None = Field(default=None, description="kl_divergence by default")
+    sender_order: Literal["reverse", "normal", "random"] = Field(
+        default="reverse", description="in which a receiver's senders are tested; reverse is late to early"
+    )
+    order_seed: int = Field(default=0, ge=0, lt=2**63, description="of a random order")
+    warm_start: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="hierarchical search: test only this share of the edges, the largest by eap-ig-inputs",
+    )
+    stages: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        default=(),
+        max_length=10,
+        description="staged search: numbers of prompts to decide on first, on more only where it is open",
+    )
 
     @field_validator("thresholds", mode="before")
     @classmethod
@@ -249,6 +267,24 @@ class Acdc(Frozen):
                 "over several thresholds an edge's score is the largest it survives: give finite ones above 0"
             )
         return tuple(sorted(set(value), reverse=True))
+
+    @field_validator("stages")
+    @classmethod
+    def _stages_grow(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(value)))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _edges_replace_the_default_threshold(cls, data: object) -> object:
+        if isinstance(data, Mapping) and data.get("edges") is not None:
+            return {"thresholds": (), **data}
+        return data
+
+    @model_validator(mode="after")
+    def _thresholds_or_edges(self) -> Acdc:
+        if (self.edges is None) == (not self.thresholds):
+            raise ValueError("give either `thresholds`, or `edges`: the number of edges to bisect a threshold for")
+        return self
 
 
 MethodSpec = Annotated[Eap | EapIgInputs | EapIgActivations | Exact | Acdc, Field(discriminator="name")]

@@ -33,6 +33,12 @@ class Problem:
     def n_examples(self) -> int:
         return n_examples(self.prompts)
 
+    def first(self, n: int) -> Problem:
+        """The same on the first n examples."""
+        wanted = range(n)
+        parts = (p.narrowed(wanted) for p in self.prompts)
+        return replace(self, prompts=[p for p in parts if p is not None])
+
     def mean_of(self, p: Prompts) -> Callable[[Tensor], Tensor]:
         """Last residual [row, pos, d] -> this batch's part of the objective's mean over all examples."""
 
@@ -58,7 +64,7 @@ class Found:
     key: names this result among those of one search. passes: forward and backward passes over all prompts, by kind.
     facts: numbers that a reader of the scores should know, such as the completeness error of integrated gradients.
     per_example: float32 [n_examples, n_edges], edges in the graph's order: scores whose mean over examples is `scores`;
-    where there are none, why_no_examples says why.
+    where there are none, why_no_examples says why. notes: what a reader must know of how it was found.
     """
 
     scores: Scores
@@ -69,6 +75,7 @@ class Found:
     facts: Mapping[str, float] = field(default_factory=dict)
     per_example: Scores | None = None
     why_no_examples: str = "the method gives no per-example scores"
+    notes: tuple[str, ...] = ()
 
 
 def add_scores(parts: Sequence[Found]) -> Found:

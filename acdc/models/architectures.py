@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from acdc.errors import UnsupportedModel
 from acdc.graph import Graph, GraphShape
-from acdc.models.transformer import Layer, Rope, Scale, Transformer
+from acdc.models.transformer import Layer, Rope, Scale, Transformer, Unembed
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,11 @@ def wrap(module: nn.Module, *, split_position: bool = False) -> Transformer:
         graph=Graph(shape),
         layers=layers,
         embed=_embedder(module, row, split_position),
-        unembed=_unembedder(
-            attrgetter(row.final_norm)(module), unembed, getattr(config, "final_logit_softcapping", None)
+        unembed=Unembed(
+            attrgetter(row.final_norm)(module),
+            unembed.weight,
+            getattr(unembed, "bias", None),
+            getattr(config, "final_logit_softcapping", None),
         ),
         rope=_rope_maker(module, row, tuple(dict.fromkeys(layer.rope_type for layer in layers))),
         n_heads=n_heads,
@@ -356,14 +359,6 @@ def _embedder(module: nn.Module, row: Architecture, split_position: bool) -> Cal
         return torch.stack((x, at)) if split_position else (x + at).unsqueeze(0)
 
     return embed
-
-
-def _unembedder(norm: Any, unembed: Any, softcap: float | None) -> Callable[[Tensor], Tensor]:
-    def run(x: Tensor) -> Tensor:
-        logits: Tensor = unembed(norm(x))
-        return logits if softcap is None else torch.tanh(logits / softcap) * softcap
-
-    return run
 
 
 def _rope_maker(module: nn.Module, row: Architecture, layer_types: tuple[str, ...]) -> Callable[[Tensor], Rope]:

@@ -77,16 +77,32 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Unembed:
+    """Residual [..., d] -> logits [..., vocab]: the final norm, weight [vocab, d], bias [vocab], a softcap."""
+
+    norm: Callable[[Tensor], Tensor]
+    weight: Tensor
+    bias: Tensor | None
+    softcap: float | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.capped(F.linear(self.norm(x), self.weight, self.bias))
+
+    def capped(self, logits: Tensor) -> Tensor:
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
+@dataclass(frozen=True)
 class Transformer:
     """module: the loaded model, never changed. embed: tokens [batch, pos] -> input senders [n_inputs, batch, pos, d].
-    unembed: residual [..., d] -> logits [..., vocab], final norm included."""
+    unembed: residual -> logits."""
 
     module: nn.Module
     architecture: str
     graph: Graph
     layers: tuple[Layer, ...]
     embed: Callable[[Tensor], Tensor]
-    unembed: Callable[[Tensor], Tensor]
+    unembed: Unembed
     rope: Callable[[Tensor], Rope]
     n_heads: int
     n_kv_heads: int
@@ -114,11 +130,7 @@ class Transformer:
 
     def attend(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor, rope: Rope) -> Tensor:
         """q: [n, H, pos, e], k and v: [n, K, pos, e] as projected -> z: [n, pos, H * e], before any post-norm."""
-        if layer.head_norm_q is not None and layer.head_norm_k is not None:
-            q, k = layer.head_norm_q(q), layer.head_norm_k(k)
-        if layer.rope_type in rope:
-            cos, sin = rope[layer.rope_type]
-            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        q, k = self.turn(layer, layer.head_norm_q, q, rope), self.turn(layer, layer.head_norm_k, k, rope)
         mask = self._attention_mask(layer, q.shape[-2], q.device)
         if layer.softcap is None:
             z = F.scaled_dot_product_attention(
@@ -133,6 +145,32 @@ class Transformer:
         else:
             z = _attend_with_softcap(q, k, v, layer.attention_scale, layer.softcap, mask)
         return z.transpose(1, 2).reshape(z.shape[0], z.shape[2], -1)
+
+    def turn(
+        self, layer: Layer, head_norm: Callable[[Tensor], Tensor] | None, x: Tensor, rope: Rope, first: int = 0
+    ) -> Tensor:
+        """A query or key as projected -> as attention compares it: normed and rotated. x: [..., pos, e], from position
+        `first` on."""
+        if head_norm is not None:
+            x = head_norm(x)
+        if layer.rope_type in rope:
+            cos, sin = (part[0, 0, first : first + x.shape[-2]] for part in rope[layer.rope_type])
+            x = _rotate(x, cos, sin)
+        return x
+
+    def attend_turned(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
+        """q: [..., n, e], queries of the positions from `first` on, k and v: [..., pos, e] -> z: [..., n, e]; a key
+        and value for each query head. The same arithmetic as `attend`, for a part of the queries."""
+        scores = q @ k.transpose(-1, -2) * layer.attention_scale
+        if layer.softcap is not None:
+            scores = torch.tanh(scores / layer.softcap) * layer.softcap
+        n, length = scores.shape[-2:]
+        if self.is_causal and (first + 1 < length or layer.window is not None):
+            distance = torch.arange(first, first + n, device=q.device)[:, None] - torch.arange(length, device=q.device)
+            allowed = distance >= 0
+            allowed = allowed & (distance < layer.window) if layer.window is not None else allowed
+            scores = scores.masked_fill(~allowed, float("-inf"))
+        return scores.softmax(-1) @ v
 
     def share(self, layer: Layer, z: Tensor) -> Tensor:
         """z -> z', scaled by the post-norm of the layer's total where there is one. [..., H * e]"""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -83,6 +83,26 @@ class Batch:
     def first_row(self) -> Tensor:
         """[example]: where its rows begin. They are neighbours, and examples follow each other."""
         return self.read_row[self.first_read]
+
+    def narrowed(self, places: Sequence[int]) -> tuple[Batch, Tensor]:
+        """Only the examples at these places, and which rows [row] that leaves."""
+        right, wrong = (_of_examples(answers, places) for answers in (self.right, self.wrong))
+        first = self.first_read[list(places)]
+        reads = torch.unique(torch.cat((right.read[right.real], wrong.read[wrong.real], first)))
+        rows = torch.unique(self.read_row[reads])
+        found = Batch(
+            examples=tuple(self.examples[place] for place in places),
+            clean=self.clean[rows],
+            corrupt=self.corrupt[rows],
+            read_row=torch.searchsorted(rows, self.read_row[reads]),
+            read_pos=self.read_pos[reads],
+            first_read=torch.searchsorted(reads, first),
+            right=replace(right, read=torch.searchsorted(reads, right.read).clamp(max=len(reads) - 1)),
+            wrong=replace(wrong, read=torch.searchsorted(reads, wrong.read).clamp(max=len(reads) - 1)),
+            single_token=self.single_token,
+            roles=tuple(self.roles[int(row)] for row in rows),
+        )
+        return found, rows
 
     def take(self, residual: Tensor) -> Tensor:
         """[..., row, pos, d] -> [..., read, d]"""
@@ -190,6 +210,11 @@ def _batch(t: TakesTokens, pairs: Sequence[Pair], chunk: Sequence[int], length: 
         single_token=all(len(a) == 1 for index in chunk for a in (*pairs[index].answers, *pairs[index].wrong)),
         roles=tuple(roles),
     )
+
+
+def _of_examples(answers: Alternatives, places: Sequence[int]) -> Alternatives:
+    chosen = list(places)
+    return Alternatives(answers.read[chosen], answers.token[chosen], answers.real[chosen])
 
 
 def _roles(pair: Pair, length: int) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,14 @@ class Prompts:
     inputs: Tensor
     ablation: NodeOutputs
     clean_logprobs: Tensor
+
+    def narrowed(self, examples: Container[int]) -> Prompts | None:
+        """Only these examples, None where none of them is here."""
+        local = [place for place, example in enumerate(self.batch.examples) if example in examples]
+        if not local:
+            return None
+        batch, rows = self.batch.narrowed(local)
+        return Prompts(batch, self.inputs[:, rows], self.ablation.of_rows(rows), self.clean_logprobs[local])
 
 
 def require_memory(t: Transformer, batches: Sequence[Batch], limit_bytes: int) -> None:

@@ -24,6 +24,14 @@ class NodeOutputs:
     z: list[Tensor]
     mlp: list[Tensor]
 
+    def of_rows(self, rows: Tensor) -> NodeOutputs:
+        """Only some rows of the batch (all of them share a batch of 1)."""
+
+        def chosen(x: Tensor) -> Tensor:  # [..., batch, pos, n]
+            return x if x.shape[-3] == 1 else x[..., rows, :, :]
+
+        return NodeOutputs(chosen(self.inputs), [chosen(z) for z in self.z], [chosen(out) for out in self.mlp])
+
     def minus(self, other: NodeOutputs) -> NodeOutputs:
         """What changes when `other` is put in: this - other, sender by sender."""
         return NodeOutputs(

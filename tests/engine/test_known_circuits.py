@@ -8,10 +8,11 @@ import torch
 from hand_wired import RESAMPLE_CIRCUIT, ZERO_CIRCUIT, induction_model, induction_pairs
 from tiny_transformers import random_pairs, tiny
 
-from acdc.discovery.acdc import receiver_order, search_acdc
+from acdc.discovery.acdc import search_acdc
 from acdc.discovery.attribution import score_eap
 from acdc.discovery.exact import score_exact
 from acdc.discovery.problem import Problem, add_scores
+from acdc.discovery.walk import receiver_order
 from acdc.errors import Cancelled
 from acdc.graph import Edge, Graph, GraphShape
 from acdc.metrics import METRICS, Metric

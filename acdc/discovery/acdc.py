@@ -1,0 +1,215 @@
+"""Automated circuit discovery (Conmy et al. 2023, arXiv 2304.14997), exact and many edges at a time.
+
+1. Start from the full graph (or, with a warm start, from a part of it found before).
+2. Walk the receivers from the output to the input: logits; then per layer, from the last, the MLP, the q inputs (heads
+   descending), k, v. For each, walk its senders, from late to early.
+3. Cut the edge if what it costs, m(circuit as it stands) - m(without it), is below the threshold (under the
+   absolute rule: if its size is). A cut edge stays cut, and the circuit without it is the one that stands from then on.
+
+Decision for decision this is the sequential search. It is fast because a run of edges into one receiver is tested in
+one batch on a prediction (row i cuts edge i and those before it that are expected to go): decisions are taken in order
+up to and including the first that differs from its prediction; the rows after that one are dropped. What makes a row
+cheap is told in patching/suffix.py.
+
+Batches of another shape differ in the last bits. Where a cost lies within TOLERANCE of the threshold, two runs of one
+row each decide, so that no decision hangs on how many edges were tested together; such edges are counted as borderline.
+
+A receiver with no kept way to the metric cannot change it: its edges cost exactly 0 and count as never tested. Scores
+are the costs seen. Over several thresholds there is a further result, whose scores are the largest thresholds survived.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from acdc.discovery.attribution import score_eap_ig_inputs
+from acdc.discovery.problem import Found, Problem
+from acdc.discovery.search import Order, Search
+from acdc.discovery.walk import Rule, Walk
+from acdc.errors import TaskError
+from acdc.graph import BoolMatrix
+from acdc.progress import Checkpoint, Progress, Quiet
+
+GUESS_STEPS = 5  # of the integrated gradients that choose a warm start
+CLOSE_ENOUGH = 0.1  # of the number of edges asked for
+MOST_SEARCHES = 12  # of a bisection
+SMALLEST, LARGEST = 1e-7, 10.0  # thresholds that a bisection looks between
+
+
+def search_acdc(
+    problem: Problem,
+    progress: Progress,
+    *,
+    thresholds: Sequence[float],
+    rule: str,
+    edges: int | None = None,
+    sender_order: str = "reverse",
+    order_seed: int = 0,
+    warm_start: float | None = None,
+    stages: Sequence[int] = (),
+) -> list[Found]:
+    """thresholds: one search each, the largest first, each expecting its neighbour's decisions. rule: signed, absolute.
+
+    edges: instead of thresholds, the one that keeps about so many edges, bisected. sender_order: reverse, normal or
+    random (by order_seed). warm_start: search only among this share of the edges, the largest by eap-ig-inputs.
+    stages: numbers of prompts to decide on first; see `Search`.
+    Checkpoints after every receiver; a run that goes on from one takes the same decisions.
+    """
+    runs = _Runs(problem, progress, rule == "absolute", Order(sender_order, order_seed), warm_start, stages)
+    if edges is None:
+        thresholds = sorted(thresholds, reverse=True)
+        progress.phase("acdc", problem.t.graph.n_edges * len(thresholds))
+        for threshold in thresholds:
+            runs.run(threshold)
+        return _results(runs, thresholds)
+    progress.phase("acdc", 0)
+    return [_found(runs, _bisect(runs, edges), "circuit")]
+
+
+@dataclass
+class _Run:
+    threshold: float
+    walk: Walk
+    is_done: bool = False
+    metric: float = math.nan
+
+
+class _Runs:
+    """The searches of one job, each at a threshold, in the order they were made."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        progress: Progress,
+        is_absolute: bool,
+        order: Order,
+        warm_start: float | None,
+        stages: Sequence[int],
+    ) -> None:
+        self.problem, self.progress, self.is_absolute, self.order = problem, progress, is_absolute, order
+        self.graph = problem.t.graph
+        smaller = sorted({n for n in stages if n < problem.n_examples})
+        self.stages = [*(problem.first(n) for n in smaller), problem]
+        self.runs: list[_Run] = []
+        self.notes: list[str] = []
+        saved = progress.resume()
+        if saved is not None:
+            self.start, self.runs = _restored(saved)
+        else:
+            self.start = self.graph.legal.copy() if warm_start is None else _largest_edges(problem, warm_start)
+        if warm_start is not None:
+            self.notes.append(
+                f"hierarchical search: only the {int(self.start.sum()):,} edges ({warm_start:.2%}) with the largest "
+                "eap-ig-inputs scores were tested, all others were cut from the beginning"
+            )
+        if len(self.stages) > 1:
+            sizes = ", ".join(str(stage.n_examples) for stage in self.stages)
+            self.notes.append(f"staged search: edges were decided on {sizes} prompts, on more only where it was open")
+        self._used = 0
+
+    def run(self, threshold: float) -> _Run:
+        """The search at a threshold, gone on with where a checkpoint has it."""
+        number, self._used = self._used, self._used + 1
+        if number == len(self.runs):
+            self.runs.append(_Run(threshold, Walk.begin(self.start)))
+        run = self.runs[number]
+        if not run.is_done:
+            rule, predicted = Rule(threshold, self.is_absolute), self._predicted(number)
+            search = Search(self.stages, rule, run.walk, self.start, predicted, self.order)
+            before = number * self.graph.n_edges
+            search.run(lambda done, name: self.progress.step(before + done, name), self._save)
+            run.is_done, run.metric = True, search.metric
+            self._save()
+        return run
+
+    def _predicted(self, number: int) -> BoolMatrix:
+        """What the finished search at the nearest threshold kept; nothing at first."""
+        done = [run for run in self.runs[:number] if run.is_done]
+        if not done:
+            return np.zeros_like(self.graph.legal)
+        wanted = math.log(max(self.runs[number].threshold, 1e-300))
+        return min(done, key=lambda run: abs(math.log(max(run.threshold, 1e-300)) - wanted)).walk.kept
+
+    def _save(self) -> None:
+        facts = [
+            {**run.walk.facts(), "threshold": repr(run.threshold), "done": run.is_done, "metric": repr(run.metric)}
+            for run in self.runs
+        ]
+        arrays = {f"{name}.{i}": array for i, run in enumerate(self.runs) for name, array in run.walk.arrays().items()}
+        step = sum(run.walk.position for run in self.runs)
+        self.progress.save(Checkpoint(step, {"runs": facts}, {**arrays, "start": self.start}))
+
+
+def _restored(saved: Checkpoint) -> tuple[BoolMatrix, list[_Run]]:
+    facts = saved.facts["runs"]
+    assert isinstance(facts, Sequence)
+    runs = []
+    for i, of_run in enumerate(facts):
+        arrays = {name: saved.arrays[f"{name}.{i}"] for name in ("kept", "costs", "tested")}
+        walk = Walk.restored(of_run, arrays)
+        runs.append(_Run(float(of_run["threshold"]), walk, bool(of_run["done"]), float(of_run["metric"])))
+    return saved.arrays["start"].astype(bool), runs
+
+
+def _largest_edges(problem: Problem, share: float) -> BoolMatrix:
+    """[senders, receivers]: the share of all edges with the largest scores by integrated gradients."""
+    graph = problem.t.graph
+    (found,) = score_eap_ig_inputs(problem, Quiet(), steps=GUESS_STEPS)
+    sizes = graph.in_order(np.abs(found.scores))
+    n = max(1, round(share * graph.n_edges))
+    chosen = np.zeros(graph.n_edges, dtype=bool)
+    chosen[np.argsort(-sizes, kind="stable")[:n]] = True
+    return graph.matrix_of(chosen)
+
+
+def _bisect(runs: _Runs, edges: int) -> _Run:
+    """The search whose number of connected edges comes nearest to the one asked for. That number is not monotone in the
+    threshold, so what is found is a threshold, not the only one."""
+    most = int(runs.start.sum())
+    if edges > most:
+        raise TaskError(f"edges asks for {edges:,} and the search has {most:,} to keep")
+    low, high = SMALLEST, LARGEST
+    best, best_gap = None, math.inf
+    for _ in range(MOST_SEARCHES):
+        run = runs.run(math.sqrt(low * high))
+        n = int(runs.graph.connected(run.walk.kept).sum())
+        runs.progress.log(f"threshold {run.threshold:.3g} keeps {n:,} connected edges; {edges:,} are asked for")
+        if abs(n - edges) < best_gap:
+            best, best_gap = run, abs(n - edges)
+        if best_gap <= CLOSE_ENOUGH * edges:
+            break
+        low, high = (run.threshold, high) if n > edges else (low, run.threshold)
+    assert best is not None
+    return best
+
+
+def _results(runs: _Runs, thresholds: Sequence[float]) -> list[Found]:
+    if len(thresholds) == 1:
+        return [_found(runs, runs.runs[0], "circuit")]
+    found = [_found(runs, run, f"threshold={run.threshold!r}") for run in runs.runs]
+    survived = np.zeros(runs.graph.legal.shape, np.float32)
+    for run in reversed(runs.runs):  # ascending: the largest last
+        survived[run.walk.kept] = run.threshold
+    last = replace(found[-1], scores=survived, tested=runs.start.copy(), kept=None, key="thresholds", facts={})
+    return [*found, last]
+
+
+def _found(runs: _Runs, run: _Run, key: str) -> Found:
+    """With the check of the final circuit by the ordinary masked forward."""
+    counts = run.walk.counts
+    checked = float(runs.problem.measure(torch.from_numpy(run.walk.kept[None].astype(np.float32)))[0].mean())
+    facts: dict[str, float] = {
+        "threshold": run.threshold,
+        "objective": run.metric,
+        "objective_by_masked_forward": checked,
+        "acceptance_rate": counts.get("edges_tested", 0) / max(1, counts.get("rows", 0)),
+        "searches": float(len(runs.runs)),
+        **{name: float(n) for name, n in counts.items()},
+    }
+    facts = {name: value for name, value in facts.items() if math.isfinite(value)}
+    return Found(run.walk.costs, run.walk.tested, run.walk.kept, key, facts=facts, notes=tuple(runs.notes))

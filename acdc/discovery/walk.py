@@ -1,0 +1,96 @@
+"""The sequential search of ACDC as data: its order, its rule, its decisions so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from acdc.circuit import Scores
+from acdc.graph import BoolMatrix, Graph
+from acdc.progress import Array
+
+TOLERANCE = 1e-5
+"""Of a cost, relative to the metric where that is larger than 1: what a batch's shape may change."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Cut what costs less than the threshold. is_absolute: compare the cost's size, so that an edge whose absence helps
+    is kept too."""
+
+    threshold: float
+    is_absolute: bool = False
+
+    def margin(self, cost: float) -> float:
+        """How far a cost lies above the threshold."""
+        return (abs(cost) if self.is_absolute else cost) - self.threshold
+
+    def cuts(self, cost: float) -> bool:
+        return (abs(cost) if self.is_absolute else cost) < self.threshold
+
+    def is_borderline(self, cost: float, metric: float) -> bool:
+        return abs(self.margin(cost)) <= TOLERANCE * max(1.0, abs(metric))
+
+
+def receiver_order(graph: Graph) -> Iterator[int]:
+    """Receivers from the output to the input: logits; per layer, from the last, the MLP, then q, k, v, heads
+    descending."""
+    yield graph.n_receivers - 1
+    for layer in reversed(range(graph.shape.n_layers)):
+        of_layer = range(graph.n_receivers)[graph.receivers_of_layer(layer)]
+        for kind in ("mlp", "q", "k", "v"):
+            yield from reversed([r for r in of_layer if graph.receivers[r].kind == kind])
+
+
+def sender_order(graph: Graph, receiver: int, order: str, seed: int) -> list[int]:
+    """The senders before a receiver. order: reverse (late to early), normal, or random (by seed and receiver)."""
+    senders = np.arange(int(graph.n_senders_before[receiver]))
+    match order:
+        case "reverse":
+            senders = senders[::-1]
+        case "random":
+            senders = np.random.default_rng((seed, receiver)).permutation(senders)
+    return [int(sender) for sender in senders]
+
+
+@dataclass
+class Walk:
+    """A search under way. kept, costs, tested: [senders, receivers]; costs: what each tested edge cost when its turn
+    came. position: receivers decided. counts: see `Search`."""
+
+    kept: BoolMatrix
+    costs: Scores
+    tested: BoolMatrix
+    position: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, kept: BoolMatrix) -> Walk:
+        return cls(kept.copy(), np.zeros(kept.shape, np.float32), np.zeros_like(kept))
+
+    def count(self, what: str, n: int = 1) -> None:
+        self.counts[what] = self.counts.get(what, 0) + n
+
+    def record(self, sender: int, receiver: int, cost: float, is_cut: bool) -> None:
+        self.kept[sender, receiver], self.tested[sender, receiver] = not is_cut, True
+        self.costs[sender, receiver] = cost
+
+    def facts(self) -> Mapping[str, object]:
+        return {"position": self.position, "counts": self.counts}
+
+    def arrays(self) -> Mapping[str, Array]:
+        return {"kept": self.kept, "costs": self.costs, "tested": self.tested}
+
+    @classmethod
+    def restored(cls, facts: Mapping[str, object], arrays: Mapping[str, Array]) -> Walk:
+        counts = facts["counts"]
+        assert isinstance(counts, dict)
+        return cls(
+            arrays["kept"].astype(bool),
+            arrays["costs"].astype(np.float32),
+            arrays["tested"].astype(bool),
+            int(str(facts["position"])),
+            {str(name): int(n) for name, n in counts.items()},
+        )

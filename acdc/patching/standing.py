@@ -1,0 +1,144 @@
+"""A circuit on one batch of prompts as it stands during a search: what its nodes write, and what that is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from acdc.models.transformer import Layer, Transformer
+from acdc.patching.circuits import Prompts
+from acdc.patching.needs import WIDE, Positions
+
+Flags = npt.NDArray[np.bool_]
+BLOCK = 32  # senders whose differences are formed together
+
+
+class Standing:
+    """Tensors of one circuit's run, at the positions from `at.wide` to `at.end`; keys and values from 0 on.
+
+    q, z_raw: per layer [H, B, n, e]; k, v: per layer [K, B, at.end, e], turned (normed, rotated). z_raw is what heads
+    make before a post-norm. a_z: the ablation value of z [H, B or 1, n or 1, e]; a_mlp: per layer [B or 1, n or 1, d].
+    """
+
+    def __init__(self, t: Transformer, prompts: Prompts, start: Flags) -> None:
+        self.t, self.at = t, Positions.of(t, prompts)
+        self.rope = t.rope(prompts.inputs[0])
+        self.q: list[Tensor] = []
+        self.k: list[Tensor] = []
+        self.v: list[Tensor] = []
+        self.z_raw: list[Tensor] = []
+        self.a_z = [
+            self._of_range(z).unflatten(-1, (t.n_heads, t.d_head)).permute(2, 0, 1, 3) for z in prompts.ablation.z
+        ]
+        self.a_mlp = [self._of_range(out) for out in prompts.ablation.mlp]
+        self._z_off: list[Tensor] = []  # out - a of senders, as z and as residuals, before any decision
+        self._mlp_off: list[Tensor] = []
+        self._bases = self._ablated_streams(prompts)
+        self._run(prompts, None if np.array_equal(start, t.graph.legal) else start)
+
+    def kv_of(self, heads: Sequence[int]) -> list[int]:
+        return [head * self.t.n_kv_heads // self.t.n_heads for head in heads]
+
+    def base(self, receiver: int, level: int) -> Tensor:
+        """What a receiver reads when every edge into it is cut: [B or 1, n or 1, d]"""
+        r = self.t.graph.receivers[receiver]
+        base = self._bases[2 * r.layer + int(r.kind == "mlp" and not self.t.is_parallel)]
+        return base[:, self.at.first(level) - self.at.wide :] if base.shape[1] > 1 else base
+
+    @torch.no_grad()
+    def differences(self, senders: Sequence[int], level: int = WIDE) -> Tensor:
+        """out - a of senders that no decision has touched yet: [sender, B, n, d]"""
+        graph, places = self.t.graph, np.asarray(senders)
+        first = self.at.first(level) - self.at.wide
+        shape = (len(senders), self._inputs_off.shape[1], self.at.count(level), self.t.d_model)
+        found = torch.empty(shape, dtype=self.t.dtype, device=self.t.device)
+        rows = np.flatnonzero(places < graph.n_inputs)
+        found[rows] = self._inputs_off[places[rows], :, first:]
+        for index in sorted({graph.senders[s].layer for s in senders} - {-1}):
+            heads = graph.heads_of_layer(index)
+            rows = np.flatnonzero((places >= heads.start) & (places < heads.stop))
+            if len(rows):
+                chosen = places[rows] - heads.start
+                off = self._z_off[index][chosen][:, :, first:]
+                found[rows] = torch.bmm(off.flatten(1, 2), self.t.layers[index].w_out[chosen]).view(-1, *shape[1:])
+            rows = np.flatnonzero(places == heads.stop)
+            if graph.shape.has_mlp and len(rows):
+                found[rows] = self._mlp_off[index][:, first:]
+        return found
+
+    def share(self, layer: Layer, z: Tensor) -> Tensor:
+        """z of all heads [H, ..., e], scaled by the post-norm of their total where there is one."""
+        if layer.share_scale is None or layer.w_total is None:
+            return z
+        return z * layer.share_scale(z.movedim(0, -2).flatten(-2) @ layer.w_total)
+
+    # -- the first run -------------------------------------------------------------------------------------------------
+
+    def _ablated_streams(self, prompts: Prompts) -> list[Tensor]:
+        """The stream with every edge cut, before each layer's attention and MLP, and at the end."""
+        stream = self._of_range(prompts.ablation.inputs.sum(0))
+        bases = []
+        for index, layer in enumerate(self.t.layers):
+            bases.append(stream)
+            stream = stream + self._of_range(prompts.ablation.z[index]) @ layer.w_out.flatten(0, 1)
+            stream = stream if layer.b_out is None else stream + layer.b_out
+            bases.append(stream)
+            if layer.mlp is not None:
+                stream = stream + self.a_mlp[index]
+        return [*bases, stream]
+
+    @torch.no_grad()
+    def _run(self, prompts: Prompts, start: Flags | None) -> None:
+        """Run the circuit (None: the full graph), layer by layer, and keep what its nodes make."""
+        t, graph = self.t, self.t.graph
+        total = prompts.inputs[:, :, : self.at.end].sum(0)  # what a receiver with all its edges reads
+        self._inputs_off = prompts.inputs[:, :, self.at.wide : self.at.end] - self._of_range(prompts.ablation.inputs)
+        for index, layer in enumerate(t.layers):
+            reads = graph.receivers_of_layer(index)
+            attention = range(reads.start, reads.start + t.n_heads + 2 * t.n_kv_heads)
+            before = total
+            total = total + self._heads(index, layer, self._read(total, attention, start))
+            if layer.mlp is not None:
+                mlp = reads.stop - 1
+                (x,) = self._read(before if t.is_parallel else total, range(mlp, mlp + 1), start)
+                out = layer.mlp(x)
+                total = total + out
+                self._mlp_off.append(out[:, self.at.wide :] - self.a_mlp[index])
+
+    def _read(self, total: Tensor, receivers: range, start: Flags | None) -> Tensor:
+        """What each receiver reads [receiver or 1, B, at.end, d]; the same for all where nothing is cut."""
+        if start is None:
+            return total.unsqueeze(0)
+        x = total.repeat(len(receivers), 1, 1, 1)
+        for place, receiver in enumerate(receivers):
+            x[place, :, self.at.wide :] = self.base(receiver, WIDE)
+            kept = np.flatnonzero(start[:, receiver])
+            for first in range(0, len(kept), BLOCK):
+                x[place, :, self.at.wide :] += self.differences(kept[first : first + BLOCK].tolist()).sum(0)
+        return x
+
+    def _heads(self, index: int, layer: Layer, x: Tensor) -> Tensor:
+        """x: [R or 1, B, at.end, d] -> what the attention block adds [B, at.end, d]"""
+        t, wide = self.t, self.at.wide
+        flat = x.flatten(1, 2).expand(len(layer.w_read), -1, -1)
+        reads = torch.bmm(flat, layer.w_read.transpose(1, 2)) * layer.read_scale(flat) + layer.b_read.unsqueeze(1)
+        q, k, v = reads.unflatten(1, x.shape[1:3]).split((t.n_heads, t.n_kv_heads, t.n_kv_heads))
+        q, k = t.turn(layer, layer.head_norm_q, q, self.rope), t.turn(layer, layer.head_norm_k, k, self.rope)
+        group = self.kv_of(range(t.n_heads))
+        raw = t.attend_turned(layer, q, k[group], v[group], 0)
+        shared = self.share(layer, raw)
+        self.q.append(q[:, :, wide:])
+        self.k.append(k.clone())
+        self.v.append(v.clone())
+        self.z_raw.append(raw[:, :, wide:])
+        self._z_off.append(shared[:, :, wide:] - self.a_z[index])
+        out = torch.einsum("hbne,hed->bnd", shared, layer.w_out)
+        return out if layer.b_out is None else out + layer.b_out
+
+    def _of_range(self, values: Tensor) -> Tensor:
+        """[..., B or 1, pos or 1, n] at the positions kept."""
+        return values[..., self.at.wide : self.at.end, :] if values.shape[-2] > 1 else values

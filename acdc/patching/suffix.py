@@ -1,0 +1,331 @@
+"""What becomes of the metric when one receiver of a standing circuit reads something else: many such rows at once.
+
+A search that walks from the output to the input has three gifts at receiver r:
+- nothing before r was touched, so every sender there keeps one value, computed once;
+- after r the circuit is sparse: only nodes on a kept path from r to the metric can change, and only at the positions
+  that the metric sees through kept edges (`needs`);
+- many candidates differ in what r reads and in nothing else, so they are rows of one batch.
+
+So a row is run through r's node and from there, along kept edges, through the live nodes after it. What a receiver
+there reads is the sum of what it reads from unchanged senders, formed once for all rows, and of what the changed ones
+write in the row: the same sum as in patching/masked.py, without its zeros. (Adding changes to the standing input would
+be cheaper still, and wrong by rounding where little is left: a norm blows up what remains of a difference.)
+
+Shapes: `rows` are candidate circuits, B prompts of the batch, n the positions of a range (`Positions`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from acdc.models.transformer import Transformer
+from acdc.patching.circuits import Prompts
+from acdc.patching.needs import NARROW, WIDE, Needs
+from acdc.patching.standing import BLOCK, Flags, Standing
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    """Receivers that read something else now, all over one range: x [receiver, rows, B, n, d]."""
+
+    level: int
+    receivers: list[int]
+    x: Tensor
+
+
+class Suffix:
+    """The standing circuit on one batch, and rows that differ from it at one receiver.
+
+    kept: its edges [senders, receivers]. kept and needs are shared with the search, which decides receiver by receiver.
+    """
+
+    def __init__(self, t: Transformer, prompts: Prompts, kept: Flags, needs: Needs) -> None:
+        self.t, self.batch, self.kept, self.needs = t, prompts.batch, kept, needs
+        self.standing = Standing(t, prompts, kept)
+        self.at = self.standing.at
+        self.node_runs = 0  # nodes computed again, each row counted
+        self._written: dict[int, Tensor] = {}  # out - a of needed senders in the standing circuit, [B, n, d] each
+        self._unchanged: dict[int, Tensor] = {}  # by receiver, what it reads of senders that no row changes
+
+    def bytes_per_row(self, receiver: int) -> int:
+        """About the most a row holds: what live nodes write, what one layer reads, an MLP's hidden state."""
+        graph, widest = self.t.graph, self.needs.of_receiver(receiver)
+        after = range(int(graph.n_senders_before[receiver]), graph.n_senders)
+        levels = [min(self.needs.of_sender(sender), widest) for sender in after]
+        streams = [self.at.count(level) for level in levels if level]
+        one_layer = (graph.receivers_per_layer + graph.senders_per_layer + 8) * self.at.count(max(widest, NARROW))
+        return (sum(streams) + one_layer) * self.batch.n_rows * self.t.d_model * self.t.dtype.itemsize
+
+    @torch.no_grad()
+    def run(self, receiver: int, x: Tensor, *, commit: bool = False) -> Tensor:
+        """What the metric reads when `receiver` reads x: last residual [rows, read, d].
+
+        x: [rows, B, n, d], at the positions where the receiver is needed. commit: make the one row the standing one.
+        """
+        graph, t = self.t.graph, self.t
+        row = _Rows(self, receiver, x, self._unchanged)
+        for index in range(graph.receivers[receiver].layer, t.n_layers):
+            reads = graph.receivers_of_layer(index)
+            n_attention = t.n_heads + 2 * t.n_kv_heads
+            mlp = range(reads.start + n_attention, reads.stop)
+            into_parallel = row.arriving(mlp) if t.is_parallel else []
+            if arrivals := row.arriving(range(reads.start, reads.start + n_attention)):
+                self._attention(index, arrivals, row, commit)
+            for arrival in into_parallel if t.is_parallel else row.arriving(mlp):
+                self._mlp(index, arrival, row)
+        last = graph.n_receivers - 1
+        (arrival,) = row.arriving(range(last, last + 1), even_unchanged=True)
+        if commit:
+            self._written.update(row.written())
+            self._unchanged.clear()
+        residual = arrival.x[0].expand(len(x), -1, -1, -1)
+        return residual[:, self.batch.read_row, self.batch.read_pos - self.at.narrow]
+
+    def leave(self) -> None:
+        """The receiver that rows differed at changes, or the kept edges do."""
+        self._unchanged.clear()
+
+    def written(self, senders: Sequence[int], level: int) -> Tensor:
+        """out - a of senders in the standing circuit: [sender, B, n, d]"""
+        found = []
+        for sender in senders:
+            value = self._written.get(sender)
+            if value is None or value.shape[1] < self.at.count(level):
+                value = self.standing.differences([sender], self.needs.of_sender(sender))[0]
+                self._written[sender] = value
+            found.append(value[:, value.shape[1] - self.at.count(level) :])
+        return torch.stack(found)
+
+    # -- nodes ---------------------------------------------------------------------------------------------------------
+
+    def _mlp(self, index: int, arrival: _Arrival, row: _Rows) -> None:
+        mlp = self.t.layers[index].mlp
+        assert mlp is not None
+        out = mlp(arrival.x[0])  # [rows, B, n, d]
+        self.node_runs += len(out)
+        off = out - self._at(self.standing.a_mlp[index], arrival.level)
+        row.add([self.t.graph.heads_of_layer(index).stop], arrival.level, off.unsqueeze(0))
+
+    def _attention(self, index: int, arrivals: list[_Arrival], row: _Rows, commit: bool) -> None:
+        reads = [(arrival, self._project(index, arrival)) for arrival in arrivals]
+        heads = self._heads_touched(index, arrivals)
+        for level in (NARROW, WIDE):
+            chosen = sorted(head for head, at in heads.items() if at == level)
+            if chosen:
+                self._attend(index, level, chosen, reads, row, commit)
+        if commit:
+            for arrival, values in reads:
+                self._commit_reads(index, arrival, values)
+
+    def _heads_touched(self, index: int, arrivals: list[_Arrival]) -> dict[int, int]:
+        """Heads whose output changes where it is needed, and over which range."""
+        levels: dict[int, int] = {}
+        shape = self.t.graph.shape
+        group = shape.n_heads // shape.n_kv_heads
+        for arrival in arrivals:
+            for receiver in arrival.receivers:
+                r = self.t.graph.receivers[receiver]
+                reading = [r.head] if r.kind == "q" else range(r.head * group, (r.head + 1) * group)
+                for head in reading:
+                    levels[head] = max(levels.get(head, 0), arrival.level)
+        if shape.heads_share_norm:  # what moves one head's share moves those of all
+            levels = dict.fromkeys(levels, max(levels.values()))
+        needed = {head: min(level, self.needs.of_head(index, head)) for head, level in levels.items()}
+        return {head: level for head, level in needed.items() if level}
+
+    def _project(self, index: int, arrival: _Arrival) -> Tensor:
+        """Queries, keys and values of the arrival's receivers: [receiver, rows, B, n, e], turned."""
+        t, layer = self.t, self.t.layers[index]
+        own = [receiver - t.graph.receivers_of_layer(index).start for receiver in arrival.receivers]
+        flat = arrival.x.flatten(1, 3)
+        projected = torch.bmm(flat, layer.w_read[own].transpose(1, 2)).mul_(layer.read_scale(flat))
+        values: Tensor = projected.add_(layer.b_read[own].unsqueeze(1)).unflatten(1, arrival.x.shape[1:4])
+        kinds = [t.graph.receivers[receiver].kind for receiver in arrival.receivers]
+        first = self.at.first(arrival.level)
+        for kind, norm in (("q", layer.head_norm_q), ("k", layer.head_norm_k)):
+            places = [place for place, k in enumerate(kinds) if k == kind]
+            if places:
+                values[places] = t.turn(layer, norm, values[places], self.standing.rope, first)
+        return values
+
+    def _attend(
+        self,
+        index: int,
+        level: int,
+        heads: list[int],
+        reads: list[tuple[_Arrival, Tensor]],
+        row: _Rows,
+        commit: bool,
+    ) -> None:
+        """Run heads over a range with what they read now, and note what they write."""
+        t, standing, layer = self.t, self.standing, self.t.layers[index]
+        groups = sorted(set(standing.kv_of(heads)))
+        q = self._laid("q", heads, reads, standing.q[index], self.at.wide, self.at.first(level), row.n)
+        k = self._laid("k", groups, reads, standing.k[index], 0, 0, row.n)
+        v = self._laid("v", groups, reads, standing.v[index], 0, 0, row.n)
+        if len(groups) < len(heads):
+            of_head = [groups.index(group) for group in standing.kv_of(heads)]
+            k, v = k[of_head], v[of_head]
+        z = t.attend_turned(layer, q, k, v, self.at.first(level))  # [head, rows, B, n, e]
+        self.node_runs += z.shape[0] * row.n
+        if commit:
+            self._at(standing.z_raw[index], level)[heads] = z[:, 0]
+        if layer.share_scale is not None:
+            everyone = self._at(standing.z_raw[index], level).unsqueeze(1).repeat(1, row.n, 1, 1, 1)
+            everyone[heads] = z
+            heads, z = list(range(t.n_heads)), standing.share(layer, everyone)
+        off = z - self._at(standing.a_z[index], level)[heads].unsqueeze(1)
+        out = torch.bmm(off.flatten(1, 3), layer.w_out[heads]).unflatten(1, off.shape[1:4])
+        first = t.graph.heads_of_layer(index).start
+        row.add([first + head for head in heads], level, out)
+
+    def _laid(
+        self,
+        kind: str,
+        wanted: Sequence[int],
+        reads: list[tuple[_Arrival, Tensor]],
+        standing: Tensor,
+        standing_from: int,
+        first: int,
+        n_rows: int,
+    ) -> Tensor:
+        """The standing q, k or v of the heads wanted from position `first` on, with what is new laid over them:
+        [head, rows, B, n, e]. standing: [head, B, n, e], from position `standing_from` on."""
+        receivers = self.t.graph.receivers
+        new = {
+            receivers[receiver].head: (arrival.level, values[place])
+            for arrival, values in reads
+            for place, receiver in enumerate(arrival.receivers)
+            if receivers[receiver].kind == kind
+        }
+        below = standing[list(wanted)][:, None, :, first - standing_from :]
+        if not any(head in new for head in wanted):
+            return below.expand(-1, n_rows, -1, -1, -1)
+        laid = below.repeat(1, n_rows, 1, 1, 1)
+        for place, head in enumerate(wanted):
+            if head in new:
+                level, values = new[head]
+                start = self.at.first(level)
+                laid[place][:, :, max(start - first, 0) :] = values[:, :, max(first - start, 0) :]
+        return laid
+
+    def _commit_reads(self, index: int, arrival: _Arrival, values: Tensor) -> None:
+        first = self.at.first(arrival.level)
+        standing = {
+            "q": (self.standing.q[index], self.at.wide),
+            "k": (self.standing.k[index], 0),
+            "v": (self.standing.v[index], 0),
+        }
+        for receiver, new in zip(arrival.receivers, values[:, 0], strict=True):
+            r = self.t.graph.receivers[receiver]
+            tensor, start = standing[r.kind]
+            tensor[r.head, :, first - start :] = new
+
+    def _at(self, tensor: Tensor, level: int) -> Tensor:
+        """[..., positions from `wide` on (or one for all), d] -> those of the range."""
+        return tensor[..., self.at.first(level) - self.at.wide :, :] if tensor.shape[-2] > 1 else tensor
+
+
+class _Rows:
+    """What the changed nodes write in each row, sender by sender, and how that arrives at the receivers after them."""
+
+    def __init__(self, suffix: Suffix, receiver: int, x: Tensor, unchanged: dict[int, Tensor]) -> None:
+        self.suffix, self.needs, self.n = suffix, suffix.needs, len(x)
+        self.start = receiver, x
+        self.unchanged = unchanged
+        self.senders: dict[int, list[int]] = {NARROW: [], WIDE: []}
+        self.writes: dict[int, list[Tensor]] = {NARROW: [], WIDE: []}
+
+    def add(self, senders: Sequence[int], level: int, off: Tensor) -> None:
+        """off: out - a, [sender, rows, B, n, d]"""
+        for sender, write in zip(senders, off, strict=True):
+            needed = min(level, self.needs.of_sender(sender))
+            if needed:
+                self.senders[needed].append(sender)
+                self.writes[needed].append(self._from(write, level, needed))
+
+    def written(self) -> dict[int, Tensor]:
+        """Of the one row, as the standing circuit holds it; where part of a range changed, with the rest as it was."""
+        found = {}
+        for level in (NARROW, WIDE):
+            for sender, write in zip(self.senders[level], self.writes[level], strict=True):
+                need = self.needs.of_sender(sender)
+                whole = write[0] if need == level else self.suffix.written([sender], need)[0].clone()
+                self._from(whole, need, level).copy_(write[0])
+                found[sender] = whole
+        return found
+
+    def arriving(self, receivers: Iterable[int], *, even_unchanged: bool = False) -> list[_Arrival]:
+        """Those of the receivers that read something else now, by range."""
+        start, x = self.start
+        levels = {}
+        arrivals = []
+        for receiver in receivers:
+            if receiver == start:
+                arrivals.append(_Arrival(self.needs.of_receiver(start), [start], x.unsqueeze(0)))
+                continue
+            need = self.needs.of_receiver(receiver)
+            level = need if even_unchanged else min(self._reach(receiver), need)
+            if level:
+                levels[receiver] = level
+        for level in (NARROW, WIDE):
+            chosen = [receiver for receiver, at in levels.items() if at == level]
+            if chosen:
+                arrivals.append(_Arrival(level, chosen, self._mix(chosen, level)))
+        return arrivals
+
+    def _reach(self, receiver: int) -> int:
+        """The widest range over which a kept edge brings a change."""
+        kept = self.suffix.kept[:, receiver]
+        for level in (WIDE, NARROW):
+            if kept[self.senders[level]].any():
+                return level
+        return 0
+
+    def _mix(self, receivers: list[int], level: int) -> Tensor:
+        """What receivers read: [receiver, rows, B, n, d]"""
+        below = torch.stack([self._of_unchanged(receiver, level) for receiver in receivers])
+        x = below.unsqueeze(1).repeat(1, self.n, 1, 1, 1)
+        for of in (NARROW, WIDE):
+            kept = self.suffix.kept[np.ix_(self.senders[of], receivers)]
+            used = np.flatnonzero(kept.any(1))
+            if len(used):
+                within = min(of, level)
+                writes = torch.stack([self._from(self.writes[of][i], of, within) for i in used])
+                weights = torch.from_numpy(kept[used].T.astype(np.float32)).to(writes)
+                sums = (weights @ writes.flatten(1)).unflatten(1, writes.shape[1:])
+                self._from(x, level, within).add_(sums)
+        return x
+
+    def _of_unchanged(self, receiver: int, level: int) -> Tensor:
+        """What a receiver reads when all edges from changed senders are taken away, [B, n, d]. Senders changed over the
+        narrow range alone still bring what they bring elsewhere."""
+        found = self.unchanged.get(receiver)
+        if found is not None:
+            return found
+        suffix = self.suffix
+        kept = suffix.kept[:, receiver].copy()
+        narrowly = [s for s in self.senders[NARROW] if kept[s]] if level == WIDE else []
+        kept[[*self.senders[NARROW], *self.senders[WIDE]]] = False
+        base = suffix.standing.base(receiver, level)
+        shape = suffix.batch.n_rows, suffix.at.count(level), suffix.t.d_model
+        found = base.expand(shape).clone()
+        senders = np.flatnonzero(kept).tolist()
+        for first in range(0, len(senders), BLOCK):
+            found += suffix.written(senders[first : first + BLOCK], level).sum(0)
+        if narrowly:
+            wide = suffix.written(narrowly, WIDE).sum(0)
+            n = suffix.at.narrow - suffix.at.wide
+            found[:, :n] += wide[:, :n]
+        self.unchanged[receiver] = found
+        return found
+
+    def _from(self, tensor: Tensor, level: int, part: int) -> Tensor:
+        """[..., positions of a range, d] -> those of a part of it."""
+        at = self.suffix.at
+        return tensor[..., at.first(part) - at.first(level) :, :]

@@ -1,0 +1,299 @@
+"""Exact ACDC at speed against its oracle: one edge and one whole masked forward at a time, in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_gradients_and_masks import make_problem
+from tiny_transformers import MAKERS, random_pairs, tiny
+
+from acdc.discovery import candidates
+from acdc.discovery.acdc import search_acdc
+from acdc.discovery.candidates import Candidates
+from acdc.discovery.chain import ChainLength
+from acdc.discovery.oracle import decide_again
+from acdc.discovery.problem import Found, Problem
+from acdc.discovery.walk import Rule, receiver_order, sender_order
+from acdc.errors import OutOfMemory, TaskError
+from acdc.graph import BoolMatrix
+from acdc.metrics import METRICS
+from acdc.models.architectures import wrap
+from acdc.patching.ablation import Resample
+from acdc.patching.batches import make_batches
+from acdc.patching.circuits import prepare
+from acdc.patching.needs import Needs
+from acdc.progress import Checkpoint, Quiet
+from acdc.tasks.prompts import Pair
+
+MEMORY = 2**30
+
+
+def search(problem: Problem, **arguments: Any) -> Found:
+    return search_acdc(problem, Quiet(), **{"thresholds": [0.02], "rule": "signed", **arguments})[0]
+
+
+def disagreements(problem: Problem, found: Found, rule: Rule, share: float, **order: Any) -> tuple[int, int]:
+    """Edges on which the oracle decides otherwise, and edges compared: a share of all, drawn at random."""
+    assert found.kept is not None
+    graph = problem.t.graph
+    only = np.random.default_rng(0).random(graph.legal.shape) < share
+    decisions = list(decide_again(problem, graph.legal, found.kept, rule, only=only, **order))
+    assert all(found.tested[d.sender, d.receiver] for d in decisions)
+    assert np.allclose([d.cost for d in decisions], [found.scores[d.sender, d.receiver] for d in decisions], atol=1e-6)
+    return sum(d.is_cut == found.kept[d.sender, d.receiver] for d in decisions), len(decisions)
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_every_decision_is_the_oracles(name: str, data: st.DataObject) -> None:
+    ablation = data.draw(st.sampled_from(["resample", "zero", "mean"]))
+    metric = data.draw(st.sampled_from(["kl_divergence", "logit_diff", "answer_logprob", "accuracy"]))
+    threshold = data.draw(st.floats(1e-4, 0.5))
+    is_absolute = data.draw(st.booleans())
+    order = data.draw(st.sampled_from(["reverse", "normal", "random"]))
+    problem = make_problem(name, ablation=ablation, metric=metric, lengths=(5, 6), n=3)
+    found = search(
+        problem, thresholds=[threshold], rule="absolute" if is_absolute else "signed", sender_order=order, order_seed=3
+    )
+    wrong, compared = disagreements(problem, found, Rule(threshold, is_absolute), 0.15, order=order, order_seed=3)
+    assert wrong == 0
+    assert compared or threshold > 0.1  # a threshold that cuts nearly all leaves little alive to compare
+    assert found.facts["objective"] == pytest.approx(found.facts["objective_by_masked_forward"], abs=1e-10)
+
+
+def test_the_oracle_notices_a_wrong_decision() -> None:
+    problem = make_problem("llama", lengths=(5,), n=2)
+    found = search(problem)
+    assert found.kept is not None
+    sender, receiver = (int(i) for i in np.argwhere(found.tested)[0])
+    found.kept[sender, receiver] ^= True
+    decisions = decide_again(
+        problem, problem.t.graph.legal, found.kept, Rule(0.02), only=only_at(problem, sender, receiver)
+    )
+    assert [d.is_cut == found.kept[d.sender, d.receiver] for d in decisions] == [True]
+
+
+def only_at(problem: Problem, sender: int, receiver: int) -> BoolMatrix:
+    only = np.zeros_like(problem.t.graph.legal)
+    only[sender, receiver] = True
+    return only
+
+
+def multi_token_problem() -> Problem:
+    """Answers of one, two and three tokens: rows that end at different places, several reads an example."""
+    t = wrap(tiny("llama"))
+    answers = [((3,), (4, 5)), ((6, 7, 8),), ((9,), (10,)), ((11, 12),)]
+    pairs = [
+        Pair(pair.clean, pair.corrupt, answer, ((13,), (14, 15)), pair.group)
+        for pair, answer in zip(random_pairs(4, (5, 7)), answers, strict=True)
+    ]
+    batches = make_batches(t, pairs, 512, MEMORY)
+    return Problem(t, prepare(t, batches, Resample()), METRICS["logit_diff"], MEMORY)
+
+
+def test_answers_of_several_tokens_are_decided_as_by_the_oracle() -> None:
+    problem = multi_token_problem()
+    found = search(problem)
+    assert disagreements(problem, found, Rule(0.02), 0.3)[0] == 0
+
+
+def test_a_common_beginning_is_computed_once_and_changes_nothing() -> None:
+    """Clean and corrupt agree up to position 3: nothing before it can change."""
+    t = wrap(tiny("gemma3"))
+    pairs = [
+        Pair((*pair.corrupt[:3], *pair.clean[3:]), pair.corrupt, pair.answers, pair.wrong, pair.group)
+        for pair in random_pairs(3, (7,))
+    ]
+    problem = Problem(t, prepare(t, make_batches(t, pairs, 512, MEMORY), Resample()), METRICS["kl_divergence"], MEMORY)
+    graph = t.graph
+    (suffix,) = Candidates(problem, graph.legal.copy(), Needs(graph))._suffixes
+    assert (suffix.at.wide, suffix.at.narrow, suffix.at.end) == (3, 6, 7)
+    assert disagreements(problem, search(problem, thresholds=[0.001]), Rule(0.001), 0.5)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt-neox", "toy-bidirectional"])
+def test_any_rows_at_any_receiver_are_whole_masked_forwards(name: str) -> None:
+    problem = make_problem(name, metric="kl_divergence", lengths=(5, 6), n=3)
+    graph, rng = problem.t.graph, np.random.default_rng(1)
+    kept, needs = graph.legal.copy(), Needs(graph)
+    rows = Candidates(problem, kept, needs)
+
+    def measured(mask: BoolMatrix) -> Any:
+        examples = [e for p in problem.prompts for e in p.batch.examples]
+        return problem.measure(torch.from_numpy(mask[None].astype(np.float64)))[0][examples]
+
+    for receiver in receiver_order(graph):
+        senders = sender_order(graph, receiver, "reverse", 0)
+        will_go = [bool(b) for b in rng.random(len(senders)) < 0.6]
+        trial = kept.copy()
+        if needs.of_receiver(receiver):
+            rows.open(receiver, senders)
+            values = rows.values(len(senders), will_go)
+            for place, (sender, goes) in enumerate(zip(senders, will_go, strict=True)):
+                one = trial.copy()
+                one[sender, receiver] = False
+                if place % 3 == 0:
+                    assert np.allclose(values[place], measured(one), atol=1e-10)
+                trial = one if goes else trial
+            rows.decide(will_go)
+            kept[:] = trial
+            needs.decide(receiver, kept[:, receiver])
+            assert np.allclose(rows.commit(), measured(kept), atol=1e-10)
+        else:
+            kept[senders, receiver] = False
+    assert 0 < kept.sum() < graph.n_edges
+
+
+@pytest.mark.parametrize("length", [1, 3, 1000])
+def test_the_length_of_a_chain_changes_no_decision(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem("gpt2", metric="kl_divergence", lengths=(5, 6), n=3)
+    expected = search(problem, thresholds=[0.003])
+    monkeypatch.setattr(ChainLength, "best", lambda self: length)
+    found = search(problem, thresholds=[0.003])
+    assert np.array_equal(found.kept, expected.kept)
+    assert np.allclose(found.scores, expected.scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("memory", [1, 200_000])
+def test_the_memory_budget_changes_no_decision(memory: int) -> None:
+    problem = make_problem("llama", metric="kl_divergence", lengths=(5, 6), n=3)
+    small = Problem(problem.t, problem.prompts, problem.objective, memory)
+    assert np.array_equal(search(problem).kept, search(small).kept)
+
+
+def test_one_thread_and_two_decide_alike_in_float32() -> None:
+    t = wrap(tiny("llama", torch.float32))
+    problem = Problem(
+        t, prepare(t, make_batches(t, random_pairs(8), 512, MEMORY), Resample()), METRICS["kl_divergence"], MEMORY
+    )
+    before = torch.get_num_threads()
+    kept = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            kept.append(search(problem, thresholds=[0.01]).kept)
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(kept[0], kept[1])
+
+
+def test_out_of_memory_halves_the_rows_and_changes_no_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem("llama", lengths=(5,), n=2)
+    expected = search(problem).kept
+    limit, real = 3, candidates.Suffix.run
+    refused = []
+
+    def run(self: Any, receiver: int, x: torch.Tensor, *, commit: bool = False) -> torch.Tensor:
+        if len(x) > limit:
+            refused.append(len(x))
+            raise torch.OutOfMemoryError("no more than three rows here")
+        return real(self, receiver, x, commit=commit)
+
+    monkeypatch.setattr(candidates.Suffix, "run", run)
+    assert np.array_equal(search(problem).kept, expected)
+    assert refused
+    limit = 0
+    with pytest.raises(OutOfMemory, match="fewer prompts"):
+        search(problem)
+
+
+def test_borderline_edges_are_decided_alone_and_counted() -> None:
+    problem = make_problem("llama", lengths=(5,), n=2)
+    cost = search(problem).scores
+    sender, receiver = (int(i) for i in np.argwhere(cost > 0.02)[-1])
+    threshold = float(cost[sender, receiver])
+    found = search(problem, thresholds=[threshold])
+    assert found.facts["borderline_edges"] >= 1
+    assert disagreements(problem, found, Rule(threshold), 1.0)[0] == 0
+
+
+def test_a_better_guess_is_accepted_more_often() -> None:
+    problem = make_problem("gpt2", metric="kl_divergence", lengths=(5,), n=2)
+    first, second, _ = search_acdc(problem, Quiet(), thresholds=[0.00301, 0.003], rule="signed")
+    assert second.facts["acceptance_rate"] > first.facts["acceptance_rate"]
+    alone = search(problem, thresholds=[0.003])
+    assert np.array_equal(second.kept, alone.kept)
+
+
+def test_a_warm_start_tests_only_the_edges_it_begins_with() -> None:
+    problem = make_problem("gpt2", lengths=(5, 6), n=3)
+    found = search(problem, thresholds=[float("-inf")], warm_start=0.3)
+    assert found.kept is not None
+    start = found.kept
+    assert start.sum() == round(0.3 * problem.t.graph.n_edges)
+    assert any("hierarchical" in note for note in found.notes)
+    found = search(problem, warm_start=0.3)
+    assert found.kept is not None
+    assert not (found.tested & ~start).any()
+    only = np.random.default_rng(0).random(start.shape) < 0.5
+    decisions = list(decide_again(problem, start, found.kept, Rule(0.02), only=only))
+    assert decisions
+    assert not any(d.is_cut == found.kept[d.sender, d.receiver] for d in decisions)
+
+
+def test_asking_for_a_number_of_edges_bisects_the_threshold() -> None:
+    problem = make_problem("gpt2", metric="kl_divergence", lengths=(5,), n=2)
+    found = search_acdc(problem, Quiet(), thresholds=(), rule="signed", edges=40)
+    (one,) = found
+    assert one.kept is not None
+    assert 36 <= problem.t.graph.connected(one.kept).sum() <= 44
+    with pytest.raises(TaskError, match="1,000,000"):
+        search_acdc(problem, Quiet(), thresholds=(), rule="signed", edges=1_000_000)
+
+
+def test_a_staged_search_decides_early_and_nearly_as_the_exact_one() -> None:
+    problem = make_problem("llama", metric="kl_divergence", lengths=(5, 6), n=24)
+    exact, staged = search(problem, thresholds=[0.01]), search(problem, thresholds=[0.01], stages=[6, 12])
+    assert exact.kept is not None
+    assert staged.kept is not None
+    assert any("staged" in note for note in staged.notes)
+    assert not exact.notes
+    assert staged.facts["edges_decided_early"] > 0.3 * staged.facts["edges_tested"]
+    assert (exact.kept != staged.kept).mean() < 0.1
+
+
+def test_the_first_examples_of_a_problem_are_measured_as_in_the_whole() -> None:
+    problem = multi_token_problem()
+    some = problem.first(3)
+    mask = problem.full_mask()
+    mask[0] = 0
+    assert some.n_examples == 3
+    assert np.allclose(some.measure(mask[None])[0], problem.measure(mask[None])[0, :3], atol=1e-12)
+
+
+class Stops(Quiet):
+    """Stops the search after so many checkpoints."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.saved = after, None  # type: ignore[var-annotated]
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        arrays = {name: np.array(array) for name, array in checkpoint.arrays.items()}
+        self.saved = Checkpoint(checkpoint.step, dict(checkpoint.facts), arrays)
+        self.after -= 1
+        if self.after == 0:
+            raise KeyboardInterrupt
+
+    def resume(self) -> Checkpoint | None:
+        return self.saved
+
+
+@pytest.mark.parametrize("after", [1, 7, 19, 30])
+def test_a_search_that_was_stopped_goes_on_to_the_same_bits(after: int) -> None:
+    problem = make_problem("gemma3", metric="kl_divergence", lengths=(5, 6), n=3)
+    arguments = {"thresholds": [0.01, 0.001], "rule": "signed", "warm_start": 0.8, "stages": [2]}
+    whole = search_acdc(problem, Quiet(), **arguments)  # type: ignore[arg-type]
+    stopped = Stops(after)
+    with pytest.raises(KeyboardInterrupt):
+        search_acdc(problem, stopped, **arguments)  # type: ignore[arg-type]
+    stopped.after = -1
+    resumed = search_acdc(problem, stopped, **arguments)  # type: ignore[arg-type]
+    for ours, theirs in zip(resumed, whole, strict=True):
+        assert np.array_equal(ours.scores, theirs.scores)
+        assert ours.kept is None or np.array_equal(ours.kept, theirs.kept)
