@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct-q4")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--sample", type=int, default=40, help="cells of the loop that are timed in each run")
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("build/bench_patching.json"))
     arguments = parser.parse_args()
     loaded = ModelCache(load_settings().cache_dir).load(reference_of(arguments.model))

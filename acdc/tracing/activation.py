@@ -16,11 +16,12 @@ import torch
 from acdc.errors import OutOfMemory, TaskError
 from acdc.metrics import Metric
 from acdc.models.transformer import Transformer
-from acdc.patch_map import Axis, Cells, measured_axis
+from acdc.patch_map import Axis, Cells
 from acdc.patching.batches import Batch
 from acdc.progress import Progress
 from acdc.tasks.prompts import Pair
 from acdc.tracing.blocks import BlockModel
+from acdc.tracing.collecting import Collected, layer_axis
 from acdc.tracing.measuring import Numbers
 from acdc.tracing.places import Places, first_changes, starts_of
 from acdc.tracing.states import TransformerStates
@@ -52,36 +53,20 @@ def patch_activations(
         raise TaskError(f"this model has no state {kind!r} to patch; it has: {', '.join(sorted(subject.kinds))}")
     base = base_of(direction)
     parts = subject.components(kind)
-    shape = (len(metrics), subject.n_layers, max(1, len(parts)), len(places.labels), len(pairs))
-    found = np.zeros(shape)
-    ends = {"clean": np.zeros((len(metrics), len(pairs))), "corrupt": np.zeros((len(metrics), len(pairs)))}
+    heads = (Axis("head", parts),) if parts else ()
+    collected = Collected(metrics, (layer_axis(subject.n_layers), *heads, Axis("place", places.labels)), pairs)
     progress.phase("activation patching", len(batches) * subject.n_layers)
     for number, batch in enumerate(batches):
-        examples = list(batch.examples)
         work = _Work(subject, batch, kind, places, base, metrics, memory_bytes)
         for name, values in work.unchanged().items():
-            ends[name][:, examples] = values
+            collected.note_run(batch, name, values)
         for layer in range(subject.n_layers):
             done = number * subject.n_layers + layer
-            values = work.layer(layer, progress, done)
-            found[:, layer, :, :, examples] = np.moveaxis(values, -1, 0)
+            found = work.layer(layer, progress, done)
+            collected.note(batch, (layer,), found if parts else found[:, 0])
             progress.step(done + 1)
-    if not parts:
-        found = found[:, :, 0]
-    heads = (Axis("head", parts),) if parts else ()
-    layers = Axis("layer", tuple(map(str, range(subject.n_layers))))
-    axes = (measured_axis([m.name for m in metrics]), layers, *heads, Axis("place", places.labels))
-    return Cells(
-        kind="activation_patching",
-        axes=axes,
-        per_example=found,
-        defined=np.ones(found.shape[1:-1], dtype=bool),
-        clean=ends["clean"],
-        corrupt=ends["corrupt"],
-        base=base,
-        groups=tuple(pair.group for pair in pairs),
-        parameters={"state": kind, "places": places.kind, "direction": direction},
-    )
+    parameters = {"state": kind, "places": places.kind, "direction": direction}
+    return collected.cells("activation_patching", base, parameters)
 
 
 def base_of(direction: str) -> str:

@@ -23,11 +23,12 @@ from torch import Tensor
 from acdc.errors import Fault, TaskError
 from acdc.metrics import METRICS, Metric
 from acdc.models.transformer import Transformer
-from acdc.patch_map import Axis, Cells, measured_axis
+from acdc.patch_map import Axis, Cells
 from acdc.patching.batches import Batch
 from acdc.progress import Progress
 from acdc.tasks.prompts import Pair
 from acdc.tracing.activation import memory_left
+from acdc.tracing.collecting import Collected, layer_axis
 from acdc.tracing.measuring import Numbers, make_reader
 from acdc.tracing.places import Places, first_changes, pair_of_row, role_places, starts_of
 from acdc.tracing.reruns import (
@@ -111,49 +112,38 @@ def trace_causes(
     subject = role_places(pairs, [corruption.role])
     std = embedding_std(t) if corruption.sigma is not None else 0.0
     n_samples = corruption.samples if corruption.sigma is not None else 1
-    shape = (len(metrics), len(restored), t.n_layers, len(places.labels), len(pairs))
-    found = np.zeros(shape)
-    ends = {"clean": np.zeros((len(metrics), len(pairs))), "corrupt": np.zeros((len(metrics), len(pairs)))}
+    kinds = Axis("restored", tuple(one.label for one in restored))
+    collected = Collected(metrics, (kinds, layer_axis(t.n_layers), Axis("place", places.labels)), pairs)
     progress.phase("causal tracing", len(batches) * n_samples * len(restored) * t.n_layers)
     done = 0
     for batch in batches:
-        examples = list(batch.examples)
         work = _Work(t, batch, metrics, places, subject, memory_bytes)
-        ends["clean"][:, examples] = work.metric_of(work.clean)
+        collected.note_run(batch, "clean", work.metric_of(work.clean))
         for sample in range(n_samples):
             work.corrupt(corruption, sample, std)
-            ends["corrupt"][:, examples] += work.metric_of(work.corrupted) / n_samples
-            for index, one in enumerate(restored):
-                for layer in range(t.n_layers):
-                    values = np.moveaxis(work.measure(one, layer, progress, done), -1, 0)
-                    found[:, index, layer, :, examples] += values / n_samples
-                    done += 1
-                    progress.step(done)
-    return Cells(
-        kind="causal_tracing",
-        axes=(
-            measured_axis([m.name for m in metrics]),
-            Axis("restored", tuple(one.label for one in restored)),
-            Axis("layer", tuple(map(str, range(t.n_layers)))),
-            Axis("place", places.labels),
-        ),
-        per_example=found,
-        defined=np.ones(shape[1:-1], dtype=bool),
-        clean=ends["clean"],
-        corrupt=ends["corrupt"],
-        base="corrupt",
-        groups=tuple(pair.group for pair in pairs),
-        parameters={
-            "subject": corruption.role,
-            "corruption": "corrupt prompt" if corruption.sigma is None else "noise",
-            "sigma": corruption.sigma,
-            "samples": n_samples,
-            "seed": corruption.seed,
-            "windows": {one.label: one.window for one in restored},
-            "places": places.kind,
-        },
-        facts={"noise_standard_deviation": (corruption.sigma or 0.0) * std},
-    )
+            collected.note_run(batch, "corrupt", work.metric_of(work.corrupted), 1 / n_samples)
+            for index, layer in np.ndindex(len(restored), t.n_layers):
+                values = work.measure(restored[index], layer, progress, done)
+                collected.note(batch, (index, layer), values, 1 / n_samples)
+                done += 1
+                progress.step(done)
+    facts = {"noise_standard_deviation": (corruption.sigma or 0.0) * std}
+    parameters = _parameters(corruption, restored, places, n_samples)
+    return collected.cells("causal_tracing", "corrupt", parameters, facts=facts)
+
+
+def _parameters(
+    corruption: Corruption, restored: Sequence[Restored], places: Places, n_samples: int
+) -> dict[str, object]:
+    return {
+        "subject": corruption.role,
+        "corruption": "corrupt prompt" if corruption.sigma is None else "noise",
+        "sigma": corruption.sigma,
+        "samples": n_samples,
+        "seed": corruption.seed,
+        "windows": {one.label: one.window for one in restored},
+        "places": places.kind,
+    }
 
 
 def _check(t: Transformer, corruption: Corruption, restored: Sequence[Restored]) -> None:

@@ -16,11 +16,12 @@ from torch import Tensor
 from acdc.errors import Fault, GraphMismatch, TaskError
 from acdc.metrics import Metric
 from acdc.models.transformer import Transformer
-from acdc.patch_map import Axis, Cells, measured_axis
+from acdc.patch_map import Axis, Cells
 from acdc.patching.batches import Batch
 from acdc.progress import Progress
 from acdc.tasks.prompts import Pair
 from acdc.tracing.activation import memory_left
+from acdc.tracing.collecting import Collected, layer_axis
 from acdc.tracing.measuring import Numbers, make_reader
 from acdc.tracing.places import pair_of_row, role_places
 from acdc.tracing.reruns import Begin, Change, bytes_of_rerun, bytes_of_run, record_run, rerun
@@ -50,36 +51,22 @@ def knock_out_attention(
     OutOfMemory, Cancelled.
     """
     of_heads = None if heads is None else _heads_named(t, heads)
-    found = np.zeros((len(metrics), t.n_layers, len(blocked), len(pairs)))
-    ends = {"clean": np.zeros((len(metrics), len(pairs))), "corrupt": np.zeros((len(metrics), len(pairs)))}
     flags = [_forbidden(pairs, blocked, batch) for batch in batches]
     _require_something_to_look_at(t, batches, flags, blocked)
     windows = [window_around(layer, window, t.n_layers) for layer in range(t.n_layers)]
+    edges = Axis("blocked", tuple(f"{query} -> {key}" for query, key in blocked))
+    collected = Collected(metrics, (layer_axis(t.n_layers), edges), pairs)
     progress.phase("attention knockout", len(batches) * t.n_layers)
     for number, (batch, forbidden) in enumerate(zip(batches, flags, strict=True)):
-        examples = list(batch.examples)
         work = _Work(t, batch, metrics, forbidden, of_heads, memory_bytes)
         for name, values in work.unchanged().items():
-            ends[name][:, examples] = values
+            collected.note_run(batch, name, values)
         for layer, layers in enumerate(windows):
             done = number * t.n_layers + layer
-            found[:, layer, :, examples] = np.moveaxis(work.measure(layers, progress, done), -1, 0)
+            collected.note(batch, (layer,), work.measure(layers, progress, done))
             progress.step(done + 1)
-    return Cells(
-        kind="attention_knockout",
-        axes=(
-            measured_axis([m.name for m in metrics]),
-            Axis("layer", tuple(map(str, range(t.n_layers)))),
-            Axis("blocked", tuple(f"{query} -> {key}" for query, key in blocked)),
-        ),
-        per_example=found,
-        defined=np.ones(found.shape[1:-1], dtype=bool),
-        clean=ends["clean"],
-        corrupt=ends["corrupt"],
-        base="clean",
-        groups=tuple(pair.group for pair in pairs),
-        parameters={"window": window, "heads": None if heads is None else list(heads)},
-    )
+    parameters = {"window": window, "heads": None if heads is None else list(heads)}
+    return collected.cells("attention_knockout", "clean", parameters)
 
 
 def _heads_named(t: Transformer, names: Sequence[str]) -> Tensor:

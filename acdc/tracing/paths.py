@@ -32,12 +32,13 @@ from acdc.errors import Fault, GraphMismatch, TaskError
 from acdc.graph import Graph
 from acdc.metrics import Metric
 from acdc.models.transformer import Rope, Transformer
-from acdc.patch_map import Axis, Cells, measured_axis
+from acdc.patch_map import Axis, Cells
 from acdc.patching.batches import Batch
 from acdc.patching.forward import read_all
 from acdc.progress import Progress
 from acdc.tasks.prompts import Pair
 from acdc.tracing.activation import base_of, memory_left
+from acdc.tracing.collecting import Collected
 from acdc.tracing.measuring import Numbers, make_reader
 from acdc.tracing.places import first_changes
 from acdc.tracing.reruns import Run, attend_late, bytes_of_rerun, bytes_of_run, record_run
@@ -127,44 +128,27 @@ def patch_paths(
         raise TaskError(f"between {between!r} is unknown; known are: {', '.join(BETWEEN)}")
     base = base_of(direction)
     wanted = _Wanted.of(t.graph, senders, receivers)
-    shape = (len(metrics), len(senders), len(receivers))
-    found = np.zeros((*shape, len(pairs)))
-    ends = {"clean": np.zeros((len(metrics), len(pairs))), "corrupt": np.zeros((len(metrics), len(pairs)))}
+    axes = Axis("sender", tuple(s.label for s in senders)), Axis("receiver", tuple(r.label for r in receivers))
+    collected = Collected(metrics, axes, pairs)
     groups = wanted.by_reach(t.graph, between)
     progress.phase("path patching", len(batches) * len(groups))
     for number, batch in enumerate(batches):
-        examples = list(batch.examples)
         work = _Work(t, batch, metrics, base, between, memory_bytes)
         for name, values in work.unchanged().items():
-            ends[name][:, examples] = values
-            if name == base:
-                found[..., examples] = values[:, None, None]
+            collected.note_run(batch, name, values)
+        found = np.zeros((len(metrics), *wanted.defined.shape, len(batch.examples)))
         for index, group in enumerate(groups):
             done = number * len(groups) + index
-            values = work.measure(wanted, group, progress, done)
-            found[:, group.senders[:, None], group.receivers[:, None], examples] = values
+            found[:, group.senders, group.receivers] = work.measure(wanted, group, progress, done)
             progress.step(done + 1)
-    found *= wanted.defined[None, :, :, None]
-    return Cells(
-        kind="path_patching",
-        axes=(
-            measured_axis([m.name for m in metrics]),
-            Axis("sender", tuple(s.label for s in senders)),
-            Axis("receiver", tuple(r.label for r in receivers)),
-        ),
-        per_example=found,
-        defined=wanted.defined,
-        clean=ends["clean"],
-        corrupt=ends["corrupt"],
-        base=base,
-        groups=tuple(pair.group for pair in pairs),
-        parameters={
-            "between": between,
-            "direction": direction,
-            "senders": [[s.label, *s.names] for s in senders],
-            "receivers": [[r.label, *r.names] for r in receivers],
-        },
-    )
+        collected.note(batch, (), found)
+    parameters = {
+        "between": between,
+        "direction": direction,
+        "senders": [[s.label, *s.names] for s in senders],
+        "receivers": [[r.label, *r.names] for r in receivers],
+    }
+    return collected.cells("path_patching", base, parameters, wanted.defined)
 
 
 # -- what is asked for -------------------------------------------------------------------------------------------------
