@@ -59,7 +59,7 @@ def test_every_cell_is_a_forward_with_one_hook(name: str, direction: str) -> Non
             assert cells.per_example.any()
             n_parts = len(cells.axes[2].labels) if len(cells.axes) == 4 else 1
             patched = cells.per_example[0].reshape(t.n_layers, n_parts, batch.length, -1)
-            for layer in range(t.n_layers):
+            for layer in range(t.n_layers) if direction == "noising" else [1]:  # which only swaps the runs
                 for part in range(n_parts):
                     expected = one_hook_a_place(t, batch, base, other, (kind, layer, part))
                     assert np.abs(patched[layer, part] - expected).max() < 1e-8 * max(1, np.abs(expected).max())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -54,7 +56,7 @@ def trace(t: Transformer, pairs: list[Pair], **options: object) -> Cells:
     return trace_causes(t, pairs, batches, METRIC_AND_PROBABILITY, **settings)  # type: ignore[arg-type]
 
 
-def noised(t: Transformer, pair: Pair, number: int, sample: int) -> Tensor:
+def noise_of(t: Transformer, pair: Pair, number: int, sample: int) -> Tensor:
     """What the noise adds to the embeddings of one prompt, made anew: [1, pos, d]."""
     noise = torch.zeros(1, len(pair.clean), t.d_model, dtype=t.dtype)
     first, stop = pair.roles["subject"]
@@ -63,34 +65,49 @@ def noised(t: Transformer, pair: Pair, number: int, sample: int) -> Tensor:
     return noise
 
 
-@torch.no_grad()
-def one_by_hooks(t: Transformer, pair: Pair, noise: Tensor, one: Restored | None, layer: int, role: str) -> list[float]:
-    """Metrics of noised runs of the model itself in which a state is restored, by a hook for each layer of the window;
-    means over the noise samples [sample, pos, d]."""
-    tokens = torch.tensor([pair.clean] * len(noise))
-    where = torch.zeros(tokens.shape, dtype=torch.bool)
-    where[:, slice(*pair.roles[role])] = True
+class Noised:
+    """One prompt and its noise [sample, pos, d]: runs of the model itself in which states are restored, by one hook for
+    each layer of a window."""
 
-    def putting(value: Tensor):  # type: ignore[no-untyped-def]
-        return lambda x: torch.where(where[..., None], value, x)
+    def __init__(self, t: Transformer, pair: Pair, noise: Tensor) -> None:
+        self.t, self.pair, self.noise = t, pair, noise
+        self.tokens = torch.tensor([pair.clean] * len(noise))
+        self.clean, self.corrupted = cache(self._clean), cache(self._corrupted)
 
-    with ExitStack() as hooks:
-        embeddings = t.module.get_input_embeddings()  # type: ignore[operator]
-        clean, corrupted = {}, {}
+    def _clean(self, state: str, layer: int) -> Tensor:
+        return see_state(self.t, self.tokens, (state, layer, 0))
+
+    def _corrupted(self, state: str, layer: int) -> Tensor:
+        with self._noise():
+            return see_state(self.t, self.tokens, (state, layer, 0))
+
+    @contextmanager
+    def _noise(self) -> Iterator[None]:
+        embeddings = self.t.module.get_input_embeddings()  # type: ignore[operator]
+        handle = embeddings.register_forward_hook(lambda module, args, out: out + self.noise)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @torch.no_grad()
+    def metrics(self, one: Restored | None = None, layer: int = 0, role: str = "end") -> list[float]:
+        """Means over the noise samples."""
+        where = torch.zeros(self.tokens.shape, dtype=torch.bool)
+        where[:, slice(*self.pair.roles[role])] = True
+        n, values = self.t.n_layers, {}
         if one is not None:
-            window = window_around(layer, one.window, t.n_layers)
-            clean = {i: see_state(t, tokens, (one.state, i, 0)) for i in window}
-        handle = embeddings.register_forward_hook(lambda module, args, out: out + noise)
-        hooks.callback(handle.remove)
-        if one is not None and one.severed is not None:
-            corrupted = {i: see_state(t, tokens, (one.severed, i, 0)) for i in range(t.n_layers)}
-        for i, value in clean.items():
-            hooks.enter_context(hooked(t, (one.state, i, 0), putting(value)))  # type: ignore[union-attr]
-        for i, value in corrupted.items():
-            hooks.enter_context(hooked(t, (one.severed, i, 0), putting(value)))  # type: ignore[union-attr, arg-type]
-        logits = t.module(tokens).logits[:, -1]
-    (right,), (wrong,) = pair.answers[0], pair.wrong[0]
-    return [float((logits[:, right] - logits[:, wrong]).mean()), float(logits.softmax(-1)[:, right].mean())]
+            values = {(one.state, i): self.clean(one.state, i) for i in window_around(layer, one.window, n)}
+            if one.severed is not None:
+                values |= {(one.severed, i): self.corrupted(one.severed, i) for i in range(n)}
+        with ExitStack() as hooks:
+            hooks.enter_context(self._noise())
+            for (state, i), value in values.items():
+                put = partial(torch.where, where[..., None], value)
+                hooks.enter_context(hooked(self.t, (state, i, 0), put))
+            logits = self.t.module(self.tokens).logits[:, -1]
+        (right,), (wrong,) = self.pair.answers[0], self.pair.wrong[0]
+        return [float((logits[:, right] - logits[:, wrong]).mean()), float(logits.softmax(-1)[:, right].mean())]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt-neox", "gemma3", "toy-bidirectional"])
@@ -101,13 +118,12 @@ def test_every_cell_is_the_mean_of_noised_runs_with_hooks_that_restore(name: str
         t = wrap(model)
         cells = trace(t, pairs, restored=restored)
         for number, pair in enumerate(pairs):
-            noise = torch.cat([noised(t, pair, number, sample) for sample in range(2)])
-            expected = one_by_hooks(t, pair, noise, None, 0, "end")
-            assert np.abs(cells.corrupt[:, number] - expected).max() < 1e-8
+            runs = Noised(t, pair, torch.cat([noise_of(t, pair, number, sample) for sample in range(2)]))
+            assert np.abs(cells.corrupt[:, number] - runs.metrics()).max() < 1e-8
             for index, one in enumerate(restored):
                 for layer in range(t.n_layers):
                     for place, role in enumerate(cells.axes[3].labels):
-                        expected = one_by_hooks(t, pair, noise, one, layer, role)
+                        expected = runs.metrics(one, layer, role)
                         found = cells.per_example[:, index, layer, place, number]
                         assert np.abs(found - expected).max() < 1e-8, (one.label, layer, role)
 
