@@ -5,7 +5,6 @@ Each field is the variable `ACDC_` and its name in capitals: `ACDC_PORT=9000`. L
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from acdc.errors import Fault, SpecError
+from acdc.suggestions import did_you_mean
 
 PREFIX = "ACDC_"
 Seconds = Annotated[float, Field(gt=0)]
@@ -139,8 +139,7 @@ def _unknown_variables() -> list[Fault]:
     faults = []
     for name in sorted(os.environ):
         if name.upper().startswith(PREFIX) and name.upper() not in known:
-            near = difflib.get_close_matches(name.upper(), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            hint = did_you_mean(name, known).rstrip() or f"known are {', '.join(known)}"
             faults.append(Fault(name, f"there is no such setting; {hint}"))
     return faults
 

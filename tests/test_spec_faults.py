@@ -1,0 +1,91 @@
+"""A mistyped name in a spec is answered with what was probably meant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from acdc.api.circuits import Labels
+from acdc.errors import Fault, SpecError
+from acdc.spec import faults_of, parse_job
+from acdc.suggestions import did_you_mean
+
+
+def only_fault(spec: dict[str, Any]) -> Fault:
+    with pytest.raises(SpecError) as caught:
+        parse_job(spec)
+    (fault,) = caught.value.faults
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("spec", "where", "wrong", "meant", "also_known"),
+    [
+        ({"taks": "ioi"}, "taks", "'taks'", "task", "evaluation"),
+        ({"method": "epa"}, "method", "'epa'", "eap", "exact"),
+        ({"method": {"name": "epa"}}, "method", "'epa'", "eap", "exact"),
+        ({"method": {"stepz": 3}}, "method.stepz", "'stepz'", "steps", "objective"),
+        ({"method": {"name": "acdc", "threshold": 1}}, "method.threshold", "'threshold'", "thresholds", "warm_start"),
+        ({"metric": "logit_dif"}, "metric", "'logit_dif'", "logit_diff", "accuracy"),
+        ({"task": "IOI"}, "task.name", "'IOI'", "ioi", "greater_than"),
+        ({"task": {"corruption": "abd"}}, "task.corruption", "'abd'", "abc", "s2_io_flip"),
+        ({"model": "gemma3-270m"}, "model", "'gemma3-270m'", "gemma3-270m-q4", "smollm2-135m-instruct-q4"),
+        (
+            {"kind": "evaluate", "circuit": "c", "edit": {"remove_node": ["9.6"]}},
+            "edit.remove_node",
+            "'remove_node'",
+            "remove_nodes",
+            "add_edges",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_mistyped_name_is_named_with_the_nearest_and_the_known_ones(
+    spec: dict[str, Any], where: str, wrong: str, meant: str, also_known: str
+) -> None:
+    fault = only_fault(spec)
+    assert fault.where == where
+    assert wrong in fault.message
+    assert f"did you mean {meant}?" in fault.message
+    assert also_known in fault.message.partition("known")[2] or also_known in fault.message.partition("it has")[2]
+    assert "Input" not in fault.message
+    assert "not permitted" not in fault.message
+
+
+def test_field_of_another_method_is_not_said_to_be_known() -> None:
+    message = only_fault({"method": {"name": "acdc", "steps": 3}}).message
+    assert "thresholds" in message
+    assert "steps" not in message.partition("known")[2]
+
+
+def test_mistyped_field_of_a_custom_pair_is_told_those_of_a_pair() -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_job({"task": {"name": "custom", "pairs": [{"clean": "a", "answers": ["b"], "gruop": "g"}]}})
+    told = {fault.where: fault.message for fault in caught.value.faults}
+    assert "did you mean group?" in told["task.pairs.0.gruop"]
+    assert "held_out" not in told["task.pairs.0.gruop"]
+
+
+def test_mistyped_job_kind_is_told_the_nearest() -> None:
+    with pytest.raises(SpecError, match=r"'discovr'; did you mean discover\? known kinds: discover, evaluate, try"):
+        parse_job({"kind": "discovr"})
+
+
+def test_name_that_is_near_none_is_not_guessed_at() -> None:
+    assert did_you_mean("zzzz", ("ioi", "docstring")) == ""
+    fault = only_fault({"zzzz": 1})
+    assert "did you mean" not in fault.message
+    assert "known: " in fault.message
+
+
+def test_faults_of_a_relabelled_circuit_know_its_own_fields() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Labels.model_validate({"nmae": "x"})
+    (fault,) = faults_of(caught.value, Labels)
+    assert fault == Fault("nmae", "there is no field 'nmae' here; did you mean name? known: name, tags, notes")
+
+
+def test_value_that_is_no_word_is_shown_as_it_was_given() -> None:
+    assert only_fault({"metric": 3}).message.endswith("got 3")
