@@ -1,37 +1,123 @@
 """Every edge alone, cut from the full graph: score[s, r] = m(full) - m(full without the edge).
 
-The measure that attribution approximates. Cost: one masked forward per edge, as many edges a batch as memory holds.
+The measure that attribution approximates. All edges into one receiver are rows of one batch: nothing before the
+receiver is computed again, everything after it is, about half a forward an edge.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
+from torch import Tensor
 
 from acdc.discovery.problem import Found, Problem
+from acdc.errors import OutOfMemory
+from acdc.models.transformer import Transformer
+from acdc.patching.circuits import Prompts
+from acdc.patching.needs import NARROW, WIDE
+from acdc.patching.readout import make_readout
+from acdc.patching.standing import Standing
 from acdc.progress import Checkpoint, Progress
+from acdc.tracing.reruns import Begin, Change, attention_output, bytes_of_rerun, record_run, rerun
 
-CHUNK = 64  # edges between two steps of progress
 
-
+@torch.no_grad()
 def score_exact(problem: Problem, progress: Progress) -> list[Found]:
-    """Checkpoints after every chunk of edges."""
+    """Checkpoints after every receiver."""
     graph = problem.t.graph
-    edges = list(graph.edges())
-    scores = np.zeros(graph.legal.shape, dtype=np.float32)
-    start = 0
+    scores, start = np.zeros(graph.legal.shape, dtype=np.float32), 0
     if (saved := progress.resume()) is not None:
         scores, start = np.array(saved.arrays["scores"], dtype=np.float32), saved.step
-    progress.phase("exact", len(edges))
-    full = problem.full_mask()
-    reference = problem.measure(full[None]).mean()
-    for first in range(start, len(edges), CHUNK):
-        chunk = edges[first : first + CHUNK]
-        masks = full.repeat(len(chunk), 1, 1)
-        for mask, edge in zip(masks, chunk, strict=True):
-            mask[edge.sender, edge.receiver] = 0
-        without = problem.measure(masks).mean(1)
-        for edge, value in zip(chunk, without, strict=True):
-            scores[edge.sender, edge.receiver] = reference - value
-        progress.save(Checkpoint(first + len(chunk), arrays={"scores": scores}))
-        progress.step(first + len(chunk))
-    return [Found(scores, graph.legal.copy(), passes={"masked_forward": len(edges) + 1})]
+    progress.phase("exact", graph.n_edges)
+    batches = [_Batch(problem, p) for p in problem.prompts]
+    done = 0
+    for receiver in range(graph.n_receivers):
+        senders = list(range(int(graph.n_senders_before[receiver])))
+        if receiver >= start:
+            costs = sum(batch.costs(receiver, senders) for batch in batches)
+            scores[senders, receiver] = np.asarray(costs) / problem.n_examples
+            progress.save(Checkpoint(receiver + 1, arrays={"scores": scores}))
+        done += len(senders)
+        progress.step(done, graph.receivers[receiver].name)
+    return [Found(scores, graph.legal.copy(), passes={"half_forward": graph.n_edges})]
+
+
+class _Batch:
+    """One batch of prompts: its clean run, and reruns from each receiver on."""
+
+    def __init__(self, problem: Problem, p: Prompts) -> None:
+        self.t, self.batch, self.memory_bytes = problem.t, p.batch, problem.memory_bytes
+        self.standing = Standing(self.t, p, self.t.graph.legal)
+        self.at = self.standing.at
+        self.clean = record_run(self.t, p.inputs[:, :, : self.at.end])
+        self.readout = make_readout(self.t, [p], problem.objective)
+        self.full = float(self._measure(self.clean.last[:, self.at.narrow :].unsqueeze(0)).sum())
+
+    def costs(self, receiver: int, senders: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """m(full) - m(full without each edge), summed over examples: [sender]"""
+        kind = self.t.graph.receivers[receiver].kind
+        level = NARROW if kind == "logits" else WIDE
+        size = self._rows_that_fit()
+        found = []
+        for first in range(0, len(senders), size):
+            cut = self.standing.differences(senders[first : first + size], level)  # [row, B, n, d]
+            last = self._without(receiver, cut)
+            found.append(self.full - self._measure(last).sum(1).cpu().numpy())
+        return np.concatenate(found)
+
+    def _without(self, receiver: int, cut: Tensor) -> Tensor:
+        """Last residuals [row, B, n, d] when the receiver reads so much less."""
+        r, at = self.t.graph.receivers[receiver], self.at
+        if r.kind == "logits":
+            return self.clean.last[:, at.narrow :] - cut
+        rows = torch.arange(cut.shape[1], device=cut.device).repeat(cut.shape[0])
+        less = cut.flatten(0, 1)  # [n, m, d]
+        if r.kind == "mlp":
+            begin = Begin(r.layer + 1, at.wide, at.narrow, self.clean, rows)
+            last = rerun(self.t, self._after_mlp(r.layer, less, rows), begin)
+        else:
+            begin = Begin(r.layer, at.wide, at.narrow, self.clean, rows)
+            place = receiver - self.t.graph.receivers_of_layer(r.layer).start
+            x = self.clean.before[r.layer][rows, at.wide :]
+            last = rerun(self.t, x, begin, _ReadsLess(self.t, r.layer, place, less))
+        by_row: Tensor = last.unflatten(0, cut.shape[:2])
+        return by_row
+
+    def _after_mlp(self, index: int, less: Tensor, rows: Tensor) -> Tensor:
+        layer, wide = self.t.layers[index], self.at.wide
+        assert layer.mlp is not None
+        before = self.clean.before[index][:, wide:]
+        between = before + attention_output(self.t, layer, self.clean.z[index][:, wide:])
+        read = (before if self.t.is_parallel else between)[rows] - less
+        return between[rows] + layer.mlp(read)
+
+    def _measure(self, last: Tensor) -> Tensor:
+        """[row, B, n, d] -> the objective [row, example]"""
+        return self.readout([last[:, self.batch.read_row, self.batch.read_pos - self.at.narrow]])
+
+    def _rows_that_fit(self) -> int:
+        n_bytes = self.batch.n_rows * bytes_of_rerun(self.t, self.at.count(WIDE), self.at.end)
+        n_bytes += len(self.batch.read_row) * self.t.vocab_size * 8
+        if n_bytes > self.memory_bytes:
+            raise OutOfMemory(
+                f"one edge of a batch of {self.batch.n_rows} prompts needs {n_bytes:,} bytes and compute.memory_bytes "
+                f"is {self.memory_bytes:,}: raise it or lower compute.batch_tokens"
+            )
+        return self.memory_bytes // n_bytes
+
+
+class _ReadsLess(Change):
+    """One of the q, k, v inputs of a layer reads less than the stream."""
+
+    def __init__(self, t: Transformer, layer: int, place: int, less: Tensor) -> None:
+        self.of, self.at, self.place, self.less = t.layers[layer], layer, place, less
+
+    def read(self, layer: int, x: Tensor, projected: Tensor) -> Tensor:
+        if layer == self.at:
+            x = x - self.less
+            own = (x @ self.of.w_read[self.place].T) * self.of.read_scale(x) + self.of.b_read[self.place]
+            projected = projected.clone()
+            projected[:, :, self.place] = own
+        return projected
