@@ -160,6 +160,12 @@ class Point:
     accuracy: float
     quantiles: tuple[float, float, float, float, float]
 
+    @property
+    def figures(self) -> str:
+        """f and KL share to two digits, for one line."""
+        f, kl_share = ("withheld" if value is None else f"{value:.2f}" for value in (self.f, self.kl_share))
+        return f"f {f}, KL share {kl_share}"
+
 
 @dataclass(frozen=True)
 class Areas:
@@ -255,6 +261,19 @@ class Report:
     kept_random: Band | None = None
     stability: Stability = Stability()
 
+    def __repr__(self) -> str:
+        """One line: a notebook shows it, and hundreds of points say less."""
+        verdict = f"behaviour {self.behaviour.verdict}, stability {self.stability.verdict}"
+        return f"Report({verdict}, {len(self.points)} points on the curve, {self.headline})"
+
+    @property
+    def headline(self) -> str:
+        """k* and the stored selection on held-out prompts, in one line."""
+        star = "not looked for" if self.k_star is None else _size_of_k_star(self.k_star)
+        own = next((point for point in self.kept if point.split == "held_out"), None)
+        figures = "f and KL share not measured" if own is None else own.figures
+        return f"k* {star}, held out: {figures}"
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -278,6 +297,10 @@ class Report:
             kept_random=data["kept_random"] and band(data["kept_random"]),
             stability=Stability(**data.get("stability", {})),
         )
+
+
+def _size_of_k_star(star: KStar) -> str:
+    return f"{star.point.connected:,} edges" if star.met else "missed"
 
 
 def _point(data: Mapping[str, Any]) -> Point:
@@ -318,6 +341,14 @@ class Circuit:
         """What the file holds, in its order."""
         arrays = {"scores": self.scores, "tested": self.tested, "kept": self.kept, "inclusion": self.inclusion}
         return {name: array for name, array in arrays.items() if array is not None}
+
+    def __repr__(self) -> str:
+        """One line: the arrays are as large as the graph."""
+        made, chosen = self.provenance, self.selected
+        found = f"{made.task.name} on {made.model.reference} by {made.choices.method}"
+        kept = f"{self.n_edges:,} connected edges of {self.graph.n_edges:,} kept"
+        judged = "not evaluated" if self.report is None else self.report.headline
+        return f"Circuit({found}: {kept} (rule {chosen.rule}, {chosen.asked_for:,} asked for), {judged})"
 
     @property
     def n_edges(self) -> int:

@@ -77,6 +77,12 @@ class Cells:
                 raise MapFileError(f"{name} holds a value that is not a finite number")
             array.setflags(write=False)
 
+    def __repr__(self) -> str:
+        """One line: the arrays are as large as the map times the examples."""
+        sizes = " x ".join(f"{len(axis.labels)} {axis.name}" for axis in self.axes[1:])
+        measured = f"{', '.join(self.metrics)} of {len(self.groups)} examples"
+        return f"Cells({self.kind}: {sizes}, {int(self.defined.sum()):,} cells, in the {self.base} run, {measured})"
+
     @property
     def metrics(self) -> tuple[str, ...]:
         return self.axes[0].labels
@@ -125,6 +131,12 @@ class PatchMap:
             if array.shape != self.shape or not np.isfinite(array).all():
                 raise MapFileError(f"{name} is not {self.shape} finite numbers")
             array.setflags(write=False)
+
+    def __repr__(self) -> str:
+        """One line, around that of `cells`."""
+        made = self.provenance
+        found = "" if made is None else f"{made.task.name} on {made.model.reference}, "
+        return f"PatchMap({found}{self.cells!r}, intervals over {self.n_units} {self.unit}s)"
 
     @classmethod
     def of(cls, cells: Cells, *, seed: int, provenance: Provenance | None = None) -> PatchMap:

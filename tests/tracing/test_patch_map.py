@@ -105,6 +105,15 @@ def test_tables_hold_every_defined_cell_and_read_back_to_the_bit() -> None:
     assert read.normalised.notna().all()
 
 
+def test_map_prints_as_one_short_line_with_its_axes() -> None:
+    line = repr(PatchMap.of(cells(base="corrupt"), seed=0, provenance=PROVENANCE))
+    assert len(line) < 250
+    assert "\n" not in line
+    for part in ("ioi on path:x", "activation_patching: 2 layer x 3 place, 5 cells", "corrupt run", "logit_diff, kl"):
+        assert part in line
+    assert "PatchMap(Cells(" in repr(PatchMap.of(cells(), seed=0))
+
+
 @pytest.mark.parametrize("provenance", [None, PROVENANCE])
 def test_what_is_loaded_is_what_was_saved_to_the_bit(tmp_path: Path, provenance: Provenance | None) -> None:
     saved = PatchMap.of(cells(), seed=4, provenance=provenance)
