@@ -175,7 +175,7 @@ def evaluate(loaded: Loaded, spec: EvaluateSpec, progress: Progress, source: Cir
     graph = setting.t.graph
     if source is not None:
         _require_the_same_graph(loaded, graph, source)
-    kept = _kept_to_evaluate(graph, spec, source)
+    kept, idle = _kept_to_evaluate(graph, spec, source)
     found = _found_before(graph, source)
     judgement = _judge(setting, spec, found, found.tested, kept, progress)
     choices = source.provenance.choices if source is not None else None
@@ -187,7 +187,7 @@ def evaluate(loaded: Loaded, spec: EvaluateSpec, progress: Progress, source: Cir
         choices.objective if choices else spec.metric,
         time.monotonic() - begin,
         None,
-        _notes(loaded, source),
+        [*_notes(loaded, source), *idle],
     )
     return Result("evaluation", _circuit(setting, found, judgement, provenance))
 
@@ -200,7 +200,8 @@ def _found_before(graph: Graph, source: Circuit | None) -> Found:
     return Found(source.scores.copy(), source.tested.copy(), why_no_examples=why)
 
 
-def _kept_to_evaluate(graph: Graph, spec: EvaluateSpec, source: Circuit | None) -> Kept:
+def _kept_to_evaluate(graph: Graph, spec: EvaluateSpec, source: Circuit | None) -> tuple[Kept, list[str]]:
+    """The circuit to judge, and a note on each name of the edit that changes nothing."""
     if source is None:
         assert spec.hypothesis is not None
         mask = graph.mask_of_edges(spec.hypothesis.edges)
@@ -214,9 +215,10 @@ def _kept_to_evaluate(graph: Graph, spec: EvaluateSpec, source: Circuit | None) 
     else:
         kept = Kept(source.kept, source.selected)
     changes = spec.edit.model_dump()
-    if any(changes.values()):
-        kept = Kept.of(graph, edited(graph, kept.mask, **changes), "edited")
-    return kept
+    if not any(changes.values()):
+        return kept, []
+    edit = edited(graph, kept.mask, **changes)
+    return Kept.of(graph, edit.mask, "edited"), [f"the edit's {fault}: that changed nothing" for fault in edit.idle]
 
 
 def _notes(loaded: Loaded, source: Circuit | None) -> list[str]:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
 from acdc.errors import Fault, GraphMismatch
-from acdc.graph import BoolMatrix, Graph
+from acdc.graph import BoolMatrix, Edge, Graph
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Edited:
+    """mask: bool [senders, receivers], the changed circuit. idle: of each name that changed nothing, why."""
+
+    mask: BoolMatrix
+    idle: tuple[Fault, ...]
 
 
 def complement(graph: Graph, mask: BoolMatrix) -> BoolMatrix:
@@ -26,13 +35,43 @@ def edited(
     remove_edges: Sequence[str] = (),
     add_nodes: Sequence[str] = (),
     remove_nodes: Sequence[str] = (),
-) -> BoolMatrix:
+) -> Edited:
     """The circuit with edges (`5.5->9.6.q`) and nodes (`9.6`, `mlp0`) added, then others removed. Dead edges stay.
 
     A node is added with every edge between it and the nodes that the circuit then has, embed and the logits among them.
     A node is removed with every edge out of it and into it; a key or value input goes only where all heads that read it
-    are removed. Raises GraphMismatch with every name that this graph has not, or that is both added and removed.
+    are removed. Raises GraphMismatch with every name that this graph has not, or that is both added and removed, and
+    where the connected edges stay the same: whoever asks for a change must not take the old figures for those of a new
+    circuit. Of several names, some may be idle, as in a sweep over a list of heads.
     """
+    edges_in, edges_out = _read_names(graph, add_edges, remove_edges, add_nodes, remove_nodes)
+    nodes_in, nodes_out = _names(add_nodes), _names(remove_nodes)
+    entering = _edges_of_nodes(graph, mask, nodes_in) if nodes_in else np.zeros_like(mask)
+    largest = mask | entering | _mask_of(graph, edges_in)
+    leaving = _touching_only(graph, set(nodes_out))
+    result = largest & ~leaving & ~_mask_of(graph, edges_out)
+    idle = [
+        *_idle_edges(graph, edges_in, mask, "add_edges", "is in the circuit already"),
+        *_idle_nodes(graph, nodes_in, entering & ~mask, "add_nodes", "is in the circuit already, with all its edges"),
+        *_idle_edges(graph, edges_out, ~largest, "remove_edges", "is not in the circuit"),
+        *_idle_nodes(graph, nodes_out, leaving & largest, "remove_nodes", "has no edge in the circuit that could go"),
+    ]
+    if (graph.connected(result) == graph.connected(mask)).all():
+        raise GraphMismatch(
+            "the edit leaves the circuit as it is; evaluate it without an edit, or name other edges or nodes",
+            idle or [Fault("edit", "what changes lies on no path from embed to the logits")],
+        )
+    return Edited(result, tuple(idle))
+
+
+def _read_names(
+    graph: Graph,
+    add_edges: Sequence[str],
+    remove_edges: Sequence[str],
+    add_nodes: Sequence[str],
+    remove_nodes: Sequence[str],
+) -> tuple[list[Edge], list[Edge]]:
+    """The edges to add and to remove. Raises GraphMismatch with every fault."""
     faults: list[Fault] = []
     edges_in = _collect(graph.edge, add_edges, "add_edges", faults)
     edges_out = _collect(graph.edge, remove_edges, "remove_edges", faults)
@@ -42,16 +81,33 @@ def edited(
         both = sorted({name.strip() for name in added} & {name.strip() for name in removed})
         faults += [Fault(f"add_{what}", f"{name!r} is both added and removed; leave out one") for name in both]
     if faults:
-        raise GraphMismatch(f"{len(faults)} faults in the edit of a circuit", faults)
-    result = mask.copy()
-    if add_nodes:
-        result |= _edges_of_nodes(graph, mask, [name.strip() for name in add_nodes])
-    for edge in edges_in:
-        result[edge.sender, edge.receiver] = True
-    result &= ~_touching_only(graph, {name.strip() for name in remove_nodes})
-    for edge in edges_out:
-        result[edge.sender, edge.receiver] = False
-    return result
+        raise GraphMismatch(f"{len(faults)} fault{'s' * (len(faults) != 1)} in the edit of a circuit", faults)
+    return edges_in, edges_out
+
+
+def _names(given: Sequence[str]) -> list[str]:
+    return [name.strip() for name in given]
+
+
+def _mask_of(graph: Graph, edges: Sequence[Edge]) -> BoolMatrix:
+    mask = np.zeros_like(graph.legal)
+    for edge in edges:
+        mask[edge.sender, edge.receiver] = True
+    return mask
+
+
+def _idle_edges(graph: Graph, edges: Sequence[Edge], done: BoolMatrix, where: str, why: str) -> Iterator[Fault]:
+    """done: the edges with which nothing is left to do."""
+    for edge in edges:
+        if done[edge.sender, edge.receiver]:
+            yield Fault(where, f"{graph.edge_name(edge)!r} {why}")
+
+
+def _idle_nodes(graph: Graph, nodes: Sequence[str], changed: BoolMatrix, where: str, why: str) -> Iterator[Fault]:
+    """changed: the edges that come or go with any of the nodes."""
+    for name in nodes:
+        if not (changed & _touching(graph, {name})).any():
+            yield Fault(where, f"{name!r} {why}")
 
 
 def _collect(parse: Callable[[str], T], names: Sequence[str], where: str, faults: list[Fault]) -> list[T]:

@@ -159,6 +159,33 @@ def test_a_stored_circuit_is_evaluated_under_any_ablation(
     assert result.circuit.provenance.choices.ablation.startswith(ablation)
 
 
+def absent_edge(circuit: Circuit) -> str:
+    graph = circuit.graph
+    return next(graph.edge_name(e) for e in graph.edges() if not circuit.kept[e.sender, e.receiver])
+
+
+def test_a_name_of_an_edit_that_changes_nothing_is_noted(
+    model: Any, tokenizer: PreTrainedTokenizerFast, circuit: Circuit
+) -> None:
+    absent = absent_edge(circuit)
+    edit = {"remove_nodes": ["mlp0"], "remove_edges": [absent]}
+    data = {"kind": "evaluate", "circuit": "stored", "edit": edit}
+    spec = parse_job(with_defaults_of(circuit.provenance.run.spec, data))
+    (result,) = run_on(describe_loaded(model, tokenizer), spec, Quiet(), circuit)
+    assert result.circuit is not None
+    (note,) = result.circuit.provenance.run.notes
+    assert note == f"the edit's remove_edges: '{absent}' is not in the circuit: that changed nothing"
+
+
+def test_an_edit_that_changes_nothing_is_not_evaluated(
+    model: Any, tokenizer: PreTrainedTokenizerFast, circuit: Circuit
+) -> None:
+    data = {"kind": "evaluate", "circuit": "stored", "edit": {"remove_edges": [absent_edge(circuit)]}}
+    spec = parse_job(with_defaults_of(circuit.provenance.run.spec, data))
+    with pytest.raises(GraphMismatch, match="leaves the circuit as it is"):
+        run_on(describe_loaded(model, tokenizer), spec, Quiet(), circuit)
+
+
 def test_the_unchanged_circuit_is_judged_as_it_was(
     model: Any, tokenizer: PreTrainedTokenizerFast, circuit: Circuit
 ) -> None:
