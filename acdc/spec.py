@@ -254,6 +254,11 @@ class Acdc(Frozen):
         max_length=10,
         description="staged search: numbers of prompts to decide on first, on more only where it is open",
     )
+    validation: int = Field(
+        default=0,
+        ge=0,
+        description="prompts not searched on: of several thresholds the one with the smallest KL on them comes first",
+    )
 
     @field_validator("thresholds", mode="before")
     @classmethod

@@ -33,6 +33,7 @@ from acdc.discovery.search import Order, Search
 from acdc.discovery.walk import Rule, Walk
 from acdc.errors import TaskError
 from acdc.graph import BoolMatrix
+from acdc.metrics import METRICS
 from acdc.progress import Checkpoint, Progress, Quiet
 
 GUESS_STEPS = 5  # of the integrated gradients that choose a warm start
@@ -52,23 +53,31 @@ def search_acdc(
     order_seed: int = 0,
     warm_start: float | None = None,
     stages: Sequence[int] = (),
+    validation: int = 0,
 ) -> list[Found]:
     """thresholds: one search each, the largest first, each expecting its neighbour's decisions. rule: signed, absolute.
 
     edges: instead of thresholds, the one that keeps about so many edges, bisected. sender_order: reverse, normal or
     random (by order_seed). warm_start: search only among this share of the edges, the largest by eap-ig-inputs.
-    stages: numbers of prompts to decide on first; see `Search`.
+    stages: numbers of prompts to decide on first; see `Search`. validation: so many of the prompts are not searched on;
+    of several thresholds, the one whose circuit has the smallest KL there comes first.
     Checkpoints after every receiver; a run that goes on from one takes the same decisions.
     """
-    runs = _Runs(problem, progress, rule == "absolute", Order(sender_order, order_seed), warm_start, stages)
-    if edges is None:
-        thresholds = sorted(thresholds, reverse=True)
-        progress.phase("acdc", problem.t.graph.n_edges * len(thresholds))
-        for threshold in thresholds:
-            runs.run(threshold)
-        return _results(runs, thresholds)
-    progress.phase("acdc", 0)
-    return [_found(runs, _bisect(runs, edges), "circuit")]
+    if validation >= problem.n_examples:
+        raise TaskError(f"validation sets {validation} prompts aside and there are {problem.n_examples}: give fewer")
+    searched = range(problem.n_examples - validation)
+    runs = _Runs(
+        problem.of(searched), progress, rule == "absolute", Order(sender_order, order_seed), warm_start, stages
+    )
+    if edges is not None:
+        progress.phase("acdc", 0)
+        return [_found(runs, _bisect(runs, edges), "circuit")]
+    thresholds = sorted(thresholds, reverse=True)
+    progress.phase("acdc", problem.t.graph.n_edges * len(thresholds))
+    for threshold in thresholds:
+        runs.run(threshold)
+    found = _results(runs)
+    return _best_first(found, problem.of(range(len(searched), problem.n_examples))) if validation else found
 
 
 @dataclass
@@ -94,7 +103,7 @@ class _Runs:
         self.problem, self.progress, self.is_absolute, self.order = problem, progress, is_absolute, order
         self.graph = problem.t.graph
         smaller = sorted({n for n in stages if n < problem.n_examples})
-        self.stages = [*(problem.first(n) for n in smaller), problem]
+        self.stages = [*(problem.of(range(n)) for n in smaller), problem]
         self.runs: list[_Run] = []
         self.notes: list[str] = []
         saved = progress.resume()
@@ -188,8 +197,8 @@ def _bisect(runs: _Runs, edges: int) -> _Run:
     return best
 
 
-def _results(runs: _Runs, thresholds: Sequence[float]) -> list[Found]:
-    if len(thresholds) == 1:
+def _results(runs: _Runs) -> list[Found]:
+    if len(runs.runs) == 1:
         return [_found(runs, runs.runs[0], "circuit")]
     found = [_found(runs, run, f"threshold={run.threshold!r}") for run in runs.runs]
     survived = np.zeros(runs.graph.legal.shape, np.float32)
@@ -197,6 +206,25 @@ def _results(runs: _Runs, thresholds: Sequence[float]) -> list[Found]:
         survived[run.walk.kept] = run.threshold
     last = replace(found[-1], scores=survived, tested=runs.start.copy(), kept=None, key="thresholds", facts={})
     return [*found, last]
+
+
+def _best_first(found: Sequence[Found], validation: Problem) -> list[Found]:
+    """The circuit with the smallest KL on prompts that were not searched on, named `circuit`; then the others."""
+    circuits = [one for one in found if one.kept is not None]
+    masks = torch.from_numpy(np.stack([one.kept for one in circuits if one.kept is not None]).astype(np.float32))
+    values = replace(validation, objective=METRICS["kl_divergence"]).measure(masks).mean(1)
+    circuits = [
+        replace(one, facts={**one.facts, "validation_kl": -float(value)})
+        for one, value in zip(circuits, values, strict=True)
+    ]
+    best = int(np.argmax(values))
+    note = (
+        f"threshold {circuits[best].facts['threshold']:g} was chosen among {len(circuits)} by KL on "
+        f"{validation.n_examples} prompts that were not searched on"
+    )
+    chosen = replace(circuits[best], key="circuit", notes=(*circuits[best].notes, note))
+    rest = [one for i, one in enumerate(circuits) if i != best]
+    return [chosen, *rest, *(one for one in found if one.kept is None)]
 
 
 def _found(runs: _Runs, run: _Run, key: str) -> Found:

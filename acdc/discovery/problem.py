@@ -33,10 +33,9 @@ class Problem:
     def n_examples(self) -> int:
         return n_examples(self.prompts)
 
-    def first(self, n: int) -> Problem:
-        """The same on the first n examples."""
-        wanted = range(n)
-        parts = (p.narrowed(wanted) for p in self.prompts)
+    def of(self, examples: Sequence[int]) -> Problem:
+        """The same on some of the examples."""
+        parts = (p.narrowed(examples) for p in self.prompts)
         return replace(self, prompts=[p for p in parts if p is not None])
 
     def mean_of(self, p: Prompts) -> Callable[[Tensor], Tensor]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -30,12 +30,14 @@ class Prompts:
     ablation: NodeOutputs
     clean_logprobs: Tensor
 
-    def narrowed(self, examples: Container[int]) -> Prompts | None:
-        """Only these examples, None where none of them is here."""
-        local = [place for place, example in enumerate(self.batch.examples) if example in examples]
+    def narrowed(self, examples: Sequence[int]) -> Prompts | None:
+        """Only these examples, numbered as they stand there; None where none of them is here."""
+        number = {example: place for place, example in enumerate(examples)}
+        local = [place for place, example in enumerate(self.batch.examples) if example in number]
         if not local:
             return None
         batch, rows = self.batch.narrowed(local)
+        batch = replace(batch, examples=tuple(number[example] for example in batch.examples))
         return Prompts(batch, self.inputs[:, rows], self.ablation.of_rows(rows), self.clean_logprobs[local])
 
 

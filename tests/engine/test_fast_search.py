@@ -258,13 +258,35 @@ def test_a_staged_search_decides_early_and_nearly_as_the_exact_one() -> None:
     assert (exact.kept != staged.kept).mean() < 0.1
 
 
-def test_the_first_examples_of_a_problem_are_measured_as_in_the_whole() -> None:
+def test_some_examples_of_a_problem_are_measured_as_in_the_whole() -> None:
     problem = multi_token_problem()
-    some = problem.first(3)
+    some = problem.of(range(3))
     mask = problem.full_mask()
     mask[0] = 0
     assert some.n_examples == 3
     assert np.allclose(some.measure(mask[None])[0], problem.measure(mask[None])[0, :3], atol=1e-12)
+    turned = problem.of([3, 1])
+    assert np.allclose(turned.measure(mask[None])[0], problem.measure(mask[None])[0, [3, 1]], atol=1e-12)
+
+
+def test_a_threshold_is_chosen_by_kl_on_prompts_that_were_not_searched_on() -> None:
+    problem = make_problem("llama", metric="logit_diff", lengths=(5, 6), n=6)
+    arguments = {"thresholds": [0.3, 0.03, 0.003], "rule": "absolute"}
+    chosen, *others, ranking = search_acdc(problem, Quiet(), **arguments, validation=2)  # type: ignore[arg-type]
+    *alone, _ = search_acdc(problem.of(range(4)), Quiet(), **arguments)  # type: ignore[arg-type]
+    kls = {}
+    for found in alone:
+        assert found.kept is not None
+        mask = torch.from_numpy(found.kept[None].astype(np.float64))
+        held = Problem(problem.t, problem.of([4, 5]).prompts, METRICS["kl_divergence"], MEMORY)
+        kls[found.facts["threshold"]] = -float(held.measure(mask).mean())
+    best = min(kls, key=lambda threshold: kls[threshold])
+    assert (chosen.key, chosen.facts["threshold"], ranking.key) == ("circuit", best, "thresholds")
+    assert {one.facts["threshold"] for one in others} == set(kls) - {best}
+    assert chosen.facts["validation_kl"] == pytest.approx(kls[best])
+    assert any("not searched on" in note for note in chosen.notes)
+    with pytest.raises(TaskError, match="give fewer"):
+        search(problem, validation=6)
 
 
 class Stops(Quiet):
