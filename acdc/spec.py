@@ -292,6 +292,8 @@ class Acdc(Frozen):
     def _thresholds_or_edges(self) -> Acdc:
         if (self.edges is None) == (not self.thresholds):
             raise ValueError("give either `thresholds`, or `edges`: the number of edges to bisect a threshold for")
+        if self.validation and len(self.thresholds) < 2:
+            raise ValueError("`validation` chooses among several thresholds: give more than one")
         return self
 
 

@@ -65,10 +65,8 @@ def search_acdc(
     """
     if validation >= problem.n_examples:
         raise TaskError(f"validation sets {validation} prompts aside and there are {problem.n_examples}: give fewer")
-    searched = range(problem.n_examples - validation)
-    runs = _Runs(
-        problem.of(searched), progress, rule == "absolute", Order(sender_order, order_seed), warm_start, stages
-    )
+    searched = problem.of(range(problem.n_examples - validation)) if validation else problem
+    runs = _Runs(searched, progress, rule == "absolute", Order(sender_order, order_seed), warm_start, stages)
     if edges is not None:
         progress.phase("acdc", 0)
         return [_found(runs, _bisect(runs, edges), "circuit")]
@@ -77,7 +75,7 @@ def search_acdc(
     for threshold in thresholds:
         runs.run(threshold)
     found = _results(runs)
-    return _best_first(found, problem.of(range(len(searched), problem.n_examples))) if validation else found
+    return _best_first(found, problem.of(range(searched.n_examples, problem.n_examples))) if validation else found
 
 
 @dataclass
