@@ -26,7 +26,8 @@ from acdc.tracing.measuring import Numbers
 from acdc.tracing.places import Places, first_changes, starts_of
 from acdc.tracing.states import TransformerStates
 from acdc.tracing.subjects import Patch, Subject
-from acdc.tracing.tiles import Tile, make_tiles
+from acdc.tracing.sweeping import Sweep
+from acdc.tracing.tiles import Tile
 
 BASES = {"noising": "clean", "denoising": "corrupt"}
 
@@ -100,40 +101,38 @@ class _Work:
 
     def __post_init__(self) -> None:
         subject, batch = self.subject, self.batch
-        self.memory_left = memory_left(subject.bytes_of_runs(batch), self.memory_bytes)
+        memory_left(subject.bytes_of_runs(batch), self.memory_bytes)  # before they are made
         self.clean, self.corrupt = subject.record(batch.clean), subject.record(batch.corrupt)
-        self.reader = subject.reader(batch, self.metrics, self.clean)
         self.where = self.places.in_batch(batch)
         self.starts = starts_of(self.where, first_changes(batch), is_causal=subject.is_causal)
         self.n_parts = max(1, len(subject.components(self.kind)))
 
+        length = batch.length
+        self.sweep = Sweep(
+            subject.reader(batch, self.metrics, self.clean),
+            lambda m: subject.bytes_of_row(m, length),
+            memory_left(subject.bytes_of_runs(batch), self.memory_bytes),
+            subject.device,
+        )
+
     def unchanged(self) -> dict[str, Numbers]:
         """The metrics of both runs: [metric, example]."""
         runs = {"clean": self.clean, "corrupt": self.corrupt}
-        last = {name: self.subject.last(run) for name, run in runs.items()}
-        return {name: self.reader.measure(self.reader.all_as(x, 1))[:, 0] for name, x in last.items()}
+        return {name: self.sweep.reader.measure_run(self.subject.last(run)) for name, run in runs.items()}
 
     def layer(self, layer: int, progress: Progress, done: int) -> Numbers:
         """[metric, part, place, example]"""
-        n_places = len(self.places.labels)
-        base = self.clean if self.base_name == "clean" else self.corrupt
-        read = self.reader.all_as(self.subject.last(base), self.n_parts * n_places)
-        length = self.batch.length
-        starts = np.tile(self.starts, (self.n_parts, 1))
-        device, bytes_of_row = self.subject.device.type, self.subject.bytes_of_row
-        for tile in make_tiles(starts, length, lambda m: bytes_of_row(m, length), self.memory_left, device):
-            self._run(tile, layer, read)
-            progress.step(done)  # where cancelling takes effect
-        values = self.reader.measure(read)
-        return values.reshape(values.shape[0], self.n_parts, n_places, -1)
+        base, other = (self.clean, self.corrupt) if self.base_name == "clean" else (self.corrupt, self.clean)
+        device, reader = self.subject.device, self.sweep.reader
 
-    def _run(self, tile: Tile, layer: int, read: torch.Tensor) -> None:
-        part, place = np.divmod(tile.cells, len(self.places.labels))
-        device = self.subject.device
-        cells, rows, parts = (torch.from_numpy(a).to(device) for a in (tile.cells, tile.rows, part))
-        where = torch.from_numpy(self.where[place, tile.rows]).to(device)
-        where[:, : tile.start] = False  # the runs agree there
-        patch = Patch(self.kind, layer, rows, parts, where, tile.start, self.reader.first_read)
-        runs = (self.clean, self.corrupt) if self.base_name == "clean" else (self.corrupt, self.clean)
-        last, first = self.subject.patched(*runs, patch)
-        self.reader.put(read, cells, rows, last, first)
+        def run(tile: Tile, rows: torch.Tensor) -> tuple[torch.Tensor, int]:
+            part, place = np.divmod(tile.cells, len(self.places.labels))
+            where = torch.from_numpy(self.where[place, tile.rows]).to(device)
+            where[:, : tile.start] = False  # the runs agree there
+            parts = torch.from_numpy(part).to(device)
+            patch = Patch(self.kind, layer, rows, parts, where, tile.start, reader.first_read)
+            return self.subject.patched(base, other, patch)
+
+        starts = np.tile(self.starts, (self.n_parts, 1))
+        values = self.sweep(self.subject.last(base), starts, run, lambda: progress.step(done))
+        return values.reshape(values.shape[0], self.n_parts, len(self.places.labels), -1)

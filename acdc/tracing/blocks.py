@@ -85,7 +85,7 @@ class BlockModel:
         def readout(metric: Metric) -> Readout:
             return lambda logits: torch.stack([metric(row, batch, logprobs) for row in logits])
 
-        return Reader(batch, [readout(metric) for metric in metrics])
+        return Reader(batch, [readout(metric) for metric in metrics], self.vocab_size)
 
     @torch.no_grad()
     def patched(self, base: BlockRun, other: BlockRun, patch: Patch) -> tuple[Tensor, int]:

@@ -41,7 +41,8 @@ from acdc.tracing.reruns import (
     record_run,
     rerun,
 )
-from acdc.tracing.tiles import Tile, make_tiles
+from acdc.tracing.sweeping import Sweep
+from acdc.tracing.tiles import Tile
 from acdc.tracing.windows import window_around
 
 STATES = ("residual_before", "residual_after", "attention", "mlp")
@@ -195,17 +196,19 @@ class _Work:
         memory_bytes: int,
     ) -> None:
         self.t, self.batch = t, batch
-        self.memory_left = memory_left(2 * bytes_of_run(t, batch.n_rows * batch.length), memory_bytes)
+        left = memory_left(2 * bytes_of_run(t, batch.n_rows * batch.length), memory_bytes)
         with torch.no_grad():
             self.clean = record_run(t, t.embed(batch.clean))
         self.corrupted = self.clean
-        self.reader = make_reader(t, batch, metrics, self.clean)
+        length = batch.length
+        reader = make_reader(t, batch, metrics, self.clean)
+        self.sweep = Sweep(reader, lambda m: bytes_of_rerun(t, m, length), left, t.device)
         self.where = places.in_batch(batch)
         self.subject = subject.in_batch(batch)[0]
 
     def metric_of(self, run: Run) -> Numbers:
         """[metric, example]"""
-        return self.reader.measure(self.reader.all_as(run.last, 1))[:, 0]
+        return self.sweep.reader.measure_run(run.last)
 
     @torch.no_grad()
     def corrupt(self, corruption: Corruption, sample: int, std: float) -> None:
@@ -227,26 +230,17 @@ class _Work:
 
     def measure(self, one: Restored, layer: int, progress: Progress, done: int) -> Numbers:
         """[metric, place, example]"""
-        read = self.reader.all_as(self.corrupted.last, len(self.where))
-        length = self.batch.length
+        layers = window_around(layer, one.window, self.t.n_layers)
+        first_read = self.sweep.reader.first_read
 
-        def bytes_of_row(m: int) -> int:
-            return bytes_of_rerun(self.t, m, length)
+        def run(tile: Tile, rows: Tensor) -> tuple[Tensor, int]:
+            where = torch.from_numpy(self.where[tile.cells, tile.rows]).to(rows.device)
+            change = _Restore(self.t, one, layers, self.clean, self.corrupted, rows, where)
+            x = change.begin(layers.start, self.corrupted.before[layers.start][rows, tile.start :])
+            begin = Begin(layers.start, tile.start, first_read, self.corrupted, rows)
+            return rerun(self.t, x, begin, change), begin.first_returned
 
-        for tile in make_tiles(self.starts, length, bytes_of_row, self.memory_left, self.t.device.type):
-            self._run(tile, one, window_around(layer, one.window, self.t.n_layers), read)
-            progress.step(done)  # where cancelling takes effect
-        return self.reader.measure(read)
-
-    @torch.no_grad()
-    def _run(self, tile: Tile, one: Restored, layers: range, read: Tensor) -> None:
-        device, start = self.t.device, tile.start
-        cells, rows = torch.from_numpy(tile.cells).to(device), torch.from_numpy(tile.rows).to(device)
-        where = torch.from_numpy(self.where[tile.cells, tile.rows]).to(device)
-        change = _Restore(self.t, one, layers, self.clean, self.corrupted, rows, where)
-        x = change.begin(layers.start, self.corrupted.before[layers.start][rows, start:])
-        begin = Begin(layers.start, start, self.reader.first_read, self.corrupted, rows)
-        self.reader.put(read, cells, rows, rerun(self.t, x, begin, change), begin.first_returned)
+        return self.sweep(self.corrupted.last, self.starts, run, lambda: progress.step(done))
 
 
 class _Restore(Change):

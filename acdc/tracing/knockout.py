@@ -25,7 +25,8 @@ from acdc.tracing.collecting import Collected, layer_axis
 from acdc.tracing.measuring import Numbers, make_reader
 from acdc.tracing.places import pair_of_row, role_places
 from acdc.tracing.reruns import Begin, Change, bytes_of_rerun, bytes_of_run, record_run, rerun
-from acdc.tracing.tiles import Tile, make_tiles
+from acdc.tracing.sweeping import Sweep
+from acdc.tracing.tiles import Tile
 from acdc.tracing.windows import window_around
 
 Flags = npt.NDArray[np.bool_]
@@ -124,10 +125,15 @@ class _Work:
         memory_bytes: int,
     ) -> None:
         self.t, self.batch, self.of_heads = t, batch, of_heads
-        self.memory_left = memory_left(bytes_of_run(t, batch.n_rows * batch.length), memory_bytes)
+        left = memory_left(bytes_of_run(t, batch.n_rows * batch.length), memory_bytes)
         with torch.no_grad():
             self.clean = record_run(t, t.embed(batch.clean))
-        self.reader = make_reader(t, batch, metrics, self.clean)
+        length = batch.length
+
+        def bytes_of_row(m: int) -> int:
+            return bytes_of_rerun(t, m, length) + length * length * (1 + t.n_heads)
+
+        self.sweep = Sweep(make_reader(t, batch, metrics, self.clean), bytes_of_row, left, t.device)
         self.forbidden = forbidden
         concerned = (forbidden & _may_look(t, batch.length, None)).any(-1)  # [blocked, row, query]
         begins = concerned.argmax(-1) if t.is_causal else np.zeros(concerned.shape[:2], dtype=np.int64)
@@ -138,30 +144,22 @@ class _Work:
         with torch.no_grad():
             corrupt = rerun(self.t, self.t.embed(self.batch.corrupt).sum(0), Begin())
         last = {"clean": self.clean.last, "corrupt": corrupt}
-        return {name: self.reader.measure(self.reader.all_as(x, 1))[:, 0] for name, x in last.items()}
+        return {name: self.sweep.reader.measure_run(x) for name, x in last.items()}
 
     def measure(self, layers: range, progress: Progress, done: int) -> Numbers:
         """[metric, blocked, example]"""
-        read = self.reader.all_as(self.clean.last, len(self.forbidden))
-        length = self.batch.length
-        if self.of_heads is None or bool(self.of_heads[layers.start : layers.stop].any()):
+        starts = self.starts
+        if self.of_heads is not None and not bool(self.of_heads[layers.start : layers.stop].any()):
+            starts = np.full_like(starts, self.batch.length)  # no head of these layers is concerned
+        first_read = self.sweep.reader.first_read
 
-            def bytes_of_row(m: int) -> int:
-                return bytes_of_rerun(self.t, m, length) + length * length * (1 + self.t.n_heads)
+        def run(tile: Tile, rows: Tensor) -> tuple[Tensor, int]:
+            forbidden = torch.from_numpy(self.forbidden[tile.cells, tile.rows]).to(rows.device)
+            begin = Begin(layers.start, tile.start, first_read, self.clean, rows)
+            x = self.clean.before[layers.start][rows, tile.start :]
+            return rerun(self.t, x, begin, _Block(layers, forbidden, self.of_heads)), begin.first_returned
 
-            for tile in make_tiles(self.starts, length, bytes_of_row, self.memory_left, self.t.device.type):
-                self._run(tile, layers, read)
-                progress.step(done)  # where cancelling takes effect
-        return self.reader.measure(read)
-
-    def _run(self, tile: Tile, layers: range, read: Tensor) -> None:
-        device = self.t.device
-        cells, rows = torch.from_numpy(tile.cells).to(device), torch.from_numpy(tile.rows).to(device)
-        forbidden = torch.from_numpy(self.forbidden[tile.cells, tile.rows]).to(device)
-        begin = Begin(layers.start, tile.start, self.reader.first_read, self.clean, rows)
-        x = self.clean.before[layers.start][rows, tile.start :]
-        last = rerun(self.t, x, begin, _Block(layers, forbidden, self.of_heads))
-        self.reader.put(read, cells, rows, last, begin.first_returned)
+        return self.sweep(self.clean.last, starts, run, lambda: progress.step(done))
 
 
 class _Block(Change):

@@ -20,15 +20,18 @@ from acdc.tracing.reruns import Run
 
 Readout = Callable[[Tensor], Tensor]  # [cell, read, d] -> a metric [cell, example]
 Numbers = npt.NDArray[np.float64]
+COPIES = 3  # of the logits that a metric may make
 
 
 @dataclass(frozen=True)
 class Reader:
     """Metrics of one batch, read where its answers are. readouts: one per metric, [cell, read, d] -> [cell, example].
-    d is the width of what is read: residuals, or logits of a model that is only known from outside."""
+    d is the width of what is read: residuals, or logits of a model that is only known from outside. vocab_size: of the
+    logits that a readout may need."""
 
     batch: Batch
     readouts: Sequence[Readout]
+    vocab_size: int
 
     @property
     def first_read(self) -> int:
@@ -43,10 +46,17 @@ class Reader:
         i, at = (rows[:, None] == self.batch.read_row[None]).nonzero(as_tuple=True)
         read[cells[i], at] = last[i, self.batch.read_pos[at] - first]
 
-    def measure(self, read: Tensor) -> Numbers:
-        """[cell, read, d] -> [metric, cell, example]"""
+    def measure(self, read: Tensor, memory_bytes: int) -> Numbers:
+        """[cell, read, d] -> [metric, cell, example]. memory_bytes: for logits, of at least one cell."""
+        logits = read.shape[1] * self.vocab_size * max(4, read.dtype.itemsize)  # in full precision
+        most = max(1, memory_bytes // (COPIES * logits))
         with torch.no_grad():
-            return np.stack([readout(read).double().cpu().numpy() for readout in self.readouts])
+            parts = [[readout(part).double() for part in read.split(most)] for readout in self.readouts]
+        return np.stack([torch.cat(of_metric).cpu().numpy() for of_metric in parts])
+
+    def measure_run(self, last: Tensor) -> Numbers:
+        """The metrics of a run [row, pos, d] as it is: [metric, example]."""
+        return self.measure(self.all_as(last, 1), 0)[:, 0]
 
 
 def make_reader(t: Transformer, batch: Batch, metrics: Sequence[Metric], clean: Run) -> Reader:
@@ -60,4 +70,4 @@ def make_reader(t: Transformer, batch: Batch, metrics: Sequence[Metric], clean: 
         read = make_readout(t, [prompts], metric)
         return lambda residual: read([residual])
 
-    return Reader(batch, [readout(metric) for metric in metrics])
+    return Reader(batch, [readout(metric) for metric in metrics], t.vocab_size)

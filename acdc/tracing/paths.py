@@ -42,7 +42,8 @@ from acdc.tracing.collecting import Collected
 from acdc.tracing.measuring import Numbers, make_reader
 from acdc.tracing.places import first_changes
 from acdc.tracing.reruns import Run, attend_late, bytes_of_rerun, bytes_of_run, record_run
-from acdc.tracing.tiles import Tile, make_tiles
+from acdc.tracing.sweeping import Sweep
+from acdc.tracing.tiles import Tile
 
 BETWEEN = ("frozen", "heads", "free")
 Flags = npt.NDArray[np.bool_]
@@ -211,52 +212,40 @@ class _Work:
     ) -> None:
         self.t, self.batch, self.between, self.base_name = t, batch, between, base
         runs = 2 * bytes_of_run(t, batch.n_rows * batch.length)
-        self.memory_left = memory_left(runs, memory_bytes)
+        left = memory_left(runs, memory_bytes)
         with torch.no_grad():
             self.clean, self.corrupt = (record_run(t, t.embed(tokens)) for tokens in (batch.clean, batch.corrupt))
         self.base, self.other = (self.clean, self.corrupt) if base == "clean" else (self.corrupt, self.clean)
-        self.reader = make_reader(t, batch, metrics, self.clean)
+        length = batch.length
+        reader = make_reader(t, batch, metrics, self.clean)
+        self.sweep = Sweep(reader, lambda m: 2 * bytes_of_rerun(t, m, length), left, t.device)
         self.starts = first_changes(batch) if t.is_causal else np.zeros(batch.n_rows, dtype=np.int64)
 
     def unchanged(self) -> dict[str, Numbers]:
         """The metrics of both runs: [metric, example]."""
-        last = {"clean": self.clean.last, "corrupt": self.corrupt.last}
-        return {name: self.reader.measure(self.reader.all_as(x, 1))[:, 0] for name, x in last.items()}
+        runs = {"clean": self.clean, "corrupt": self.corrupt}
+        return {name: self.sweep.reader.measure_run(run.last) for name, run in runs.items()}
 
     def measure(self, wanted: _Wanted, group: _Group, progress: Progress, done: int) -> Numbers:
         """[metric, cell, example]"""
-        values = []
-        length, n_cells = self.batch.length, len(group.senders)
-        chunk = max(1, self.memory_left // (4 * len(self.batch.read_row) * self.t.d_model * self.t.dtype.itemsize))
-        for begin in range(0, n_cells, chunk):
-            cells = slice(begin, begin + chunk)
-            senders, receivers = wanted.senders[group.senders[cells]], wanted.receivers[group.receivers[cells]]
-            read = self.reader.all_as(self.base.last, len(senders))
-            starts = np.tile(self.starts, (len(senders), 1))
-            for tile in make_tiles(starts, length, self._bytes_of_row, self.memory_left, self.t.device.type):
-                self._run(tile, senders, receivers, group, read)
-                progress.step(done)  # where cancelling takes effect
-            values.append(self.reader.measure(read))
-        return np.concatenate(values, 1)
 
-    def _bytes_of_row(self, m: int) -> int:
-        return 2 * bytes_of_rerun(self.t, m, self.batch.length)
+        @torch.no_grad()
+        def run(tile: Tile, rows: Tensor) -> tuple[Tensor, int]:
+            sends, listens = wanted.senders[group.senders[tile.cells]], wanted.receivers[group.receivers[tile.cells]]
+            streams = _Streams(
+                self.t,
+                self.base,
+                self.other,
+                rows,
+                tile.start,
+                torch.from_numpy(sends).to(rows.device),
+                torch.from_numpy(listens).to(rows.device),
+                self.between,
+            )
+            return streams.run(group.opens, group.first, group.last), tile.start
 
-    @torch.no_grad()
-    def _run(self, tile: Tile, senders: Flags, receivers: Flags, group: _Group, read: Tensor) -> None:
-        device = self.t.device
-        cells, rows = torch.from_numpy(tile.cells).to(device), torch.from_numpy(tile.rows).to(device)
-        streams = _Streams(
-            self.t,
-            self.base,
-            self.other,
-            rows,
-            tile.start,
-            torch.from_numpy(senders[tile.cells]).to(device),
-            torch.from_numpy(receivers[tile.cells]).to(device),
-            self.between,
-        )
-        self.reader.put(read, cells, rows, streams.run(group.opens, group.first, group.last), tile.start)
+        starts = np.tile(self.starts, (len(group.senders), 1))
+        return self.sweep(self.base.last, starts, run, lambda: progress.step(done))
 
 
 class _Streams:
