@@ -39,6 +39,7 @@ SMALLER = (
 )
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
+OUT = Path("build")
 _STOP_S = 20.0
 
 
@@ -61,9 +62,7 @@ class Clock:
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="for demo.json, the pictures and the demo's own data")] = Path(
-        "build"
-    ),
+    out: Annotated[Path, typer.Option("--out", help="for demo.json, the pictures and the demo's own data")] = OUT,
     as_json: Json = False,
 ) -> None:
     """Find a circuit of a small real model, from an empty database, over HTTP, in a few minutes."""
@@ -75,20 +74,33 @@ def demo(
             from acdc.client import Client
 
             with Client(url) as client:
-                job, circuit, tried = _main_job(client, clock)
+                job, circuit, tried = _main_job(client, clock, _again(out))
                 pictures = _pictures(client, job.circuit_ids[0], out / "demo")
         facts = _facts(job, circuit, pictures[0], clock)
         file = write_file(out / "demo.json", json.dumps(facts, indent=2, allow_nan=False) + "\n")
     answer(facts, lambda: _shown(job, circuit, tried, [*map(str, pictures), str(file)], data_dir))
 
 
+def _again(out: Path) -> str:
+    """The command as it was typed."""
+    return shlex.join(["acdc", "demo", *([] if out == OUT else ["--out", str(out)])])
+
+
 def _empty(directory: Path) -> Path:
-    """An empty directory; only one that a demo made is emptied. Raises SpecError for any other."""
+    """An empty directory; only one that a demo made and that no service runs on is emptied. Raises SpecError for any
+    other."""
+    from acdc.cli.data_dir import is_served
+
     marker = directory / ".acdc-demo"
     try:
         if directory.exists() and any(directory.iterdir()):
             if not marker.exists():
                 raise SpecError(f"{directory} holds something that no demo put there; name another place with --out")
+            if is_served(directory):
+                raise SpecError(
+                    f"a running service has its data in {directory}, which a new demo empties: stop that `acdc serve` "
+                    "or `acdc demo` first (Ctrl-C where it runs), or name another place with --out"
+                )
             shutil.rmtree(directory)
         directory.mkdir(parents=True, exist_ok=True)
         marker.touch()
@@ -117,16 +129,16 @@ def _service(data_dir: Path) -> Iterator[str]:
             process.stdout and process.stdout.close()
 
 
-def _main_job(client: Client, clock: Clock) -> tuple[Job, Circuit, Job | None]:
-    """Search and evaluate, then try one prompt."""
+def _main_job(client: Client, clock: Clock, again: str) -> tuple[Job, Circuit, Job | None]:
+    """Search and evaluate, then try one prompt. again: the command that starts over."""
     from acdc.cli.following import follow
 
     job = client.submit(SPEC)
     remark(f"submitted {job.id} to {client.url}")
-    job = follow(client, job, on_event=clock.hear, again="acdc demo")
+    job = follow(client, job, on_event=clock.hear, again=again)
     clock.begin("try")
     circuit = client.circuit_file(job.circuit_ids[0])
-    tried = follow(client, client.try_prompt(job.circuit_ids[0], PROMPT, CORRUPT), again="acdc demo")
+    tried = follow(client, client.try_prompt(job.circuit_ids[0], PROMPT, CORRUPT), again=again)
     clock.begin("end")
     return job, circuit, tried
 

@@ -99,10 +99,11 @@ def _bind(settings: Settings) -> socket.socket:
 def _serve(settings: Settings, listener: socket.socket, workers: Workers) -> None:
     import acdc.api.server
     from acdc.api import create_app
+    from acdc.cli.data_dir import serving
     from acdc.store import Artefacts, Store, migrate
 
     migrate(settings.database_url)
-    with Store.open(settings.database_url) as store:
+    with serving(settings.data_dir), Store.open(settings.database_url) as store:
         app = create_app(settings, store, Artefacts.open(settings.artefacts_url))
         with workers:
             url = _url(listener)

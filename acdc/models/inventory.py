@@ -149,7 +149,7 @@ class Inventory:
         """Keep the model from being evicted until the lease is released. Take it while holding the model's lock."""
         directory = _made(self.directory / "leases" / key)
         for path in directory.glob("*.lock"):
-            if not _is_held(path):
+            if not is_held(path):
                 path.unlink(missing_ok=True)  # its process is gone
         return Lease(directory / f"{uuid.uuid4().hex}.lock")
 
@@ -251,7 +251,7 @@ class Inventory:
             lock.release()
 
     def _is_leased(self, key: str) -> bool:
-        return any(_is_held(path) for path in (self.directory / "leases" / key).glob("*.lock"))
+        return any(is_held(path) for path in (self.directory / "leases" / key).glob("*.lock"))
 
     def _held_bytes(self) -> int:
         return directory_bytes(self._models) + directory_bytes(self.directory / "partial")
@@ -271,7 +271,7 @@ class Inventory:
 
 
 class Lease:
-    """Says that this process uses a model, until `release` or the end of the process."""
+    """Says that this process uses something, a model for one, until `release` or the end of the process."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -281,6 +281,17 @@ class Lease:
     def release(self) -> None:
         self._path.unlink(missing_ok=True)
         self._lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Whether a running process holds the lease at `path`."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def list_local(directory: Path) -> list[Listed]:
@@ -320,16 +331,6 @@ def _is_full_disk(error: BaseException | None) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return os.strerror(errno.ENOSPC) in str(error) or _is_full_disk(error.__cause__)
-
-
-def _is_held(path: Path) -> bool:
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
 
 
 def _made(path: Path) -> Path:
