@@ -131,12 +131,13 @@ def test_on_the_hand_wired_model_a_map_shows_the_known_states_and_nothing_else(c
 @pytest.mark.parametrize("kind", ["head", "residual_before", "k", "mlp"])
 def test_memory_and_batches_change_nothing(kind: str) -> None:
     model, pairs = tiny("gemma3"), pairs_with_common_beginning(5, (5, 8))
-    wide = run(model, pairs, kind, places="from_end")
+    every = list(METRICS.values())
+    wide = run(model, pairs, kind, places="from_end", metrics=every)
     t = wrap(model)
     states = TransformerStates(t)
     one = make_batches(t, pairs[1:2], 16, MEMORY)[0]
     least = states.bytes_of_runs(one) + states.bytes_of_row(8, 8) + t.d_model * 8  # and what one cell ends with
-    narrow = run(model, pairs, kind, places="from_end", batch_tokens=8, memory_bytes=least)
+    narrow = run(model, pairs, kind, places="from_end", metrics=every, batch_tokens=8, memory_bytes=least)
     assert np.abs(wide.per_example - narrow.per_example).max() < 1e-10
     assert np.abs(wide.clean - narrow.clean).max() < 1e-10
     with pytest.raises(OutOfMemory, match="one prompt from 8 positions"):
