@@ -54,7 +54,9 @@ def unpack(
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
     except (SafetensorError, ValueError, KeyError):
-        raise error(f"{name}: damaged or no safetensors file at all; export it again") from None
+        raise error(
+            f"{name}: damaged or no safetensors file at all; a {what} is read from its .safetensors file alone"
+        ) from None
     if "acdc" not in metadata or not set(arrays) <= set(found) <= {*arrays, *optional}:
         raise foreign
     digest = hashlib.sha256(b"".join(found[key].tobytes() for key in (*arrays, *optional) if key in found))

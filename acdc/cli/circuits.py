@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from acdc.cli.console import Json, answer, connect, moment, read_file, remark, table, write_file
 from acdc.cli.jobs import Limit, Wait, report_job
 from acdc.cli.spec_source import Model, Name, Sets, Tags, overlay
+from acdc.suggestions import did_you_mean
 
 if TYPE_CHECKING:
-    from acdc.client import CircuitInfo
+    from acdc.client import CircuitInfo, Client
 
 app = typer.Typer(no_args_is_help=True, help="List, show, evaluate, import, export and delete circuits.")
 
@@ -50,7 +52,26 @@ def list_circuits(
         found = client.circuits(limit=limit, node=node, edge=edge, tag=tag, **filters)
     columns = ("circuit", "task", "model", "method", "#edges", "#f", "#KL share", "name", "created (UTC)")
     rows = [[c.id, c.task, c.model, c.method, c.n_edges, c.f, c.kl_share, c.name, moment(c.created_at)] for c in found]
+    if not found:
+        _remark_on_unknown(task=task, method=method, metric=metric)
     answer([dict(circuit.raw) for circuit in found], lambda: table(columns, rows))
+
+
+def _remark_on_unknown(**filters: str | None) -> None:
+    """Else a mistyped name would read as a task on which nothing was found. Not refused: a service may hold circuits of
+    tasks that another version knows."""
+    from acdc.spec import METHOD_SPECS, MetricName
+    from acdc.tasks import TASKS
+
+    known: dict[str, Sequence[str]] = {
+        "task": [*sorted(TASKS), "custom"],
+        "method": [*METHOD_SPECS, "hypothesis"],
+        "metric": get_args(MetricName),
+    }
+    for kind, name in filters.items():
+        if name is not None and name not in known[kind]:
+            hint = did_you_mean(name, known[kind])
+            remark(f"no circuit found, and there is no {kind} {name!r}; {hint}known: {', '.join(known[kind])}")
 
 
 @app.command()
@@ -123,12 +144,25 @@ def import_circuit(
         raise SpecError("give either FILE, or --node and --edge for a circuit written by hand")
     with connect() as client:
         if file is not None:
-            info = client.import_file(read_file(file), name=name, tags=tag or ())
+            info = _import_file(client, file, name, tag or ())
             answer(dict(info.raw), lambda: f"{info.id}: {info.n_edges:,} edges, {info.task} on {info.model}")
             return
         given = {"nodes": node, "edges": edge, "model": model, "name": name, "tags": tag}
         spec = overlay({key: value for key, value in given.items() if value}, set_ or ())
         report_job(client, client.hypothesis(spec), wait)
+
+
+def _import_file(client: Client, file: Path, name: str | None, tags: Sequence[str]) -> CircuitInfo:
+    """Raises CircuitFileError that says what can be imported."""
+    from acdc.errors import CircuitFileError
+
+    try:
+        return client.import_file(read_file(file), name=name, tags=tags)
+    except CircuitFileError as error:
+        raise CircuitFileError(
+            f"{file} cannot be imported: {error.message}\nwhat can be: a .safetensors file that `acdc circuits export "
+            "CIRCUIT` or `acdc run` wrote; a circuit written by hand, as --node and --edge"
+        ) from None
 
 
 @app.command()

@@ -313,3 +313,29 @@ def test_models_in_the_cache_are_listed_with_size_and_last_use(tmp_path: Path, m
     used = datetime.fromisoformat(listed["hub:some/model"]["cached"]["last_use"])
     assert abs((datetime.now(UTC) - used).total_seconds()) < 60
     assert "hub:some" in invoke("models").stdout
+
+
+@pytest.mark.parametrize("content", [b'{"scores": []}', b"sender,receiver", b""])
+def test_a_file_that_cannot_be_imported_is_named_with_what_can(service: str, tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "x.json"
+    file.write_bytes(content)
+    result = invoke("--url", service, "circuits", "import", str(file))
+    assert result.exit_code == WRONG
+    for part in (str(file), ".safetensors file that `acdc circuits export CIRCUIT` or", "--node and --edge"):
+        assert part in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "typo", "meant"), [("task", "gender_pronoun", "gendered_pronoun"), ("method", "epa", "eap")]
+)
+def test_a_list_for_a_name_that_nobody_knows_says_so(service: str, option: str, typo: str, meant: str) -> None:
+    result = invoke("--url", service, "circuits", "list", f"--{option}", typo)
+    assert result.exit_code == 0
+    assert f"there is no {option} '{typo}'; did you mean {meant}?" in result.stderr
+    assert json.loads(invoke("--url", service, "circuits", "list", f"--{option}", typo, "--json").stdout) == []
+
+
+def test_a_list_for_a_known_name_without_circuits_is_not_remarked_on(service: str) -> None:
+    known = ("--task", "custom", "--method", "acdc", "--metric", "accuracy", "--tag", "nobody's")
+    assert invoke("--url", service, "circuits", "list", *known).stderr == ""
