@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from acdc.version import __version__
 
 if TYPE_CHECKING:
-    from acdc.library import discover
+    from acdc.library import discover, patch
 
-__all__ = ["__version__", "discover"]
+_FROM_LIBRARY = ("discover", "patch")
+__all__ = ["__version__", "discover", "patch"]
 
 
 def __getattr__(name: str) -> Any:
-    """`acdc.discover` loads torch when it is first asked for, so that `import acdc` does not."""
-    if name == "discover":
-        return importlib.import_module("acdc.library").discover
+    """What needs torch loads it when it is first asked for, so that `import acdc` does not."""
+    if name in _FROM_LIBRARY:
+        return getattr(importlib.import_module("acdc.library"), name)
     raise AttributeError(f"module 'acdc' has no attribute {name!r}")

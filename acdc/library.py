@@ -1,4 +1,4 @@
-"""Circuit discovery in a notebook: a model and a tokenizer that are loaded already."""
+"""Circuits and patching maps in a notebook: a model and a tokenizer that are loaded already."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 from acdc.circuit import Circuit
 from acdc.errors import SpecError
 from acdc.models.loading import describe_loaded
-from acdc.pipeline import run_on
+from acdc.patch_map import PatchMap
+from acdc.pipeline import Result, run_on
 from acdc.progress import Progress, Quiet
-from acdc.spec import DiscoverSpec, parse_job
+from acdc.spec import parse_job
 
 
 def discover(
@@ -29,17 +30,45 @@ def discover(
     search over several thresholds returns the ranking over all of them.
     Raises SpecError with every fault, and whatever the engine raises.
     """
+    found = _run("discover", model, tokenizer, pairs, progress, spec).circuit
+    assert found is not None
+    return found
+
+
+def patch(
+    model: Any,
+    tokenizer: Any,
+    pairs: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    progress: Progress | None = None,
+    **spec: Any,
+) -> PatchMap:
+    """Make a patching map of a loaded Hugging Face model, which is left exactly as it was found.
+
+    pairs: custom prompts, as in a spec's `task.pairs`; without them the spec's task is used (`task="ioi"` by default).
+    spec: every other field of a patch job: task, map, metric, compute, ... `map="activations"` by default.
+    Returns the map; in a notebook it shows as a heat map, `.to_dataframe()` lists its cells.
+    Raises SpecError with every fault, and whatever the engine raises.
+    """
+    found = _run("patch", model, tokenizer, pairs, progress, spec).patch_map
+    assert found is not None
+    return found
+
+
+def _run(
+    kind: str,
+    model: Any,
+    tokenizer: Any,
+    pairs: Sequence[Mapping[str, Any]] | None,
+    progress: Progress | None,
+    spec: Mapping[str, Any],
+) -> Result:
+    """The last result of a job."""
     loaded = describe_loaded(model, tokenizer)
-    data: dict[str, Any] = {**spec, "kind": "discover", "model": loaded.card.reference}
+    data: dict[str, Any] = {**spec, "kind": kind, "model": loaded.card.reference}
     if pairs is not None:
         task = data.get("task", {})
         if not isinstance(task, Mapping):
-            raise SpecError(
-                f"give either pairs or task={task!r}; with pairs, `task` may hold prompts, held_out, seed, ..."
-            )
+            raise SpecError(f"give either pairs or task={task!r}; with pairs, `task` may hold prompts, seed, ...")
         data["task"] = {**task, "name": "custom", "pairs": list(pairs)}
-    job = parse_job(data)
-    assert isinstance(job, DiscoverSpec)
-    *_, last = run_on(loaded, job, progress or Quiet())
-    assert last.circuit is not None
-    return last.circuit
+    return run_on(loaded, parse_job(data), progress or Quiet())[-1]

@@ -1,6 +1,6 @@
 """From a job spec to its results, in one process: load the model, build the task, search, select, evaluate.
 
-The one place where specs (pydantic) meet the engine (plain arguments).
+Here, and for maps in `acdc.mapping`, specs (pydantic) meet the engine (plain arguments).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from acdc.circuit import Choices, Circuit, Provenance, Run, TaskCard
+from acdc.circuit import Choices, Circuit, Provenance
 from acdc.discovery import METHODS
 from acdc.discovery.problem import Found, Problem, add_scores
 from acdc.errors import GraphMismatch, TaskError
@@ -23,26 +23,28 @@ from acdc.evaluation.editing import complement, edited
 from acdc.evaluation.judging import Judgement, Plan, judge
 from acdc.evaluation.random_circuits import random_circuits
 from acdc.graph import BoolMatrix, Graph
+from acdc.mapping import make_map
 from acdc.metrics import METRICS
 from acdc.models.cache import ModelCache
 from acdc.models.loading import Loaded
 from acdc.models.transformer import as_found
+from acdc.patch_map import PatchMap
 from acdc.progress import Progress
+from acdc.prompting import make_prompts
+from acdc.provenance import record_run, task_card
 from acdc.selection import Kept, rank, size_of
-from acdc.setting import Setting, make_setting, peak_memory_bytes, top_tokens
-from acdc.spec import DiscoverSpec, EvaluateSpec, JobSpec, Selection, TrySpec, parse_job, reference_of
-from acdc.tasks import TASKS
-from acdc.tasks.custom import build_custom
-from acdc.tasks.prompts import PromptSet, Tokenizer
-from acdc.version import ENGINE_VERSION, __version__
+from acdc.setting import Setting, make_setting, top_tokens
+from acdc.spec import DiscoverSpec, EvaluateSpec, JobSpec, PatchSpec, Selection, TrySpec, parse_job, reference_of
 
 
 @dataclass(frozen=True)
 class Result:
-    """One result of a job. key: unique within the job ("circuit", "threshold=0.01", "try"). data: tables for people."""
+    """One result of a job. key: unique within the job ("circuit", "threshold=0.01", "map", "try"). data: tables for
+    people."""
 
     key: str
     circuit: Circuit | None = None
+    patch_map: PatchMap | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -69,6 +71,8 @@ def run_on(loaded: Loaded, spec: JobSpec, progress: Progress, source: Circuit | 
                 return discover(loaded, spec, progress)
             case EvaluateSpec():
                 return [evaluate(loaded, spec, progress, source)]
+            case PatchSpec():
+                return [Result("map", patch_map=make_map(loaded, spec, progress))]
             case TrySpec():
                 assert source is not None
                 return [try_prompt(loaded, spec, progress, source)]
@@ -264,7 +268,7 @@ def _require_the_same_weights(loaded: Loaded, source: Circuit) -> None:
 def _job_of(circuit: Circuit) -> DiscoverSpec | EvaluateSpec:
     """The job that a stored circuit came from."""
     spec = parse_job(circuit.provenance.run.spec)
-    assert not isinstance(spec, TrySpec), "a try stores no circuit"
+    assert isinstance(spec, DiscoverSpec | EvaluateSpec), "no other job stores a circuit"
     return spec
 
 
@@ -276,37 +280,10 @@ def _require_the_same_graph(loaded: Loaded, graph: Graph, source: Circuit) -> No
         )
 
 
-def build_prompts(tokenizer: Tokenizer, spec: DiscoverSpec | EvaluateSpec) -> PromptSet:
-    """The task's prompts for a tokenizer. Raises TaskError."""
-    task = spec.task
-    if task.pairs is not None:
-        return build_custom(
-            tokenizer,
-            [pair.model_dump() for pair in task.pairs],
-            n_search=task.prompts,
-            n_held_out=task.held_out,
-            corruption=task.corruption or "given",
-            seed=task.seed,
-            strict=task.strict,
-        )
-    description = TASKS[task.name]
-    return description.build(
-        tokenizer,
-        n_search=task.prompts,
-        n_held_out=task.held_out,
-        corruption=task.corruption or description.corruptions[0],
-        seed=task.seed,
-    )
-
-
 def _setting(
     loaded: Loaded, spec: DiscoverSpec | EvaluateSpec, progress: Progress, *, prompts_for_mean: bool = False
 ) -> Setting:
-    progress.phase("building the task", 1)
-    prompt_set = build_prompts(loaded.tokenizer, spec)
-    for dropped in prompt_set.dropped[:50]:
-        progress.log(f"row {dropped.row} dropped: {dropped.reason}")
-    _check_metric(spec, prompt_set)
+    prompt_set = make_prompts(loaded.tokenizer, spec, METRICS[spec.metric], progress)
     return make_setting(
         loaded,
         prompt_set,
@@ -319,15 +296,6 @@ def _setting(
     )
 
 
-def _check_metric(spec: DiscoverSpec | EvaluateSpec, prompt_set: PromptSet) -> None:
-    without = sum(not pair.wrong for pair in (*prompt_set.search, *prompt_set.held_out))
-    if METRICS[spec.metric].needs_wrong and without:
-        raise TaskError(
-            f"metric {spec.metric} compares right with wrong answers and {without} prompts have no wrong ones; "
-            "give `wrong`, or use answer_logprob or kl_divergence"
-        )
-
-
 def _provenance(
     setting: Setting,
     spec: DiscoverSpec | EvaluateSpec,
@@ -338,46 +306,20 @@ def _provenance(
     found: Found | None,
     notes: Sequence[str] = (),
 ) -> Provenance:
-    import transformers
-
     ablation = f"mean per {spec.ablation.mean_over}" if spec.ablation.kind == "mean" else spec.ablation.kind
     return Provenance(
         model=dataclasses.replace(setting.card, parity=setting.parity.worst),
-        task=_task_card(setting.prompt_set, spec.task.seed),
+        task=task_card(setting.prompt_set, spec.task.seed),
         choices=Choices(
             metric=spec.metric, objective=objective, ablation=ablation, method=method, parameters=dict(parameters)
         ),
-        run=Run(
-            code_version=__version__,
-            engine_version=ENGINE_VERSION,
-            torch_version=torch.__version__,
-            transformers_version=transformers.__version__,
-            dtype=str(setting.t.dtype).removeprefix("torch."),
-            device=str(setting.t.device),
-            threads=torch.get_num_threads(),
-            seed=spec.seed,
+        run=record_run(
+            spec,
+            device=setting.t.device,
+            dtype=setting.t.dtype,
             wall_time_s=wall_time_s,
-            peak_memory_bytes=peak_memory_bytes(setting.t.device),
-            passes=dict(found.passes) if found else {},
-            facts=dict(found.facts) if found else {},
+            passes=found.passes if found else None,
+            facts=found.facts if found else None,
             notes=(*notes, *(found.notes if found else ())),
-            spec=json.loads(spec.canonical_json),
         ),
-    )
-
-
-def _task_card(prompt_set: PromptSet, seed: int) -> TaskCard:
-    def groups(pairs: Sequence[Any]) -> tuple[str, ...]:
-        return tuple(sorted({pair.group for pair in pairs}))
-
-    return TaskCard(
-        name=prompt_set.task,
-        corruption=prompt_set.corruption,
-        sha256=prompt_set.sha256,
-        n_search=len(prompt_set.search),
-        n_held_out=len(prompt_set.held_out),
-        n_dropped=len(prompt_set.dropped),
-        seed=seed,
-        groups_search=groups(prompt_set.search),
-        groups_held_out=groups(prompt_set.held_out),
     )

@@ -33,10 +33,13 @@ from acdc.tasks import TASKS
 
 MetricName = Literal["logit_diff", "prob_diff", "kl_divergence", "answer_logprob", "accuracy"]
 Rule = Literal["signed", "absolute"]
+MapMetricName = Literal[MetricName, "answer_probability"]
+MAP_PROMPTS = 32
 GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 NonEmpty = Annotated[str, Field(min_length=1, max_length=200)]
-_WORD_OF = {"task": "name", "method": "name", "ablation": "kind"}  # fields that may be written as one word
+# Fields that may be written as one word.
+_WORD_OF = {"task": "name", "method": "name", "map": "name", "ablation": "kind"}
 
 
 class Frozen(BaseModel):
@@ -147,13 +150,11 @@ class CustomPair(Frozen):
         return (value,) if isinstance(value, str) else value
 
 
-class TaskSpec(Frozen):
-    """A built-in task by name, or `name: custom` with `pairs`."""
+class _Task(Frozen):
+    """Which prompts, but for how many."""
 
     name: str = "ioi"
     corruption: str | None = Field(default=None, description="one of the task's corruptions; its first by default")
-    prompts: int = Field(default=128, ge=1, le=100_000, description="prompts to search on")
-    held_out: int = Field(default=64, ge=1, le=100_000, description="prompts held out by group")
     seed: int = Field(default=0, ge=0, lt=2**63)
     pairs: tuple[CustomPair, ...] | None = Field(
         default=None, min_length=1, validate_default=True, description="custom prompts; only with name: custom"
@@ -187,6 +188,34 @@ class TaskSpec(Frozen):
         if name is not None and (name == "custom") != (value is not None):
             raise ValueError("`pairs` and `name: custom` belong together")
         return value
+
+
+class TaskSpec(_Task):
+    """A built-in task by name, or `name: custom` with `pairs`."""
+
+    prompts: int = Field(default=128, ge=1, le=100_000, description="prompts to search on")
+    held_out: int = Field(default=64, ge=1, le=100_000, description="prompts held out by group")
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Prompts to search on, prompts held out."""
+        return self.prompts, self.held_out
+
+
+class MapTaskSpec(_Task):
+    """The same for a map: nothing is searched or chosen, so none of its prompts is held out."""
+
+    prompts: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description=f"prompts to measure on, of all groups; {MAP_PROMPTS} by default, of custom pairs all",
+    )
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Prompts to measure on, and none held out."""
+        return self.prompts or (MAP_PROMPTS if self.pairs is None else len(self.pairs)), 0
 
 
 def _as_tuple(value: object) -> object:
@@ -307,6 +336,201 @@ METHOD_SPECS: dict[str, type[Frozen]] = {
 }
 
 
+# -- maps: one class each; its fields are the choices of the tracing function ------------------------------------------
+
+StateName = Literal[
+    *("residual_before", "residual_between", "residual_after", "attention", "mlp", "head", "q", "k", "v")
+]
+RestoredState = Literal["residual_before", "residual_after", "attention", "mlp"]
+PlacesName = Literal["role", "position", "from_end", "all"]
+Direction = Literal["noising", "denoising"]
+Roles = Annotated[tuple[NonEmpty, ...], Field(min_length=1, max_length=1000), BeforeValidator(_as_tuple)]
+
+
+class _AtPlaces(Frozen):
+    """A map with an axis of places in the prompt."""
+
+    places: PlacesName = Field(
+        default="role",
+        description="role: all tokens of a role together; position: from the start; from_end: -1 is the last token; "
+        "all: the whole prompt at once",
+    )
+    roles: Roles | None = Field(
+        default=None, description="with places: role, which ones; by default those that every prompt has"
+    )
+
+    @field_validator("roles")
+    @classmethod
+    def _roles_are_places(cls, value: Roles | None, info: ValidationInfo) -> Roles | None:
+        if value is not None and info.data.get("places", "role") != "role":
+            raise ValueError("roles are the places only with `places: role`")
+        return None if value is None else tuple(dict.fromkeys(value))
+
+
+class Activations(_AtPlaces):
+    """Activation patching: one inner state at a time, of every layer (and head), at every place, is taken from the
+    other run."""
+
+    name: Literal["activations"] = "activations"
+    state: StateName = Field(default="head", description="q, k, v and head: one at a time; all others: of whole layers")
+    direction: Direction = Field(
+        default="denoising",
+        description="denoising puts clean states into the corrupt run (what suffices), noising the other way (what is "
+        "needed)",
+    )
+
+
+class NodeSet(Frozen):
+    """Nodes that change together, and what the map calls them."""
+
+    label: NonEmpty
+    nodes: tuple[NonEmpty, ...] = Field(min_length=1, max_length=10_000)
+
+
+def _as_node_set(value: object) -> object:
+    """A node's name stands for itself; a list of names is one set."""
+    if isinstance(value, str):
+        return {"label": value, "nodes": (value,)}
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+        return {"label": "+".join(value)[:200], "nodes": tuple(value)}
+    return value
+
+
+_SENDER, _RECEIVER = r"embed|pos|mlp\d+|\d+\.\d+", r"logits|mlp\d+|\d+\.\d+(\.[qkv])?"
+EVERY = ("heads", "mlps", "all")  # in the place of a name: every such node by itself
+NodeSets = Annotated[
+    tuple[Annotated[NodeSet, BeforeValidator(_as_node_set)], ...],
+    Field(min_length=1, max_length=10_000),
+    BeforeValidator(_as_tuple),
+]
+
+
+class Paths(Frozen):
+    """Path patching: what one set of nodes tells another, apart from everything else that either of them does. By
+    default what every head tells the logits; `receivers: heads` is the matrix of all pairs of heads."""
+
+    name: Literal["paths"] = "paths"
+    senders: NodeSets = Field(
+        default=(NodeSet(label="heads", nodes=("heads",)),),
+        description="names (9.6, mlp3, embed), each by itself; sets of them that change together, as a list or with "
+        "label and nodes; heads, mlps and all stand for every such node by itself",
+    )
+    receivers: NodeSets = Field(
+        default=(NodeSet(label="logits", nodes=("logits",)),),
+        description="the same, with logits, mlp3, 9.6.q, and 9.6 for its q, k and v together; all: q, k and v apart",
+    )
+    between: Literal["frozen", "heads", "free"] = Field(
+        default="heads",
+        description="what the paths may not pass: frozen: any node; heads: any head; free: nothing is in their way",
+    )
+    direction: Direction = "noising"
+
+    @field_validator("senders", "receivers")
+    @classmethod
+    def _names_are_nodes(cls, value: tuple[NodeSet, ...], info: ValidationInfo) -> tuple[NodeSet, ...]:
+        what, form = ("sender", _SENDER) if info.field_name == "senders" else ("receiver", _RECEIVER)
+        words = [one for one in value if one.nodes[0] in EVERY and len(one.nodes) == 1]
+        names = [name for one in value if one not in words for name in one.nodes]
+        if wrong := [name for name in names if not re.fullmatch(form, name)]:
+            examples = "9.6, mlp3, embed" if what == "sender" else "9.6.q, 9.6, mlp3, logits"
+            raise ValueError(
+                f"no {what}s: {', '.join(map(repr, wrong))}; they look like {examples}; {', '.join(EVERY)} stand alone"
+            )
+        labels = [one.label for one in value]
+        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+            raise ValueError(f"asked for twice: {', '.join(map(repr, twice))}")
+        return value
+
+
+class RestoredSpec(Frozen):
+    """A state that causal tracing restores. severed: what stays as the corrupted run had it at the restored place."""
+
+    state: RestoredState
+    window: int = Field(default=1, ge=1, le=1000, description="layers restored together")
+    severed: Literal["mlp", "attention"] | None = None
+
+    @field_validator("severed")
+    @classmethod
+    def _only_of_the_stream(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and not str(info.data.get("state", "residual")).startswith("residual"):
+            raise ValueError("something can be severed only while the residual stream is restored")
+        return value
+
+
+# What the paper shows; residual_after is its hidden state.
+_RESTORED = (
+    RestoredSpec(state="residual_after"),
+    RestoredSpec(state="residual_after", severed="mlp"),
+    RestoredSpec(state="residual_after", severed="attention"),
+    RestoredSpec(state="mlp", window=10),
+    RestoredSpec(state="attention", window=10),
+)
+
+
+class Causes(_AtPlaces):
+    """Causal tracing: the subject is made unreadable, then single states are restored, in windows of layers."""
+
+    name: Literal["causes"] = "causes"
+    subject: NonEmpty | None = Field(
+        default=None, description="role of the tokens made unreadable; by default the one that the corruption changes"
+    )
+    sigma: float | None = Field(
+        default=3.0,
+        ge=0,
+        le=1000,
+        description="of the noise, in standard deviations of the embeddings; null runs the corrupt prompt instead",
+    )
+    samples: int = Field(default=10, ge=1, le=1000, description="of the noise, for each prompt")
+    restored: tuple[RestoredSpec, ...] = Field(default=_RESTORED, min_length=1, max_length=100)
+
+    @field_validator("restored")
+    @classmethod
+    def _once(cls, value: tuple[RestoredSpec, ...]) -> tuple[RestoredSpec, ...]:
+        asked = [(one.state, one.severed) for one in value]
+        if twice := sorted({state for state, severed in asked if asked.count((state, severed)) > 1}):
+            raise ValueError(f"asked for twice: {', '.join(twice)}; a map has one window of each")
+        return value
+
+
+class Knockout(Frozen):
+    """Attention knockout: positions that may not look at others, in a window of layers."""
+
+    name: Literal["knockout"] = "knockout"
+    blocked: tuple[tuple[NonEmpty, NonEmpty], ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1000,
+        description="[role that looks, role that it may not look at]; `all` is every position; by default the end at "
+        "every other role",
+    )
+    window: int = Field(default=5, ge=1, le=1000, description="layers blocked together; the paper takes 9 of 48")
+    heads: tuple[NonEmpty, ...] | None = Field(
+        default=None, min_length=1, max_length=10_000, description="only these, like 9.6; all by default"
+    )
+
+    @field_validator("heads")
+    @classmethod
+    def _heads_are_named(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if wrong := [name for name in value or () if not re.fullmatch(r"\d+\.\d+", name)]:
+            raise ValueError(f"no heads: {', '.join(map(repr, wrong))}; a head is layer.head, like 9.6")
+        return value
+
+    @field_validator("blocked")
+    @classmethod
+    def _once(cls, value: tuple[tuple[str, str], ...] | None) -> tuple[tuple[str, str], ...] | None:
+        return None if value is None else tuple(dict.fromkeys(value))
+
+
+MapSpec = Annotated[Activations | Paths | Causes | Knockout, Field(discriminator="name")]
+MAP_SPECS: dict[str, type[Frozen]] = {
+    "activations": Activations,
+    "paths": Paths,
+    "causes": Causes,
+    "knockout": Knockout,
+}
+_TAGGED = {**METHOD_SPECS, **MAP_SPECS}  # what pydantic puts into the place of a fault, and no user wrote
+
+
 # -- the rest of a job -------------------------------------------------------------------------------------------------
 
 
@@ -400,18 +624,10 @@ class _Request(Frozen):
         return hashlib.sha256(self.canonical_json.encode()).hexdigest()
 
 
-class _Measured(_Request):
-    """A job that builds a task's prompts and measures circuits on them."""
+class _OnPrompts(_Request):
+    """A job that runs a model on a task's prompts."""
 
     model: str = "smollm2-135m-instruct-q4"
-    task: TaskSpec = Field(default_factory=TaskSpec)
-    split_position: bool = Field(
-        default=False, description="the position embedding is a sender of its own; for models with learned positions"
-    )
-    metric: MetricName = "logit_diff"
-    ablation: Ablation = Field(default_factory=Ablation)
-    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
-    selection: Selection = Field(default_factory=Selection)
     compute: Compute = Field(default_factory=Compute)
     seed: int = Field(default=0, ge=0, lt=2**63)
 
@@ -424,6 +640,19 @@ class _Measured(_Request):
     @classmethod
     def _word_is_enough(cls, value: object, info: ValidationInfo) -> object:
         return written_out(str(info.field_name), value)
+
+
+class _Measured(_OnPrompts):
+    """A job that builds a task's prompts and measures circuits on them."""
+
+    task: TaskSpec = Field(default_factory=TaskSpec)
+    split_position: bool = Field(
+        default=False, description="the position embedding is a sender of its own; for models with learned positions"
+    )
+    metric: MetricName = "logit_diff"
+    ablation: Ablation = Field(default_factory=Ablation)
+    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
+    selection: Selection = Field(default_factory=Selection)
 
 
 class DiscoverSpec(_Measured):
@@ -511,11 +740,29 @@ class TrySpec(_Request):
     top: int = Field(default=10, ge=1, le=1000)
 
 
+class PatchSpec(_OnPrompts):
+    """Make a patching map: what single states, paths or looks of the model do to a metric."""
+
+    kind: Literal["patch"] = "patch"
+    task: MapTaskSpec = Field(default_factory=MapTaskSpec)
+    map: MapSpec = Field(default_factory=Activations)
+    metric: MapMetricName = Field(
+        default="logit_diff", description="answer_probability is the one of the paper on causal tracing"
+    )
+
+    @field_validator("map", mode="before")
+    @classmethod
+    def _fields_are_of_the_default_map(cls, value: object) -> object:
+        return {"name": Activations().name, **value} if isinstance(value, Mapping) else value
+
+
 MeasuredSpec = DiscoverSpec | EvaluateSpec
-JobSpec = MeasuredSpec | TrySpec
-KINDS: dict[str, type[DiscoverSpec] | type[EvaluateSpec] | type[TrySpec]] = {
+PromptsSpec = MeasuredSpec | PatchSpec
+JobSpec = PromptsSpec | TrySpec
+KINDS: dict[str, type[JobSpec]] = {
     "discover": DiscoverSpec,
     "evaluate": EvaluateSpec,
+    "patch": PatchSpec,
     "try": TrySpec,
 }
 _OF_THE_CIRCUIT = ("model", "split_position", "task", "metric", "ablation", "evaluation", "compute", "seed")
@@ -567,7 +814,7 @@ def faults_of(error: ValidationError, checked: type[BaseModel]) -> list[Fault]:
     """pydantic's findings as our faults, in its order. checked: the model whose validation failed."""
     faults = []
     for finding in error.errors(include_url=False):
-        where = ".".join(str(part) for part in finding["loc"] if part not in METHOD_SPECS)
+        where = ".".join(str(part) for part in finding["loc"] if part not in _TAGGED)
         faults.append(Fault(where, _message_of(finding, checked)))
     return faults
 
@@ -600,8 +847,8 @@ def _models_at(checked: type[BaseModel], path: Sequence[int | str]) -> list[type
     """The models that may stand at a place of a spec, which pydantic gives as fields, list indices and union tags."""
     models = [checked]
     for part in path:
-        if part in METHOD_SPECS and METHOD_SPECS[str(part)] in models:
-            models = [METHOD_SPECS[str(part)]]
+        if part in _TAGGED and _TAGGED[str(part)] in models:
+            models = [_TAGGED[str(part)]]
         elif fields := [model.model_fields[part] for model in models if part in model.model_fields]:
             models = [inner for field in fields for inner in _models_in(field.annotation)]
     return models

@@ -102,10 +102,13 @@ def assemble(encoder: Encoder, draft: Draft) -> Candidate:
 def split_groups(
     groups: Sequence[str], *, n_search: int, n_held_out: int, rng: Random
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Groups to search on and groups to hold out, in proportion to the prompts wanted, at least one each."""
+    """Groups to search on and groups to hold out, in proportion to the prompts wanted, at least one each; all groups to
+    search on where nothing is to be held out."""
     assert len(groups) > 1, "a task needs two groups to hold one out"
     shuffled = list(groups)
     rng.shuffle(shuffled)
+    if not n_held_out:
+        return tuple(shuffled), ()
     share = n_held_out / (n_search + n_held_out)
     n_out = min(max(round(len(groups) * share), 1), len(groups) - 1)
     return tuple(shuffled[n_out:]), tuple(shuffled[:n_out])

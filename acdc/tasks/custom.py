@@ -47,10 +47,9 @@ def build_custom(
     faults = [Fault(f"row {drop.row}", drop.reason) for drop in dropped]
     if strict and faults:
         raise TaskError(f"{len(faults)} of {len(rows)} rows cannot be used with this model's tokenizer", faults)
-    if not prepared.search or not prepared.held_out:
-        n_usable = len(rows) - len(dropped)
-        message = f"too few usable rows: {n_usable} of {len(rows)}; two groups are needed, since one is held out"
-        raise TaskError(message, faults)
+    if not prepared.search or (n_held_out and not prepared.held_out):
+        needed = "; two groups are needed, since one is held out" if n_held_out else ""
+        raise TaskError(f"too few usable rows: {len(rows) - len(dropped)} of {len(rows)}{needed}", faults)
     search, held_out = (tuple(row.pair() for row in side) for side in (prepared.search, prepared.held_out))
     return PromptSet(NAME, corruption, search[:n_search], held_out[:n_held_out], dropped)
 
@@ -102,7 +101,7 @@ def _encode_rows(encoder: Encoder, rows: Sequence[object], corruption: str) -> I
 def _held_out_groups(rows: Sequence[EncodedRow], n_search: int, n_held_out: int, seed: int) -> frozenset[str]:
     """Whole groups, of which the rows come as near to the wanted share as they can without exceeding it."""
     sizes = Counter(row.group for row in rows)
-    if len(sizes) < 2:
+    if len(sizes) < 2 or not n_held_out:
         return frozenset()
     wanted = max(1, min(n_held_out, round(len(rows) * n_held_out / (n_search + n_held_out))))
     shuffled = list(sizes)

@@ -69,7 +69,7 @@ def make_places(pairs: Sequence[Pair], kind: str, roles: Sequence[str] | None = 
             spans = tuple(tuple((len(p.clean) - i, len(p.clean) - i + 1) for p in pairs) for i in back)
             return Places(kind, tuple(f"-{i}" for i in back), spans)
         case "role":
-            return role_places(pairs, _common_roles(pairs) if roles is None else roles)
+            return role_places(pairs, common_roles(pairs) if roles is None else roles)
     raise TaskError(f"places {kind!r} are unknown; known are: {', '.join(PLACES)}")
 
 
@@ -79,7 +79,7 @@ def role_places(pairs: Sequence[Pair], roles: Sequence[str]) -> Places:
     for role in roles:
         without = [i + 1 for i, pair in enumerate(pairs) if role not in pair.roles and role != EVERYWHERE]
         if without:
-            known = ", ".join(_common_roles(pairs)) or "none"
+            known = ", ".join(common_roles(pairs)) or "none"
             some = ", ".join(map(str, without[:10]))
             faults.append(Fault(role, f"{len(without)} prompts have no such role ({some}); all have: {known}"))
     if not roles:
@@ -90,7 +90,7 @@ def role_places(pairs: Sequence[Pair], roles: Sequence[str]) -> Places:
     return Places("role", tuple(roles), spans)
 
 
-def _common_roles(pairs: Sequence[Pair]) -> list[str]:
+def common_roles(pairs: Sequence[Pair]) -> list[str]:
     """Roles that every pair has, in the order in which they begin in the first pair."""
     common = set.intersection(*(set(pair.roles) for pair in pairs))
     return sorted(common, key=lambda role: (pairs[0].roles[role], role))
