@@ -102,6 +102,7 @@ class Search:
         self._leave(receiver)
 
     def _open(self, receiver: int, senders: Sequence[int]) -> None:
+        self.expected = {sender: not self.predicted[sender, receiver] for sender in senders}
         for stage in self.stages:
             stage.open(receiver, senders)
 
@@ -126,8 +127,9 @@ class Search:
     def _chain(self, receiver: int, senders: Sequence[int]) -> int:
         """Test edges in one batch, on the prediction of what becomes of those before; how many are decided."""
         before = self._node_runs
-        will_go = [not self.predicted[sender, receiver] for sender in senders]
+        will_go = [self.expected[sender] for sender in senders]
         values = self.stages[0].values(len(senders), will_go)
+        self._expect(senders, will_go, values)
         self.walk.count("batched_evaluations")
         self.walk.count("rows", len(senders))
         goes: list[bool] = []  # decided, and not yet told to the stages
@@ -152,6 +154,13 @@ class Search:
         self.walk.count("node_recomputations", self._node_runs - before)
         self.length.saw(decided - wrong, wrong)
         return decided
+
+    def _expect(self, senders: Sequence[int], will_go: Sequence[bool], values: PerExample) -> None:
+        """What a row says is at once the best guess for its edge, should its chain break before it."""
+        standing = self.current[0].mean()
+        for sender, goes, value in zip(senders, will_go, values.mean(1), strict=True):
+            self.expected[sender] = self.rule.cuts(float(standing - value))
+            standing = value if goes else standing
 
     def _cost_at_once(self, value: PerExample) -> float | None:
         """The mean cost of a candidate, unless it lies too near the threshold for its row to say."""

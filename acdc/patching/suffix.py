@@ -16,6 +16,7 @@ Shapes: `rows` are candidate circuits, B prompts of the batch, n the positions o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -50,14 +51,15 @@ class Suffix:
         self.at = self.standing.at
         self.node_runs = 0  # nodes computed again, each row counted
         self._written: dict[int, Tensor] = {}  # out - a of needed senders in the standing circuit, [B, n, d] each
-        self._unchanged: dict[int, Tensor] = {}  # by receiver, what it reads of senders that no row changes
+        self.unchanged: dict[int, Tensor] = {}  # by receiver, what it reads of senders that no row changes
+        self._room = {NARROW: self._inputs_like(0), WIDE: self._inputs_like(0)}
 
     def bytes_per_row(self, receiver: int) -> int:
         """About the most a row holds: what live nodes write, what one layer reads, an MLP's hidden state."""
         graph, widest = self.t.graph, self.needs.of_receiver(receiver)
         after = range(int(graph.n_senders_before[receiver]), graph.n_senders)
         levels = [min(self.needs.of_sender(sender), widest) for sender in after]
-        streams = [self.at.count(level) for level in levels if level]
+        streams = [self.at.count(level) + self.at.count(NARROW) for level in levels if level]
         one_layer = (graph.receivers_per_layer + graph.senders_per_layer + 8) * self.at.count(max(widest, NARROW))
         return (sum(streams) + one_layer) * self.batch.n_rows * self.t.d_model * self.t.dtype.itemsize
 
@@ -68,7 +70,7 @@ class Suffix:
         x: [rows, B, n, d], at the positions where the receiver is needed. commit: make the one row the standing one.
         """
         graph, t = self.t.graph, self.t
-        row = _Rows(self, receiver, x, self._unchanged)
+        row = _Rows(self, receiver, x)
         for index in range(graph.receivers[receiver].layer, t.n_layers):
             reads = graph.receivers_of_layer(index)
             n_attention = t.n_heads + 2 * t.n_kv_heads
@@ -82,13 +84,27 @@ class Suffix:
         (arrival,) = row.arriving(range(last, last + 1), even_unchanged=True)
         if commit:
             self._written.update(row.written())
-            self._unchanged.clear()
+            self.unchanged.clear()
         residual = arrival.x[0].expand(len(x), -1, -1, -1)
         return residual[:, self.batch.read_row, self.batch.read_pos - self.at.narrow]
 
+    def room(self, receiver: int, level: int, n_rows: int) -> Tensor:
+        """Room for what senders after the receiver write over a range, used by each run: [sender, rows, B, n, d]"""
+        after = range(int(self.t.graph.n_senders_before[receiver]), self.t.graph.n_senders)
+        is_possible = level <= self.needs.of_receiver(receiver)
+        most = sum(self.needs.of_sender(sender) >= level for sender in after) if is_possible else 0
+        shape = most, n_rows, self.batch.n_rows, self.at.count(level), self.t.d_model
+        size = math.prod(shape)
+        if len(self._room[level]) < size:
+            self._room[level] = self._inputs_like(size)
+        return self._room[level][:size].view(shape)
+
+    def _inputs_like(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=self.t.dtype, device=self.t.device)
+
     def leave(self) -> None:
         """The receiver that rows differed at changes, or the kept edges do."""
-        self._unchanged.clear()
+        self.unchanged.clear()
 
     def written(self, senders: Sequence[int], level: int) -> Tensor:
         """out - a of senders in the standing circuit: [sender, B, n, d]"""
@@ -234,28 +250,27 @@ class Suffix:
 class _Rows:
     """What the changed nodes write in each row, sender by sender, and how that arrives at the receivers after them."""
 
-    def __init__(self, suffix: Suffix, receiver: int, x: Tensor, unchanged: dict[int, Tensor]) -> None:
+    def __init__(self, suffix: Suffix, receiver: int, x: Tensor) -> None:
         self.suffix, self.needs, self.n = suffix, suffix.needs, len(x)
         self.start = receiver, x
-        self.unchanged = unchanged
         self.senders: dict[int, list[int]] = {NARROW: [], WIDE: []}
-        self.writes: dict[int, list[Tensor]] = {NARROW: [], WIDE: []}
+        self.writes = {level: suffix.room(receiver, level, self.n) for level in (NARROW, WIDE)}
 
     def add(self, senders: Sequence[int], level: int, off: Tensor) -> None:
         """off: out - a, [sender, rows, B, n, d]"""
         for sender, write in zip(senders, off, strict=True):
             needed = min(level, self.needs.of_sender(sender))
             if needed:
+                self.writes[needed][len(self.senders[needed])] = self._from(write, level, needed)
                 self.senders[needed].append(sender)
-                self.writes[needed].append(self._from(write, level, needed))
 
     def written(self) -> dict[int, Tensor]:
         """Of the one row, as the standing circuit holds it; where part of a range changed, with the rest as it was."""
         found = {}
         for level in (NARROW, WIDE):
-            for sender, write in zip(self.senders[level], self.writes[level], strict=True):
+            for sender, write in zip(self.senders[level], self.writes[level], strict=False):
                 need = self.needs.of_sender(sender)
-                whole = write[0] if need == level else self.suffix.written([sender], need)[0].clone()
+                whole = self.suffix.written([sender], need)[0] if need > level else torch.empty_like(write[0])
                 self._from(whole, need, level).copy_(write[0])
                 found[sender] = whole
         return found
@@ -270,7 +285,7 @@ class _Rows:
                 arrivals.append(_Arrival(self.needs.of_receiver(start), [start], x.unsqueeze(0)))
                 continue
             need = self.needs.of_receiver(receiver)
-            level = need if even_unchanged else min(self._reach(receiver), need)
+            level = need if even_unchanged or not need else min(self._reach(receiver), need)
             if level:
                 levels[receiver] = level
         for level in (NARROW, WIDE):
@@ -289,26 +304,37 @@ class _Rows:
 
     def _mix(self, receivers: list[int], level: int) -> Tensor:
         """What receivers read: [receiver, rows, B, n, d]"""
-        below = torch.stack([self._of_unchanged(receiver, level) for receiver in receivers])
-        x = below.unsqueeze(1).repeat(1, self.n, 1, 1, 1)
-        for of in (NARROW, WIDE):
-            kept = self.suffix.kept[np.ix_(self.senders[of], receivers)]
-            used = np.flatnonzero(kept.any(1))
-            if len(used):
-                within = min(of, level)
-                writes = torch.stack([self._from(self.writes[of][i], of, within) for i in used])
-                weights = torch.from_numpy(kept[used].T.astype(np.float32)).to(writes)
-                sums = (weights @ writes.flatten(1)).unflatten(1, writes.shape[1:])
+        below = torch.stack([self._of_unchanged(receiver, level) for receiver in receivers]).unsqueeze(1)
+        x: Tensor | None = None
+        for of in (WIDE, NARROW):
+            sums = self._sum(receivers, of, within := min(of, level))
+            if sums is not None and x is None and within == level:
+                x = sums.add_(below)
+            elif sums is not None:
+                x = below.repeat(1, self.n, 1, 1, 1) if x is None else x
                 self._from(x, level, within).add_(sums)
-        return x
+        return below.repeat(1, self.n, 1, 1, 1) if x is None else x
+
+    def _sum(self, receivers: list[int], of: int, within: int) -> Tensor | None:
+        """What the senders changed over a range bring, at a part of it: [receiver, rows, B, n, d]"""
+        kept = self.suffix.kept[np.ix_(self.senders[of], receivers)]
+        used = np.flatnonzero(kept.any(1))
+        if not len(used):
+            return None
+        writes = self._from(self.writes[of][: len(kept)], of, within)
+        if 2 * len(used) <= len(kept):  # gathering costs a copy, multiplying by zeros a product
+            kept, writes = kept[used], writes[used]
+        weights = torch.from_numpy(kept.T.astype(np.float32)).to(writes)
+        found: Tensor = (weights @ writes.flatten(1)).unflatten(1, writes.shape[1:])
+        return found
 
     def _of_unchanged(self, receiver: int, level: int) -> Tensor:
         """What a receiver reads when all edges from changed senders are taken away, [B, n, d]. Senders changed over the
         narrow range alone still bring what they bring elsewhere."""
-        found = self.unchanged.get(receiver)
+        suffix = self.suffix
+        found = suffix.unchanged.get(receiver)
         if found is not None:
             return found
-        suffix = self.suffix
         kept = suffix.kept[:, receiver].copy()
         narrowly = [s for s in self.senders[NARROW] if kept[s]] if level == WIDE else []
         kept[[*self.senders[NARROW], *self.senders[WIDE]]] = False
@@ -322,7 +348,7 @@ class _Rows:
             wide = suffix.written(narrowly, WIDE).sum(0)
             n = suffix.at.narrow - suffix.at.wide
             found[:, :n] += wide[:, :n]
-        self.unchanged[receiver] = found
+        suffix.unchanged[receiver] = found
         return found
 
     def _from(self, tensor: Tensor, level: int, part: int) -> Tensor:
