@@ -20,7 +20,7 @@ from acdc.patching.needs import NARROW, WIDE
 from acdc.patching.readout import make_readout
 from acdc.patching.standing import Standing
 from acdc.progress import Checkpoint, Progress
-from acdc.tracing.reruns import Begin, Change, attention_output, bytes_of_rerun, record_run, rerun
+from acdc.patching.reruns import Begin, Change, attention_output, bytes_of_rerun, record_run, rerun
 
 
 @torch.no_grad()

@@ -131,20 +131,7 @@ class Transformer:
     def attend(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor, rope: Rope) -> Tensor:
         """q: [n, H, pos, e], k and v: [n, K, pos, e] as projected -> z: [n, pos, H * e], before any post-norm."""
         q, k = self.turn(layer, layer.head_norm_q, q, rope), self.turn(layer, layer.head_norm_k, k, rope)
-        mask = self._attention_mask(layer, q.shape[-2], q.device)
-        if layer.softcap is None:
-            z = F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=mask,
-                is_causal=self.is_causal and mask is None,
-                scale=layer.attention_scale,
-                enable_gqa=self.n_kv_heads != self.n_heads,
-            )
-        else:
-            z = _attend_with_softcap(q, k, v, layer.attention_scale, layer.softcap, mask)
-        return z.transpose(1, 2).reshape(z.shape[0], z.shape[2], -1)
+        return self.attend_late(layer, q, k, v).transpose(1, 2).flatten(2)
 
     def turn(
         self, layer: Layer, head_norm: Callable[[Tensor], Tensor] | None, x: Tensor, rope: Rope, first: int = 0
@@ -158,36 +145,42 @@ class Transformer:
             x = _rotate(x, cos, sin)
         return x
 
-    def attend_turned(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
-        """q: [..., n, e], queries of the positions from `first` on, k and v: [..., pos, e] -> z: [..., n, e]; a key
-        and value for each query head. The same arithmetic as `attend`, for a part of the queries."""
-        scores = q @ k.transpose(-1, -2) * layer.attention_scale
+    def attend_late(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor, blocked: Tensor | None = None) -> Tensor:
+        """Attention of the last m positions' queries. q: [n, H, m, e], k and v: [n, K, pos, e], turned. blocked: [n, 1
+        or H, pos, pos], true where a query (first) may not look at a key. Returns z [n, H, m, e]."""
+        m, length = q.shape[2], k.shape[2]
+        is_plain = self.is_causal and m == length and layer.window is None and layer.softcap is None and blocked is None
+        allowed = None if is_plain else self._allowed(layer, m, length, q.device)
+        if blocked is not None:
+            free = ~blocked[:, :, length - m :]
+            allowed = free if allowed is None else allowed & free
         if layer.softcap is not None:
-            scores = torch.tanh(scores / layer.softcap) * layer.softcap
-        n, length = scores.shape[-2:]
-        if self.is_causal and (first + 1 < length or layer.window is not None):
-            distance = torch.arange(first, first + n, device=q.device)[:, None] - torch.arange(length, device=q.device)
-            allowed = distance >= 0
-            allowed = allowed & (distance < layer.window) if layer.window is not None else allowed
-            scores = scores.masked_fill(~allowed, float("-inf"))
-        return scores.softmax(-1) @ v
+            return _attend_with_softcap(q, k, v, layer.attention_scale, layer.softcap, allowed)
+        return F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=allowed,
+            is_causal=is_plain and m > 1,
+            scale=layer.attention_scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+
+    def _allowed(self, layer: Layer, m: int, length: int, device: torch.device) -> Tensor | None:
+        """[m, pos]: where the queries of the last m positions may look; None: everywhere."""
+        needs_window = layer.window is not None and length > layer.window
+        if not self.is_causal or (m == 1 and not needs_window):
+            return None
+        at = torch.arange(length, device=device)
+        distance = at[length - m :, None] - at
+        allowed = distance >= 0
+        return allowed if layer.window is None else allowed & (distance < layer.window)
 
     def share(self, layer: Layer, z: Tensor) -> Tensor:
         """z -> z', scaled by the post-norm of the layer's total where there is one. [..., H * e]"""
         if layer.share_scale is None or layer.w_total is None:
             return z
         return z * layer.share_scale(z @ layer.w_total)
-
-    def _attention_mask(self, layer: Layer, length: int, device: torch.device) -> Tensor | None:
-        """None where plain causal (or no) masking will do; else true where a query may look."""
-        if not self.is_causal:
-            return None
-        needs_window = layer.window is not None and length > layer.window
-        if not needs_window and layer.softcap is None:
-            return None
-        distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
-        allowed = distance >= 0
-        return allowed & (distance < layer.window) if layer.window is not None else allowed
 
 
 def _attend_with_softcap(q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float, mask: Tensor | None) -> Tensor:

@@ -128,8 +128,7 @@ class Standing:
         reads = torch.bmm(flat, layer.w_read.transpose(1, 2)) * layer.read_scale(flat) + layer.b_read.unsqueeze(1)
         q, k, v = reads.unflatten(1, x.shape[1:3]).split((t.n_heads, t.n_kv_heads, t.n_kv_heads))
         q, k = t.turn(layer, layer.head_norm_q, q, self.rope), t.turn(layer, layer.head_norm_k, k, self.rope)
-        group = self.kv_of(range(t.n_heads))
-        raw = t.attend_turned(layer, q, k[group], v[group], 0)
+        raw = t.attend_late(layer, *(x.transpose(0, 1) for x in (q, k, v))).transpose(0, 1)  # [H, B, pos, e]
         shared = self.share(layer, raw)
         self.q.append(q[:, :, wide:])
         self.k.append(k.clone())

@@ -25,13 +25,7 @@ from acdc.metrics import METRICS, Metric
 from acdc.models.transformer import Transformer
 from acdc.patch_map import Axis, Cells
 from acdc.patching.batches import Batch
-from acdc.progress import Progress
-from acdc.tasks.prompts import Pair
-from acdc.tracing.activation import memory_left
-from acdc.tracing.collecting import Collected, layer_axis
-from acdc.tracing.measuring import Numbers, make_reader
-from acdc.tracing.places import Places, first_changes, pair_of_row, role_places, starts_of
-from acdc.tracing.reruns import (
+from acdc.patching.reruns import (
     Begin,
     Change,
     Run,
@@ -41,6 +35,12 @@ from acdc.tracing.reruns import (
     record_run,
     rerun,
 )
+from acdc.progress import Progress
+from acdc.tasks.prompts import Pair
+from acdc.tracing.activation import memory_left
+from acdc.tracing.collecting import Collected, layer_axis
+from acdc.tracing.measuring import Numbers, make_reader
+from acdc.tracing.places import Places, first_changes, pair_of_row, role_places, starts_of
 from acdc.tracing.sweeping import Sweep
 from acdc.tracing.tiles import Tile
 from acdc.tracing.windows import window_around

@@ -18,13 +18,13 @@ from acdc.metrics import Metric
 from acdc.models.transformer import Transformer
 from acdc.patch_map import Axis, Cells
 from acdc.patching.batches import Batch
+from acdc.patching.reruns import Begin, Change, bytes_of_rerun, bytes_of_run, record_run, rerun
 from acdc.progress import Progress
 from acdc.tasks.prompts import Pair
 from acdc.tracing.activation import memory_left
 from acdc.tracing.collecting import Collected, layer_axis
 from acdc.tracing.measuring import Numbers, make_reader
 from acdc.tracing.places import pair_of_row, role_places
-from acdc.tracing.reruns import Begin, Change, bytes_of_rerun, bytes_of_run, record_run, rerun
 from acdc.tracing.sweeping import Sweep
 from acdc.tracing.tiles import Tile
 from acdc.tracing.windows import window_around

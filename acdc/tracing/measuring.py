@@ -16,7 +16,7 @@ from acdc.patching.batches import Batch
 from acdc.patching.circuits import Prompts
 from acdc.patching.forward import NodeOutputs
 from acdc.patching.readout import make_readout
-from acdc.tracing.reruns import Run
+from acdc.patching.reruns import Run
 
 Readout = Callable[[Tensor], Tensor]  # [cell, read, d] -> a metric [cell, example]
 Numbers = npt.NDArray[np.float64]

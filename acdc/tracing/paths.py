@@ -35,13 +35,13 @@ from acdc.models.transformer import Rope, Transformer
 from acdc.patch_map import Axis, Cells
 from acdc.patching.batches import Batch
 from acdc.patching.forward import read_all
+from acdc.patching.reruns import Run, bytes_of_rerun, bytes_of_run, record_run
 from acdc.progress import Progress
 from acdc.tasks.prompts import Pair
 from acdc.tracing.activation import base_of, memory_left
 from acdc.tracing.collecting import Collected
 from acdc.tracing.measuring import Numbers, make_reader
 from acdc.tracing.places import first_changes
-from acdc.tracing.reruns import Run, attend_late, bytes_of_rerun, bytes_of_run, record_run
 from acdc.tracing.sweeping import Sweep
 from acdc.tracing.tiles import Tile
 
@@ -328,7 +328,7 @@ class _Streams:
             k = torch.cat((self.base.keys[index][self.rows, :, :start], k), 2)
             earlier = self.base.projected[index][self.rows, :start, -t.n_kv_heads :]
             v = torch.cat((earlier.transpose(1, 2), v), 2)
-        return t.share(layer, attend_late(t, layer, q, k, v, None))
+        return t.share(layer, t.attend_late(layer, q, k, v).transpose(1, 2).flatten(2))
 
     # -- what senders write --------------------------------------------------------------------------------------------
 

@@ -17,8 +17,7 @@ from torch import Tensor
 from acdc.metrics import Metric
 from acdc.models.transformer import Transformer
 from acdc.patching.batches import Batch
-from acdc.tracing.measuring import Reader, make_reader
-from acdc.tracing.reruns import (
+from acdc.patching.reruns import (
     Begin,
     Change,
     Run,
@@ -29,6 +28,7 @@ from acdc.tracing.reruns import (
     record_run,
     rerun,
 )
+from acdc.tracing.measuring import Reader, make_reader
 from acdc.tracing.subjects import Patch
 
 RESIDUALS = ("residual_before", "residual_after")

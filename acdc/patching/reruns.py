@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from acdc.models.transformer import Layer, Rope, Transformer
@@ -113,7 +112,8 @@ def _run_layer(t: Transformer, index: int, x: Tensor, rope: Rope, begin: Begin, 
         k = torch.cat((begin.base.keys[index][begin.rows, :, : begin.start], k), 2)
         earlier = begin.base.projected[index][begin.rows, : begin.start, -t.n_kv_heads :]
         v = torch.cat((earlier.transpose(1, 2), v), 2)
-    z = change.heads(index, attend_late(t, layer, q, k, v, change.blocked(index)))
+    z = t.attend_late(layer, q, k, v, change.blocked(index)).transpose(1, 2).flatten(2)
+    z = change.heads(index, z)
     return finish_layer(t, index, x[:, skip:], attention_output(t, layer, z), change)
 
 
@@ -131,45 +131,6 @@ def finish_layer(t: Transformer, index: int, x: Tensor, attention: Tensor, chang
     if mlp is not None:
         between = between + change.mlp(index, mlp(x if t.is_parallel else between))
     return change.after(index, between)
-
-
-def attend_late(t: Transformer, layer: Layer, q: Tensor, k: Tensor, v: Tensor, blocked: Tensor | None) -> Tensor:
-    """Attention of the last m positions' queries. q: [n, H, m, e], k and v: [n, K, pos, e], as attention compares them;
-    blocked: as in Change, of all positions. Returns z [n, m, H * e]."""
-    m, length = q.shape[2], k.shape[2]
-    is_plain = t.is_causal and m == length and layer.window is None and layer.softcap is None and blocked is None
-    allowed = None if is_plain else _allowed(t, layer, m, length, q.device)
-    if blocked is not None:
-        free = ~blocked[:, :, length - m :]
-        allowed = free if allowed is None else allowed & free
-    if layer.softcap is None:
-        z = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=allowed,
-            is_causal=is_plain and m > 1,
-            scale=layer.attention_scale,
-            enable_gqa=t.n_kv_heads != t.n_heads,
-        )
-    else:
-        group = t.n_heads // t.n_kv_heads
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        weights = torch.tanh(q @ k.mT * (layer.attention_scale / layer.softcap)) * layer.softcap
-        if allowed is not None:
-            weights = weights.masked_fill(~allowed, float("-inf"))
-        z = weights.softmax(-1) @ v
-    return z.transpose(1, 2).flatten(2)
-
-
-def _allowed(t: Transformer, layer: Layer, m: int, length: int, device: torch.device) -> Tensor | None:
-    """[m, pos]: where the queries of the last m positions may look; None: everywhere."""
-    if not t.is_causal or (m == 1 and layer.window is None):
-        return None
-    at = torch.arange(length, device=device)
-    distance = at[length - m :, None] - at
-    allowed = distance >= 0
-    return allowed if layer.window is None else allowed & (distance < layer.window)
 
 
 # -- recording ---------------------------------------------------------------------------------------------------------
