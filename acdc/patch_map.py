@@ -11,6 +11,7 @@ One file holds it all (see acdc.container).
 from __future__ import annotations
 
 import csv
+import heapq
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -176,7 +177,24 @@ class PatchMap:
         ends = np.sort(np.stack((self.low[i], self.high[i])) / denominator, axis=0)
         return Normalised(self.effect[i] / denominator, ends[0], ends[1], denominator)
 
+    @property
+    def clear(self) -> Flags:
+        """[*axes], true at the cells whose interval leaves 0 out."""
+        return self.cells.defined & ((self.low > 0) | (self.high < 0))
+
+    def _repr_svg_(self) -> str:
+        """The heat map that a notebook shows."""
+        from acdc.drawing import draw_map
+
+        return draw_map(self)
+
     # -- tables --------------------------------------------------------------------------------------------------------
+
+    def strongest(self, n: int) -> list[dict[str, str | float | None]]:
+        """The `n` defined cells with the largest |effect|, each as `columns` name it."""
+        effect = self.columns.index("effect")
+        largest = heapq.nlargest(n, self.rows(), key=lambda row: abs(float(row[effect] or 0)))
+        return [dict(zip(self.columns, row, strict=True)) for row in largest]
 
     def rows(self) -> Iterator[tuple[str | float | None, ...]]:
         """One row per metric and defined cell, in the order of `columns`; None where normalising is withheld."""

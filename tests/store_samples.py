@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from sqlalchemy import text
 
 from acdc.circuit import Behaviour, Choices, Circuit, ModelCard, Point, Provenance, Report, Run, Selected, TaskCard
 from acdc.graph import Graph, GraphShape
+from acdc.patch_map import Axis, Cells, PatchMap, measured_axis
 from acdc.spec import DiscoverSpec, parse_job
 from acdc.store import Claim, JobFilter, JobRow, Move, Page, State, Store
 
@@ -148,3 +150,24 @@ def every_page(read: Callable[[str | None], Page[Any]]) -> list[Any]:
 
 def all_jobs(store: Store, limit: int = 1000, **filters: Any) -> list[JobRow]:
     return every_page(lambda cursor: store.jobs.list(JobFilter(**filters), cursor=cursor, limit=limit))
+
+
+def patch_map(*, model: ModelCard = CARD, task: str = "ioi", metric: str = "logit_diff", seed: int = 0) -> PatchMap:
+    """Two layers by two places by eight examples, of which the cell (1, end) does nothing and (0, end) is not there.
+    S2 of layer 1 does most: 3 of the way of 4 from the corrupt run to the clean one."""
+    draw = np.random.default_rng(seed)
+    corrupt, clean = draw.normal(-2, 0.1, (1, 8)), draw.normal(2, 0.1, (1, 8))
+    changed = np.stack([np.stack([corrupt + 1, corrupt * 0]), np.stack([corrupt + 3, corrupt])])  # [layer, place, 1, 8]
+    cells = Cells(
+        kind="activation_patching",
+        axes=(measured_axis([metric]), Axis("layer", ("0", "1")), Axis("place", ("S2", "end"))),
+        per_example=np.moveaxis(changed, 2, 0),
+        defined=np.array([[True, False], [True, True]]),
+        clean=clean,
+        corrupt=corrupt,
+        base="corrupt",
+        groups=tuple("abcdefgh"),
+        parameters={"state": "mlp", "places": "role", "direction": "denoising"},
+    )
+    made = circuit(model=model, task=task).provenance
+    return PatchMap.of(cells, seed=seed, provenance=replace(made, choices=replace(made.choices, method="activations")))

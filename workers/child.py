@@ -28,6 +28,7 @@ from typing import IO, Any, Protocol
 
 from acdc.circuit import Circuit
 from acdc.errors import AcdcError, Cancelled, OutOfMemory, StorageError
+from acdc.patch_map import PatchMap
 from acdc.progress import Checkpoint, Progress
 from acdc.settings import let_idle_threads_sleep, load_settings
 from acdc.spec import JobSpec, parse_job
@@ -64,6 +65,9 @@ class ResultLike(Protocol):
 
     @property
     def circuit(self) -> Circuit | None: ...
+
+    @property
+    def patch_map(self) -> PatchMap | None: ...
 
     @property
     def data(self) -> Mapping[str, Any]: ...
@@ -175,11 +179,12 @@ class _Child:
 def _write_result(run: int, stem: Path, result: ResultLike) -> Found:
     data = stem.with_suffix(".json")
     data.write_text(json.dumps(dict(result.data), allow_nan=False))
-    circuit = None
-    if result.circuit is not None:
-        circuit = str(stem.with_suffix(".safetensors"))
-        result.circuit.save(Path(circuit))
-    return Found(run, result.key, str(data), circuit)
+    files: dict[str, str] = {}
+    for kind, found in (("circuit", result.circuit), ("map", result.patch_map)):
+        if found is not None:
+            files[kind] = str(stem.with_suffix(f".{kind}.safetensors"))
+            found.save(Path(files[kind]))
+    return Found(run, result.key, str(data), **files)
 
 
 class _ToParent:

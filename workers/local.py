@@ -7,6 +7,7 @@ speaks of. DIR is made if need be and afterwards holds
 
     spec.json                 the spec, every field written out
     KEY.circuit.safetensors   a circuit, per result that has one (characters of KEY that no file name can have are `_`)
+    KEY.map.safetensors       a patching map, per result that has one
     KEY.json                  that result's tables
     log.txt                   what the engine printed, tracebacks included
     checkpoint.safetensors    only while unfinished: --resume goes on from it; without --resume it is removed at once
@@ -20,7 +21,7 @@ stdout carries one JSON object a line, flushed, and nothing else. `event` says w
     {"event": "log",        "text": "..."}
     {"event": "checkpoint", "step": 13}                       --resume would go on from here
     {"event": "result",     "key": "circuit", "data": "DIR/circuit.json",
-                            "circuit": "DIR/circuit.circuit.safetensors" | null}
+                            "circuit": "DIR/circuit.circuit.safetensors" | null, "map": null}
     {"event": "error",      "code": "invalid_task", "message": "...", "job_code": "invalid_task",
                             "faults": [{"where": "...", "message": "..."}]}
     {"event": "finished",   "state": "succeeded" | "failed" | "cancelled"}      always last
@@ -48,7 +49,7 @@ from typing import Any
 
 from acdc.errors import AcdcError, SpecError
 from acdc.settings import load_settings
-from acdc.spec import DiscoverSpec, JobSpec, parse_job
+from acdc.spec import EvaluateSpec, JobSpec, TrySpec, parse_job
 from workers.executor import ENGINE, Died, EngineChild, Heard
 from workers.wire import Done, Failed, Found, Log, Phase, Resumed, Saved, Step, Stopped
 
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None, *, engine: Sequence[str] = ENGINE) -
     options = _parse(argv)
     try:
         spec = _read_spec(options.spec)
-        if not isinstance(spec, DiscoverSpec) and spec.circuit is not None and options.source is None:
+        if isinstance(spec, EvaluateSpec | TrySpec) and spec.circuit is not None and options.source is None:
             raise SpecError(f"a job on circuit {spec.circuit!r} needs its file here: give --source FILE")
         run = _LocalRun(spec, options.out, engine)
         status = run.run(options.source, resume=options.resume)
@@ -177,11 +178,12 @@ class _LocalRun:
     def _keep(self, found: Found) -> dict[str, Any]:
         """Move a result's files from scratch to where they stay."""
         stem = re.sub(r"[^\w.=+-]", "_", found.key)
-        kept: dict[str, Any] = {"key": found.key, "circuit": None, "data": str(self._out / f"{stem}.json")}
+        kept: dict[str, Any] = {"key": found.key, "data": str(self._out / f"{stem}.json")}
         shutil.move(found.data, kept["data"])
-        if found.circuit is not None:
-            kept["circuit"] = str(self._out / f"{stem}.circuit.safetensors")
-            shutil.move(found.circuit, kept["circuit"])
+        for kind, file in (("circuit", found.circuit), ("map", found.map)):
+            kept[kind] = None if file is None else str(self._out / f"{stem}.{kind}.safetensors")
+            if file is not None:
+                shutil.move(file, kept[kind])
         return kept
 
     @contextlib.contextmanager

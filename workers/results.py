@@ -10,17 +10,21 @@ from typing import Any
 import numpy as np
 
 from acdc.circuit import Circuit
-from acdc.store import Artefacts, NewCircuit, NewEvaluation, NewResult, NewTable
+from acdc.patch_map import PatchMap
+from acdc.store import Artefacts, NewCircuit, NewEvaluation, NewMap, NewResult, NewTable
 from workers.wire import Found
 
 
 def to_store(found: Found, spec: Mapping[str, Any], source: Circuit | None, artefacts: Artefacts) -> NewResult:
-    """The row of one result, its circuit file uploaded. source: the stored circuit that the job spoke of.
+    """The row of one result, its circuit or map uploaded. source: the stored circuit that the job spoke of.
 
     A stored circuit that was judged again and not changed is an evaluation of that one; all else is a circuit of its
     own. Raises StorageError.
     """
     data = json.loads(Path(found.data).read_text())
+    if found.map is not None:
+        file = Path(found.map)
+        return NewMap(found.key, PatchMap.load(file), artefacts.put(file.read_bytes()), data)
     if found.circuit is None:
         return NewTable(found.key, data)
     circuit = Circuit.load(Path(found.circuit))

@@ -86,12 +86,13 @@ class Saved:
 
 @dataclass(frozen=True)
 class Found:
-    """One result. circuit: a circuit file. data: a JSON file with tables for people."""
+    """One result. circuit, map: files of these. data: a JSON file with tables for people."""
 
     run: int
     key: str
     data: str
     circuit: str | None = None
+    map: str | None = None
 
 
 @dataclass(frozen=True)

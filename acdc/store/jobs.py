@@ -117,7 +117,8 @@ class Jobs:
             rows = connection.execute(query).all()
             _must_exist(connection, job_id, rows)
         return tuple(
-            ResultRow(row.job_id, row.result_key, row.kind, row.circuit_id, row.evaluation_id, row.data) for row in rows
+            ResultRow(row.job_id, row.result_key, row.kind, row.circuit_id, row.evaluation_id, row.map_id, row.data)
+            for row in rows
         )
 
     def cancel(self, job_id: str) -> JobRow:

@@ -14,8 +14,20 @@ from acdc.spec import spell_infinity
 from acdc.store.clock import now_ms
 from acdc.store.database import insert_or
 from acdc.store.ids import new_id
-from acdc.store.rows import JobRow, NewCircuit, NewEvaluation, NewResult, NewTable
-from acdc.store.tables import circuit_edges, circuit_nodes, circuit_tags, circuits, evaluations, models, results
+from acdc.store.rows import JobRow, NewCircuit, NewEvaluation, NewMap, NewResult, NewTable
+from acdc.store.tables import (
+    circuit_edges,
+    circuit_nodes,
+    circuit_tags,
+    circuits,
+    evaluations,
+    map_tags,
+    maps,
+    models,
+    results,
+)
+
+STRONGEST = 20  # cells of a map that its row names; all of them are in its file
 
 
 def insert_results(connection: Connection, job: JobRow, new_results: Sequence[NewResult]) -> None:
@@ -29,6 +41,8 @@ def insert_results(connection: Connection, job: JobRow, new_results: Sequence[Ne
             case NewEvaluation():
                 row |= {"kind": "evaluation", "circuit_id": result.circuit_id}
                 row["evaluation_id"] = _insert_evaluation(connection, job, result)
+            case NewMap():
+                row |= {"kind": "map", "map_id": _insert_map(connection, job, result)}
             case NewTable():
                 row |= {"kind": "table"}
         connection.execute(insert(results).values(row))
@@ -138,6 +152,44 @@ def _insert_evaluation(connection: Connection, job: JobRow, result: NewEvaluatio
     }
     connection.execute(insert(evaluations).values(values))
     return evaluation_id
+
+
+def _insert_map(connection: Connection, job: JobRow, result: NewMap) -> str:
+    """The map's row, its tags and its model; its cells are in its file."""
+    map_id, made = new_id("map"), result.patch_map
+    origin, cells = made.provenance, made.cells
+    assert origin is not None, "a job's map says where it comes from"
+    (metric,) = cells.metrics
+    values = {
+        "id": map_id,
+        "owner": job.user,
+        "job_id": job.id,
+        "result_key": result.key,
+        "name": job.name,
+        "notes": job.notes,
+        "kind": cells.kind,
+        "model_reference": origin.model.reference,
+        "model_fingerprint": origin.model.fingerprint,
+        "task": origin.task.name,
+        "task_sha256": origin.task.sha256,
+        "metric": metric,
+        "base": cells.base,
+        "n_cells": int(cells.defined.sum()),
+        "n_clear": int(made.clear.sum()),
+        "n_examples": len(cells.groups),
+        "clean": float(cells.clean.mean()),
+        "corrupt": float(cells.corrupt.mean()),
+        "axes": [asdict(axis) for axis in cells.axes[1:]],
+        "strongest": made.strongest(STRONGEST),
+        "provenance": spell_infinity(asdict(origin)),
+        "artefact": result.artefact,
+        "created_ms": now_ms(),
+    }
+    connection.execute(insert(maps).values(values))
+    if rows := [{"map_id": map_id, "tag": tag} for tag in dict.fromkeys(job.tags)]:
+        connection.execute(insert(map_tags), rows)
+    record_model(connection, origin.model)
+    return map_id
 
 
 def _is_there(connection: Connection, circuit_id: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from acdc.circuit import Circuit
 from acdc.errors import Fault
+from acdc.patch_map import PatchMap
 from acdc.store.states import State
 
 Row = TypeVar("Row")
@@ -173,21 +174,31 @@ class NewEvaluation:
 
 
 @dataclass(frozen=True)
+class NewMap:
+    """A result of kind `map`. artefact: digest of its file, which is already in the artefact store."""
+
+    key: str
+    patch_map: PatchMap
+    artefact: str
+    data: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class NewTable:
-    """A result of kind `table`: anything to read that is no circuit."""
+    """A result of kind `table`: anything to read that is neither circuit nor map."""
 
     key: str
     data: Json
 
 
-NewResult = NewCircuit | NewEvaluation | NewTable
+NewResult = NewCircuit | NewEvaluation | NewMap | NewTable
 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One result of a job. key: unique within it. kind: circuit, evaluation or table.
+    """One result of a job. key: unique within it. kind: circuit, evaluation, map or table.
 
-    circuit_id: the circuit found or evaluated; None too when it has been deleted since.
+    circuit_id: the circuit found or evaluated; None too when it has been deleted since. map_id: the map made.
     """
 
     job_id: str
@@ -195,6 +206,7 @@ class ResultRow:
     kind: str
     circuit_id: str | None
     evaluation_id: str | None
+    map_id: str | None
     data: Json
 
 
@@ -283,6 +295,69 @@ class EvaluationRow:
     report: Json
     spec: Json
     created_at: datetime
+
+
+# -- maps --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MapRow:
+    """What a list says of a patching map.
+
+    kind: activation_patching, path_patching, causal_tracing or attention_knockout. base: the run that was changed,
+    clean or corrupt. n_cells: that are defined; n_clear: of these, whose interval leaves 0 out. n_examples: prompts measured
+    on. clean, corrupt: mean metric of the two unchanged runs. axes: name and labels of each, without the metric's.
+    strongest: the cells with the largest |effect|, see `PatchMap.strongest`. artefact: digest of its file.
+    """
+
+    id: str
+    user: str
+    job_id: str | None
+    result_key: str
+    name: str | None
+    tags: tuple[str, ...]
+    notes: str | None
+    kind: str
+    model_reference: str
+    model_fingerprint: str
+    task: str
+    task_sha256: str
+    metric: str
+    base: str
+    n_cells: int
+    n_clear: int
+    n_examples: int
+    clean: float
+    corrupt: float
+    axes: tuple[Json, ...]
+    strongest: tuple[Json, ...]
+    artefact: str
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class MapDetail:
+    """A map with its provenance as JSON (`asdict(Provenance)`)."""
+
+    row: MapRow
+    provenance: Json
+
+
+@dataclass(frozen=True)
+class MapFilter:
+    """Which maps to list; what is None or empty does not restrict. model: a reference or a fingerprint. tags: all of
+    them must be there."""
+
+    user: str | None = None
+    job_id: str | None = None
+    kind: str | None = None
+    model: str | None = None
+    task: str | None = None
+    metric: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

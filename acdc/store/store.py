@@ -8,14 +8,15 @@ from acdc.store.circuits import Circuits
 from acdc.store.claims import Claims
 from acdc.store.database import Database
 from acdc.store.jobs import Jobs
+from acdc.store.maps import Maps
 from acdc.store.migration import check_schema
 from acdc.store.models import Models
 from acdc.store.reaper import Reaper
-from acdc.store.tables import circuits, jobs
+from acdc.store.tables import circuits, jobs, maps
 
 
 class Store:
-    """jobs: for users. claims: for workers. reaper: for the sweep. circuits, models: what was found, of what."""
+    """jobs: for users. claims: for workers. reaper: for the sweep. circuits, maps, models: what was found, of what."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -23,6 +24,7 @@ class Store:
         self.claims = Claims(database)
         self.reaper = Reaper(database)
         self.circuits = Circuits(database)
+        self.maps = Maps(database)
         self.models = Models(database)
 
     @classmethod
@@ -57,9 +59,10 @@ class Store:
             connection.execute(select(1))
 
     def artefacts_in_use(self) -> frozenset[str]:
-        """Digests that a circuit or a job's checkpoint names."""
+        """Digests that a circuit, a map or a job's checkpoint names."""
         named = select(circuits.c.artefact).union(
-            select(jobs.c.checkpoint_digest).where(jobs.c.checkpoint_digest.is_not(None))
+            select(maps.c.artefact),
+            select(jobs.c.checkpoint_digest).where(jobs.c.checkpoint_digest.is_not(None)),
         )
         with self._database.read() as connection:
             return frozenset(connection.execute(named).scalars())

@@ -219,6 +219,46 @@ evaluations = Table(
     Index(None, "circuit_id", "created_ms"),
 )
 
+maps = Table(
+    "maps",
+    metadata,
+    Column("id", Words, primary_key=True),
+    Column("owner", Words, nullable=False),
+    Column("job_id", Words, ForeignKey("jobs.id", ondelete="SET NULL")),
+    Column("result_key", Words, nullable=False),
+    Column("name", Words),
+    Column("notes", Words),
+    Column("kind", Words, nullable=False),
+    Column("model_reference", Words, nullable=False),
+    Column("model_fingerprint", Words, nullable=False),
+    Column("task", Words, nullable=False),
+    Column("task_sha256", Words, nullable=False),
+    Column("metric", Words, nullable=False),
+    Column("base", Words, nullable=False),
+    Column("n_cells", Integer, nullable=False),
+    Column("n_clear", Integer, nullable=False),
+    Column("n_examples", Integer, nullable=False),
+    Column("clean", Float(53), nullable=False),
+    Column("corrupt", Float(53), nullable=False),
+    Column("axes", Document, nullable=False),
+    Column("strongest", Document, nullable=False),
+    Column("provenance", Document, nullable=False),
+    Column("artefact", Words, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    UniqueConstraint("job_id", "result_key"),
+    Index(None, "created_ms", "id"),
+    Index(None, "model_fingerprint"),
+)
+
+map_tags = Table(
+    "map_tags",
+    metadata,
+    Column("map_id", Words, ForeignKey("maps.id", ondelete="CASCADE"), nullable=False),
+    Column("tag", Words, nullable=False),
+    PrimaryKeyConstraint("map_id", "tag"),
+    Index(None, "tag"),
+)
+
 results = Table(
     "results",
     metadata,
@@ -227,11 +267,13 @@ results = Table(
     Column("kind", Words, nullable=False),
     Column("circuit_id", Words, ForeignKey("circuits.id", ondelete="SET NULL")),
     Column("evaluation_id", Words, ForeignKey("evaluations.id", ondelete="SET NULL")),
+    Column("map_id", Words, ForeignKey("maps.id", ondelete="SET NULL")),
     Column("data", Document, nullable=False),
     PrimaryKeyConstraint("job_id", "result_key"),  # one effect, however often a job ran
-    CheckConstraint(_one_of("kind", ["circuit", "evaluation", "table"]), name="kind"),
+    CheckConstraint(_one_of("kind", ["circuit", "evaluation", "map", "table"]), name="kind"),
     Index(None, "circuit_id"),
     Index(None, "evaluation_id"),
+    Index(None, "map_id"),
 )
 
 models = Table(

@@ -20,6 +20,7 @@ import numpy as np
 
 from acdc.circuit import Circuit
 from acdc.errors import Fault, ServiceError, TaskError
+from acdc.patch_map import PatchMap
 from acdc.progress import Checkpoint, Progress
 from acdc.spec import JobSpec
 from workers.child import main
@@ -45,6 +46,7 @@ class Sum:
     key: str
     data: Mapping[str, Any]
     circuit: Circuit | None = None
+    patch_map: PatchMap | None = None
 
 
 def count(spec: JobSpec, *, progress: Progress, source: Circuit | None) -> Iterator[Sum]:
