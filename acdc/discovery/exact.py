@@ -18,9 +18,9 @@ from acdc.models.transformer import Transformer
 from acdc.patching.circuits import Prompts
 from acdc.patching.needs import NARROW, WIDE
 from acdc.patching.readout import make_readout
+from acdc.patching.reruns import Begin, Change, attention_output, bytes_of_rerun, record_run, rerun
 from acdc.patching.standing import Standing
 from acdc.progress import Checkpoint, Progress
-from acdc.patching.reruns import Begin, Change, attention_output, bytes_of_rerun, record_run, rerun
 
 
 @torch.no_grad()
