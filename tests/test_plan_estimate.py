@@ -15,6 +15,9 @@ from acdc.graph import Graph, GraphShape
 from acdc.models.catalogue import CATALOGUE, Size
 from acdc.models.inventory import METADATA, LocalModel
 from acdc.plan import (
+    ACDC_EDGE,
+    ACDC_TESTED,
+    BISECTION,
     ModelFacts,
     Plan,
     Speed,
@@ -29,6 +32,7 @@ from acdc.plan import (
 from acdc.spec import DiscoverSpec, parse_job
 
 SIZE = Size(GraphShape(2, 4, 4), d_model=8, d_mlp=32, vocab_size=100, n_parameters=10_000)
+TESTED = Graph(SIZE.shape).n_edges * ACDC_TESTED
 FACTS = ModelFacts(SIZE, download_bytes=5_000_000, converts=True, stored_bytes=40_000)
 SPEED = Speed(1e6, "a test", download_bytes_per_s=1e6)
 N_PAIRS = 12
@@ -60,7 +64,9 @@ def test_a_forward_is_two_operations_per_parameter_and_token_with_one_unembeddin
         ({"name": "eap-ig-inputs", "steps": 7}, 2 + 7 * 3),
         ({"name": "eap-ig-activations", "steps": 4}, 2 + 4 * (2 * 2 + 1) * 3),
         ({"name": "exact"}, 2 + Graph(SIZE.shape).n_edges / 2),
-        ({"name": "acdc", "thresholds": [0.1, 0.2]}, 2 + 2 * Graph(SIZE.shape).n_edges * 3),
+        ({"name": "acdc", "thresholds": [0.1, 0.2]}, 2 + round(TESTED * 2) * ACDC_EDGE),
+        ({"name": "acdc", "warm_start": 0.5}, 2 + round(TESTED / 2) * ACDC_EDGE),
+        ({"name": "acdc", "edges": 100}, 2 + round(TESTED * BISECTION) * ACDC_EDGE),
     ],
     ids=lambda value: value["name"] if isinstance(value, dict) else "",
 )

@@ -187,9 +187,7 @@ class Suffix:
         if len(groups) < len(heads):
             of_head = [groups.index(group) for group in standing.kv_of(heads)]
             k, v = k[of_head], v[of_head]
-        z = t.attend_late(
-            layer, *(x.flatten(1, 2) for x in (q, k, v))
-        )  # a "batch" of heads, "heads" of rows and prompts
+        z = t.attend_late(layer, *(x.flatten(1, 2) for x in (q, k, v)))  # heads in the place of a batch
         z = z.unflatten(1, (row.n, self.batch.n_rows))  # [head, rows, B, n, e]
         self.node_runs += z.shape[0] * row.n
         if commit:
