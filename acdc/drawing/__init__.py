@@ -1,4 +1,4 @@
-"""Pictures as SVG text, from a Circuit or a Report alone: the same input gives the same bytes.
+"""Pictures as SVG text, from a Circuit, a Report or a PatchMap alone: the same input gives the same bytes.
 
 Standard library only, since the engine draws too and a drawing library is more than a GPU machine needs.
 """
@@ -7,5 +7,6 @@ from __future__ import annotations
 
 from acdc.drawing.curve import draw_curve
 from acdc.drawing.diagram import draw_circuit
+from acdc.drawing.heatmap import draw_map
 
-__all__ = ["draw_circuit", "draw_curve"]
+__all__ = ["draw_circuit", "draw_curve", "draw_map"]

@@ -84,7 +84,7 @@ class Drawing:
     def __init__(self, width: float, height: float, title: str, description: str) -> None:
         self.width, self.height = width, height
         # Several pictures may stand in one page, so the ids that screen readers follow must differ.
-        key = hashlib.sha256(f"{title}\n{description}\n{width}x{height}".encode()).hexdigest()[:10]
+        self.key = hashlib.sha256(f"{title}\n{description}\n{width}x{height}".encode()).hexdigest()[:10]
         self.root = ET.Element(
             "svg",
             {
@@ -93,12 +93,12 @@ class Drawing:
                 "width": number(width),
                 "height": number(height),
                 "role": "img",
-                "aria-labelledby": f"title-{key} desc-{key}",
+                "aria-labelledby": f"title-{self.key} desc-{self.key}",
                 "font-family": SANS,
             },
         )
-        self._text_element(self.root, "title", title, {"id": f"title-{key}"})
-        self._text_element(self.root, "desc", description, {"id": f"desc-{key}"})
+        self._text_element(self.root, "title", title, {"id": f"title-{self.key}"})
+        self._text_element(self.root, "desc", description, {"id": f"desc-{self.key}"})
         self.rect(0, 0, width, height, fill=PAGE)  # its own page, light also on a dark one
 
     @staticmethod
@@ -110,6 +110,10 @@ class Drawing:
     def style(self, rules: str) -> None:
         """CSS that adds comfort only: the picture must be complete without it."""
         ET.SubElement(self.root, "style").text = rules
+
+    def define(self, tag: str, **attributes: str) -> ET.Element:
+        """Something to refer to by its id, such as a pattern; `key` makes the id one of this picture alone."""
+        return ET.SubElement(ET.SubElement(self.root, "defs"), tag, _names(attributes))
 
     def group(self, title: str | None = None, parent: ET.Element | None = None, **attributes: str) -> ET.Element:
         element = ET.SubElement(self.root if parent is None else parent, "g", _names(attributes))
@@ -133,6 +137,9 @@ class Drawing:
 
     def path(self, d: str, *, title: str | None = None, parent: ET.Element | None = None, **attributes: str) -> None:
         self._shape("path", {"d": d, "fill": "none", **_names(attributes)}, title, parent)
+
+    def circle(self, x: float, y: float, r: float, *, parent: ET.Element | None = None, **attributes: str) -> None:
+        self._shape("circle", {"cx": number(x), "cy": number(y), "r": number(r), **_names(attributes)}, None, parent)
 
     def text(
         self,
