@@ -10,7 +10,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: setup browser demo test test-all check format docs serve bench-engine bench-patching pins clean help
+.PHONY: setup browser demo test test-all check format docs serve bench-engine bench-patching bench-exact peers pins clean help
 
 setup: $(READY)  ## make the virtual environment (other targets do this themselves)
 
@@ -66,6 +66,22 @@ bench-engine: $(READY)  ## what the engine costs next to the bare model; writes 
 bench-patching: $(READY)  ## patching maps next to a loop with one hook per cell; writes build/bench_patching.json
 	@mkdir -p build
 	@$(BIN)/python benchmarks/patching.py
+
+bench-exact: $(READY)  ## exact ACDC next to bare forwards, its oracle and auto-circuit; tens of minutes
+	@$(MAKE) -s peers || echo "auto-circuit could not be installed: its figures are left out"
+	@$(BIN)/python benchmarks/exact.py
+
+# What others wrote is run in environments of its own: it needs older packages than ours.
+PEERS := build/peers/auto_circuit
+
+peers: $(PEERS)/.ready  ## install the peers that benchmarks compare with, apart from the rest
+
+$(PEERS)/.ready: benchmarks/peers/auto_circuit.txt constraints.txt
+	@echo "peers: auto-circuit in $(PEERS)"
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip --disable-pip-version-check install -qq "$(TORCH)"
+	@$(PEERS)/bin/python -m pip --disable-pip-version-check install -qq "$(TORCH)" -r benchmarks/peers/auto_circuit.txt
+	@touch $@
 
 # A new environment from pyproject.toml alone, but for torch, written down. The header of the file is kept.
 pins:  ## renew constraints.txt

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import transformers
+from figures import Figure, environment, write
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from acdc.discovery.attribution import score_eap
@@ -203,16 +201,8 @@ def make_config(shape: str) -> dict[str, int]:
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-def figure(name: str, value: float, unit: str, target: float, runs: int, how: str) -> dict[str, object]:
-    return {
-        "name": name,
-        "value": round(value, 3),
-        "unit": unit,
-        "target": target,
-        "direction": "lower",
-        "runs": runs,
-        "how": how,
-    }
+def figure(name: str, value: float, unit: str, target: float, runs: int, how: str) -> Figure:
+    return Figure(name, round(value, 3), unit, target, "lower", runs, how)
 
 
 def main() -> None:
@@ -247,20 +237,7 @@ def main() -> None:
             f"peak beyond the bare forward-backward; {arguments.shape}, random weights, 4096 tokens, float32",
         ),
     ]
-    environment = {
-        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else f"{platform.machine()} CPU",
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "parity": parity.worst,
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({"environment": environment, "figures": figures}, indent=2) + "\n")
-    for row in figures:
-        met = "met" if float(str(row["value"])) <= float(str(row["target"])) else "MISSED"
-        print(f"{row['name']:32} {row['value']:>8} {row['unit']:<18} target <= {row['target']:<5} {met}   {row['how']}")
-    print(f"written to {arguments.out}")
+    write(arguments.out, figures, environment(problem.t.device, parity=parity.worst))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ Both sides get the same weights, prompts, objective, tau and order; see benchmar
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import os
 import random
 import statistics
@@ -25,17 +27,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from figures import Figure, Lines, environment, ioi_of_one_length, write
 from peer import THEIR_HOME, Ask, ask_auto_circuit
 from small_model import N_PROMPTS, small_model, small_pairs
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers.utils import logging
 
 from acdc.discovery.acdc import search_acdc
+from acdc.discovery.attribution import score_eap_ig_inputs
 from acdc.discovery.oracle import decide_again
 from acdc.discovery.problem import Found, Problem
-from acdc.discovery.walk import Rule, receiver_order, sender_order
-from acdc.graph import BoolMatrix
+from acdc.discovery.search import Search
+from acdc.discovery.walk import Rule, Walk, receiver_order, sender_order
+from acdc.graph import BoolMatrix, Graph
 from acdc.metrics import METRICS
 from acdc.models.architectures import wrap
 from acdc.models.cache import ModelCache
@@ -43,6 +49,7 @@ from acdc.models.transformer import Transformer, as_found
 from acdc.patching.ablation import Resample
 from acdc.patching.batches import make_batches
 from acdc.patching.circuits import prepare
+from acdc.progress import Quiet
 from acdc.settings import load_settings
 from acdc.spec import reference_of
 from acdc.tasks.prompts import Pair
@@ -52,8 +59,8 @@ THREADS = 2
 IOI_MODEL, IOI_TAU = "smollm2-135m-instruct-q4", 0.01
 SHARES = (0.01, 0.05, 0.30)  # of the edges, that the three thresholds keep, about
 RUNS = 3  # of our side, where it takes seconds
-GPT2_STRETCHES = (11, 9, 6, 3, 0)  # layers at which auto-circuit is timed, besides the logits
-STRETCH = 7  # edges in a row, whose 6 gaps are timed
+GPT2_LAYERS = (11, 9, 6, 3, 0)  # where both sides are timed, for GPT-2 small's shape
+STRETCH = 7  # edges in a row, of whose 6 gaps the median is taken
 
 
 def make_problem(t: Transformer, pairs: Sequence[Pair], objective: str) -> Problem:
@@ -257,8 +264,6 @@ def tau_keeping(problem: Problem, share: float) -> float:
 
 # -- auto-circuit, per edge --------------------------------------------------------------------------------------------
 
-GPT2_TAUS = {"kl_divergence": (0.02, 0.005, 0.0005), "logit_diff": (0.05, 0.01, 0.001)}
-
 
 def gpt2_model() -> PreTrainedModel:
     torch.manual_seed(0)
@@ -277,72 +282,151 @@ def gpt2_pairs(t: Transformer, n: int = 8, length: int = 14) -> list[Pair]:
     return pairs
 
 
+@dataclass
+class Sampled:
+    """Our search's visits to some receivers, and the circuit it stood in: kept [senders, receivers], final.
+
+    tested: edges tested by receiver; seconds: of each of those visits.
+    """
+
+    tau: float
+    kept: BoolMatrix
+    costs: npt.NDArray[np.float32]
+    tested: dict[int, list[tuple[int, int]]]
+    seconds: dict[int, float]
+
+
+def sampled_receivers(graph: Graph) -> list[int]:
+    """The logits, and of some layers the MLP and one head's q, k and v, in the search's order."""
+    rng = random.Random(0)
+    chosen = {graph.n_receivers - 1}
+    for layer in GPT2_LAYERS:
+        head = rng.randrange(graph.shape.n_heads)
+        chosen |= {
+            r for r, at in enumerate(graph.receivers) if at.layer == layer and (at.kind == "mlp" or at.head == head)
+        }
+    return [r for r in receiver_order(graph) if r in chosen]
+
+
+def visit_some(problem: Problem, kept: BoolMatrix, tau: float, predicted: BoolMatrix, what: str) -> Sampled:
+    """Our search, which decides at the sampled receivers and takes `kept` for granted at all others."""
+    graph, lines = problem.t.graph, Lines(what)
+    order = list(receiver_order(graph))
+    places = [order.index(r) for r in sampled_receivers(graph)]
+    walk = Walk.begin(graph.legal)
+    walk.kept[:] = kept
+    search = Search([problem], Rule(tau), walk, graph.legal, predicted)
+    began = [time.perf_counter()]
+    seconds: dict[int, float] = {}
+
+    def step(done: int, note: str) -> None:
+        lines.step(done, note)
+        if note == graph.receivers[order[walk.position - 1]].name:  # replayed: the visit begins when the last one is
+            began[0] = time.perf_counter()
+
+    def save() -> None:
+        place = walk.position - 1
+        seconds[order[place]] = time.perf_counter() - began[0]
+        following = [other for other in places if other > place]
+        if not following:
+            raise StopIteration
+        walk.position = following[0]  # those between are replayed as walk.kept has them
+        began[0] = time.perf_counter()
+
+    assert places[0] == 0
+    with contextlib.suppress(StopIteration):
+        search.run(step, save)
+    tested = {r: [(s, r) for s in sender_order(graph, r, "reverse", 0) if walk.tested[s, r]] for r in seconds}
+    return Sampled(tau, walk.kept, walk.costs, {r: edges for r, edges in tested.items() if edges}, seconds)
+
+
 def gpt2(objective: str) -> list[Figure]:
     model = gpt2_model()
     name = {"kl_divergence": "kl", "logit_diff": "logit-diff"}[objective]
+    rows = []
     with as_found(model), torch.no_grad():
         t = wrap(model)
         pairs = gpt2_pairs(t)
-        searches = [
-            timed_search(t, pairs, objective, tau, Lines(f"gpt2 {name}, tau {tau:g}")) for tau in GPT2_TAUS[objective]
-        ]
-        rows = []
-        for tau, ours in zip(GPT2_TAUS[objective], searches, strict=True):
-            print(f"gpt2 {name}, tau {tau:g}: {ours.seconds:.0f} s; {ours.story()}", flush=True)
-            rows.append(stretch_row(t, pairs, objective, tau, ours))
-            print(f"gpt2 {name}: {rows[-1][0]:.1f}x at {rows[-1][1]}", flush=True)
+        problem = make_problem(t, pairs, objective)
+        (found,) = score_eap_ig_inputs(problem, Quiet(), steps=5)
+        sizes = np.where(t.graph.legal, np.abs(found.scores), -1.0)
+        for share in SHARES:
+            kept = sizes >= np.sort(sizes, axis=None)[-round(share * t.graph.n_edges)]
+            what = f"gpt2 {name}, {share:.0%}"
+            alone = visit_some(problem, kept, -math.inf, t.graph.legal, f"{what}, choosing tau")
+            costs = [alone.costs[edge] for edges in alone.tested.values() for edge in edges]
+            tau = float(np.quantile(costs, 1 - share))
+            ours = visit_some(problem, kept, tau, np.zeros_like(kept), what)
+            rows.append(compared(t, pairs, objective, ours))
+            print(f"{what}: {rows[-1][0]:.1f}x at {rows[-1][1]}", flush=True)
     how = (
-        f"per tested edge, worst of three; 12 x 12 heads, d 768, random weights (std 0.09), 8 prompts of 14 tokens; "
-        f"auto-circuit timed on {STRETCH - 1} edges at the logits and at layers {', '.join(map(str, GPT2_STRETCHES))}, "
-        "begun where our search stood, and weighed by the layers of the edges that we tested; "
-        + "; ".join(f"{ratio:.1f}x at {story}" for ratio, story in rows)
+        "per tested edge, worst of three; 12 x 12 heads, d 768, vocabulary 50257, random weights (std 0.09), 8 prompts "
+        "of 14 tokens; sampled: the logits, and at layers "
+        f"{', '.join(map(str, GPT2_LAYERS))} the MLP and a head's q, k and v, in a circuit of so many edges by "
+        f"eap-ig-inputs, tau the quantile of their costs; auto-circuit on {STRETCH - 1} edges of each layer from the "
+        "same state; layers between interpolated; " + "; ".join(f"{ratio:.1f}x at {story}" for ratio, story in rows)
     )
     target = 50.0 if objective == "kl_divergence" else 100.0
     return [Figure(f"acdc-vs-auto-circuit-gpt2-{name}", min(r for r, _ in rows), "x", target, "higher", 1, how)]
 
 
-def stretch_row(t: Transformer, pairs: Sequence[Pair], objective: str, tau: float, ours: Timed) -> tuple[float, str]:
-    asks = [stretch(t, ours, tau, layer) for layer in (t.n_layers, *GPT2_STRETCHES)]
+def compared(t: Transformer, pairs: Sequence[Pair], objective: str, ours: Sampled) -> tuple[float, str]:
+    asks = [stretch(t, ours, layer) for layer in GPT2_LAYERS]
     theirs = ask_auto_circuit(t, pairs, objective, asks)
-    differing = 0
-    for ask, answer in zip(asks, theirs.answers, strict=True):
-        differing += int((np.array([ours.kept[edge] for edge in ask.order]) != answer.kept).sum())
-    # A run starts at the receiver's layer, so its time falls in a straight line with the layer.
-    layers = [min(layer, t.n_layers - 1) for layer in GPT2_STRETCHES][::-1]
-    seconds = [statistics.median(answer.gaps) for answer in theirs.answers[1:]][::-1]
-    n_tested = np.bincount(
-        [min(t.graph.receivers[r].layer, t.n_layers - 1) for r in np.nonzero(ours.found.tested)[1]],
-        minlength=t.n_layers,
+    asked = sum(len(ask.order) for ask in asks)
+    differing = sum(
+        int((np.array([ours.kept[edge] for edge in ask.order]) != answer.kept).sum())
+        for ask, answer in zip(asks, theirs.answers, strict=True)
     )
-    per_edge = float(np.interp(np.arange(t.n_layers), layers, seconds) @ n_tested) / ours.tested
-    mine = ours.seconds / ours.tested
-    n = sum(len(ask.order) for ask in asks)
+    their_s = over_all_layers(t.graph, [statistics.median(answer.gaps) for answer in theirs.answers])
+    our_s = over_all_layers(t.graph, [seconds_per_edge(t.graph, ours, layer) for layer in GPT2_LAYERS])
+    n_tested = sum(map(len, ours.tested.values()))
+    n_kept = sum(int(ours.kept[edge]) for edges in ours.tested.values() for edge in edges)
     story = (
-        f"tau {tau:g}: {per_edge * 1e3:.0f} ms over {mine * 1e3:.2f} ms, {ours.tested} tested, "
-        f"{int(ours.kept.sum())} kept ({ours.kept.sum() / t.graph.n_edges:.1%}), {differing} of {n} decisions differ, "
-        f"parity {theirs.parity:.1e}"
+        f"tau {ours.tau:.2g}: {their_s * 1e3:.0f} ms over {our_s * 1e3:.2f} ms, {n_tested} tested, {n_kept} kept "
+        f"({n_kept / n_tested:.1%}), {differing} of {asked} decisions differ, parity {theirs.parity:.1e}"
     )
-    return per_edge / mine, story
+    return their_s / our_s, story
 
 
-def stretch(t: Transformer, ours: Timed, tau: float, layer: int) -> Ask:
+def seconds_per_edge(graph: Graph, ours: Sampled, layer: int) -> float:
+    """Of our search at a layer: heads' receivers count as often as there are heads. The logits go with the last."""
+    seconds = edges = 0.0
+    for receiver, tested in ours.tested.items():
+        at = graph.receivers[receiver]
+        if min(at.layer, graph.shape.n_layers - 1) == layer:
+            weight = graph.shape.n_heads if at.kind in ("q", "k", "v") else 1
+            seconds += weight * ours.seconds[receiver]
+            edges += weight * len(tested)
+    if not edges:
+        raise SystemExit(f"our search at tau {ours.tau:g} tested nothing in layer {layer}")
+    return seconds / edges
+
+
+def over_all_layers(graph: Graph, seconds: Sequence[float]) -> float:
+    """The mean over all edges of the graph of seconds per edge at GPT2_LAYERS, layers between interpolated."""
+    n_layers = graph.shape.n_layers
+    layers = [min(receiver.layer, n_layers - 1) for receiver in graph.receivers]
+    edges = np.bincount(layers, weights=graph.n_senders_before, minlength=n_layers)
+    each = np.interp(np.arange(n_layers), GPT2_LAYERS[::-1], list(seconds)[::-1])
+    return float(each @ edges / edges.sum())
+
+
+def stretch(t: Transformer, ours: Sampled, layer: int) -> Ask:
     """Edges in a row into one receiver of the layer that our search tested, and what it had cut by then."""
+    long_enough = [
+        edges for r, edges in ours.tested.items() if t.graph.receivers[r].layer == layer and len(edges) >= STRETCH
+    ]
     rng = random.Random(layer)
-    columns = [r for r, receiver in enumerate(t.graph.receivers) if receiver.layer == layer]
-    columns = [r for r in columns if ours.found.tested[:, r].sum() >= STRETCH]
-    if not columns:
-        raise SystemExit(f"our search at tau {tau:g} tested nothing in layer {layer}: choose a smaller tau")
-    receiver = rng.choice(columns)
-    order = [edge for edge in whole_order(t) if ours.found.tested[edge]]
-    into = [place for place, edge in enumerate(order) if edge[1] == receiver]
-    first = rng.choice(into[: len(into) - STRETCH + 1])
-    asked = order[first : first + STRETCH]
+    edges = rng.choice(long_enough)
+    first = rng.randrange(len(edges) - STRETCH + 1)
+    asked = edges[first : first + STRETCH]
     cut = np.zeros_like(t.graph.legal)
     for edge in whole_order(t):
         if edge == asked[0]:
             break
         cut[edge] = not ours.kept[edge]
-    return Ask(tau, asked, cut)
+    return Ask(ours.tau, asked, cut)
 
 
 PARTS: dict[str, Callable[[], list[Figure]]] = {
@@ -359,8 +443,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench_exact.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
+    logging.disable_progress_bar()
     for name in [arguments.part] if arguments.part else list(PARTS):
-        if name != "ioi" and not THEIR_HOME.exists():
+        if name != "ioi" and not (THEIR_HOME / ".ready").exists():
             print(f"{name}: left out, auto-circuit is not installed: make peers")
             continue
         load = os.getloadavg()[0]

@@ -13,8 +13,6 @@ of a metric between the two is printed as well: they compute the same.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import random
 import statistics
 import time
@@ -25,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
+from figures import Figure, environment, ioi_of_one_length, write
 from torch import Tensor, nn
 
 from acdc.metrics import METRICS
@@ -37,24 +35,12 @@ from acdc.patching.batches import Batch, make_batches
 from acdc.progress import Quiet
 from acdc.settings import load_settings
 from acdc.spec import reference_of
-from acdc.tasks import TASKS
 from acdc.tasks.prompts import Pair
 from acdc.tracing.activation import patch_activations
 from acdc.tracing.places import make_places
 
 MEMORY = 2**30
 METRIC = METRICS["logit_diff"]
-
-
-def make_pairs(tokenizer: Any, n: int) -> list[Pair]:
-    """IOI prompts of one length, so that both sides take them as one batch and positions mean the same in all."""
-    made = TASKS["ioi"].build(tokenizer, n_search=16 * n, n_held_out=16, corruption=TASKS["ioi"].corruptions[0], seed=0)
-    by_length: dict[int, list[Pair]] = {}
-    for pair in made.search:
-        by_length.setdefault(len(pair.clean), []).append(pair)
-        if len(by_length[len(pair.clean)]) == n:
-            return by_length[len(pair.clean)]
-    raise SystemExit(f"no {n} IOI prompts of one length among {len(made.search)}")
 
 
 def make_map(t: Transformer, pairs: Sequence[Pair], batches: Sequence[Batch]) -> Cells:
@@ -143,7 +129,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench_patching.json"))
     arguments = parser.parse_args()
     loaded = ModelCache(load_settings().cache_dir).load(reference_of(arguments.model))
-    pairs = make_pairs(loaded.tokenizer, arguments.prompts)
+    pairs = ioi_of_one_length(loaded.tokenizer, arguments.prompts)
     with as_found(loaded.model), torch.no_grad():
         t = wrap(loaded.model)
         (batch,) = make_batches(t, pairs, 4096, MEMORY)
@@ -168,27 +154,8 @@ def report(arguments: argparse.Namespace, t: Transformer, batch: Batch, runs: li
         f"run, {median('cell_ms'):.0f} ms each; map {median('map_s'):.1f} s; largest difference of logit_diff "
         f"{max(run['difference'] for run in runs):.1e}"
     )
-    row = {
-        "name": "patching-vs-hooks",
-        "value": value,
-        "unit": "x",
-        "target": target,
-        "direction": "higher",
-        "runs": len(runs),
-        "how": how,
-    }
-    environment = {
-        "device": torch.cuda.get_device_name() if t.device.type == "cuda" else f"{platform.machine()} CPU",
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({"environment": environment, "figures": [row]}, indent=2) + "\n")
-    met = "met" if value >= target else "MISSED"
-    print(f"{row['name']:32} {value:>8} {row['unit']:<18} target >= {target:<5} {met}   {how}")
-    print(f"written to {arguments.out}")
+    figure = Figure("patching-vs-hooks", value, "x", target, "higher", len(runs), how)
+    write(arguments.out, [figure], environment(t.device))
 
 
 if __name__ == "__main__":

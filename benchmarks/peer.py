@@ -9,11 +9,11 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers.utils import logging
 
 from acdc.graph import BoolMatrix
 from acdc.models.transformer import Transformer
@@ -53,7 +53,6 @@ def ask_auto_circuit(t: Transformer, pairs: Sequence[Pair], objective: str, asks
     """Raises CalledProcessError where theirs fails, so also where the two sides' logits differ."""
     with tempfile.TemporaryDirectory(dir="build") as place:
         directory = Path(place)
-        logging.disable_progress_bar()
         t.module.save_pretrained(directory / "model")
         job = {
             "objective": objective,
@@ -65,16 +64,16 @@ def ask_auto_circuit(t: Transformer, pairs: Sequence[Pair], objective: str, asks
         np.savez(directory / "arrays.npz", **_arrays(t, pairs, asks))
         # Their sets are of string hashes: one seed, so that whatever still hangs on their order can be repeated.
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
-        command = [THEIR_HOME / "bin" / "python", SCRIPT, directory, str(torch.get_num_threads())]
+        command = [str(part) for part in (THEIR_HOME / "bin" / "python", SCRIPT, directory, torch.get_num_threads())]
         subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL)
         return _answers(directory, len(asks))
 
 
-def _arrays(t: Transformer, pairs: Sequence[Pair], asks: Sequence[Ask]) -> dict[str, npt.NDArray[np.generic]]:
+def _arrays(t: Transformer, pairs: Sequence[Pair], asks: Sequence[Ask]) -> dict[str, Any]:
     prompts = [[list(pair.clean) for pair in pairs], [list(pair.corrupt) for pair in pairs]]
     with torch.no_grad():
         logits = torch.stack([t.module(torch.tensor(tokens)).logits[:, -1] for tokens in prompts])
-    arrays: dict[str, npt.NDArray[np.generic]] = {
+    arrays: dict[str, Any] = {
         "clean": np.array(prompts[0]),
         "corrupt": np.array(prompts[1]),
         "right": np.array([pair.answers[0][0] for pair in pairs]),
