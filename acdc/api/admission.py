@@ -10,11 +10,11 @@ from acdc.api.services import Services, checked_id
 from acdc.errors import Fault, Forbidden, SpecError, UnknownModel
 from acdc.models.allowed import AllowList
 from acdc.settings import Settings
-from acdc.spec import JobSpec, MeasuredSpec, TaskSpec, TrySpec, parse_job, reference_of, with_defaults_of
+from acdc.spec import JobSpec, PromptsSpec, TrySpec, parse_job, reference_of, with_defaults_of
 from acdc.store import CircuitDetail
 
 
-def admitted(services: Services, data: object) -> tuple[JobSpec, MeasuredSpec]:
+def admitted(services: Services, data: object) -> tuple[JobSpec, PromptsSpec]:
     """The job that `data` asks for, and the one whose model and prompts it works with: itself, or for a try the one
     that found the circuit.
 
@@ -29,7 +29,7 @@ def admitted(services: Services, data: object) -> tuple[JobSpec, MeasuredSpec]:
     if isinstance(measured, TrySpec):  # in a file that was written by hand
         raise SpecError("the circuit names no search that found it, so there is no model and no task to try it with")
     _check_model(measured.model, services.settings)
-    _check_prompts(measured.task, services.settings.max_prompts)
+    _check_prompts(measured, services.settings.max_prompts)
     return spec, measured
 
 
@@ -47,8 +47,9 @@ def _check_model(model: str, settings: Settings) -> None:
         raise type(error)("this server does not run that model", [Fault("model", error.message)]) from None
 
 
-def _check_prompts(task: TaskSpec, limit: int) -> None:
-    where, count = ("task.prompts", task.prompts + task.held_out)
+def _check_prompts(spec: PromptsSpec, limit: int) -> None:
+    task = spec.task
+    where, count = ("task.prompts", sum(task.sizes))
     if task.pairs is not None:
         where, count = "task.pairs", len(task.pairs)
     if count > limit:

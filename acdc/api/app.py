@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from acdc.api import catalogue, circuits, events, explorer, health, jobs, problems
+from acdc.api import catalogue, circuits, events, explorer, health, jobs, maps, problems
 from acdc.api.guard import Guard, check_binding
 from acdc.api.schema import finish_schema
 from acdc.api.services import Services
@@ -38,7 +38,7 @@ def build_routes() -> FastAPI:
         redoc_url=None,
         generate_unique_id_function=_operation_id,
     )
-    for room in (jobs, events, circuits, catalogue, health, explorer):
+    for room in (jobs, events, circuits, maps, catalogue, health, explorer):
         app.include_router(room.router)
     problems.install(app)
     generate = app.openapi

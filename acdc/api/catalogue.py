@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
+from pydantic import BaseModel
 
 from acdc.api.admission import admitted
 from acdc.api.bodies import RequestBody
@@ -14,7 +16,7 @@ from acdc.api.services import Deps
 from acdc.api.views import MethodsView, MethodView, ModelsView, ModelView, TasksView, TaskView
 from acdc.models.catalogue import CATALOGUE
 from acdc.plan import Speed, cached_directory, estimate, facts_of, measure_speed
-from acdc.spec import METHOD_SPECS
+from acdc.spec import MAP_SPECS, METHOD_SPECS
 from acdc.tasks import TASKS
 
 router = APIRouter(prefix="/v1", tags=["what can be asked for"])
@@ -48,15 +50,17 @@ def list_tasks() -> TasksView:
     return TasksView(items=[TaskView.model_validate(task) for task in TASKS.values()])
 
 
-@router.get("/methods", summary="List search methods")
+@router.get("/methods", summary="List search methods and patching maps")
 def list_methods() -> MethodsView:
     """With the JSON schema of each one's parameters."""
-    return MethodsView(
-        items=[
-            MethodView(name=name, summary=(spec.__doc__ or "").strip(), parameters=spec.model_json_schema())
-            for name, spec in METHOD_SPECS.items()
-        ]
-    )
+    return MethodsView(items=_described(METHOD_SPECS), maps=_described(MAP_SPECS))
+
+
+def _described(specs: Mapping[str, type[BaseModel]]) -> list[MethodView]:
+    return [
+        MethodView(name=name, summary=" ".join((spec.__doc__ or "").split()), parameters=spec.model_json_schema())
+        for name, spec in specs.items()
+    ]
 
 
 @router.post("/plan", summary="Seconds, memory and disk of a job, before it is submitted")

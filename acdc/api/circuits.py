@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from acdc.api import exports
 from acdc.api.bodies import CIRCUIT_FILE, JSON, Body, RequestBody
 from acdc.api.card import card_markdown
+from acdc.api.files import download, svg
 from acdc.api.jobs import IdempotencyKey, submit
 from acdc.api.services import USER, CircuitId, Cursor, Deps, Services
 from acdc.api.views import (
@@ -37,8 +38,6 @@ router = APIRouter(prefix="/v1/circuits", tags=["circuits"])
 Name = Annotated[str | None, Query(max_length=200)]
 Notes = Annotated[str | None, Query(max_length=10_000)]
 _MAX_EDGES = 2**31 - 1  # what the column holds
-# A picture that is opened by itself may style itself and do nothing else.
-_SVG_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox"}
 
 
 class CircuitQuery(BaseModel):
@@ -229,17 +228,13 @@ def get_graph_svg(
     services: Deps, circuit_id: CircuitId, max_edges: Annotated[int, Query(ge=1, le=2000)] = 300
 ) -> Response:
     """At most `max_edges` edges, the largest |score| first; the picture says how many it leaves out."""
-    return _svg(draw_circuit(services.circuit(circuit_id), max_edges=max_edges))
+    return svg(draw_circuit(services.circuit(circuit_id), max_edges=max_edges))
 
 
 @router.get("/{circuit_id}/curve.svg", summary="Its faithfulness curve as a picture")
 def get_curve_svg(services: Deps, circuit_id: CircuitId) -> Response:
     report = _report(services.store.circuits.get(circuit_id))
-    return _svg(draw_curve(Report.from_dict(report)))
-
-
-def _svg(text: str) -> Response:
-    return Response(text, media_type="image/svg+xml", headers=_SVG_HEADERS)
+    return svg(draw_curve(Report.from_dict(report)))
 
 
 def _report(detail: CircuitDetail) -> dict[str, Any]:
@@ -266,13 +261,9 @@ def get_export(
     edge of the graph. neuronpedia: an attribution graph for that viewer."""
     if format == "safetensors":
         data = services.artefacts.get(services.store.circuits.get(circuit_id).row.artefact)
-        return _download(data, CIRCUIT_FILE, f"{circuit_id}.safetensors")
+        return download(data, CIRCUIT_FILE, f"{circuit_id}.safetensors")
     media_type, ending, write = _EXPORTS[format]
-    return _download(write(services.circuit(circuit_id), circuit_id), media_type, f"{circuit_id}.{ending}")
-
-
-def _download(data: bytes, media_type: str, file_name: str) -> Response:
-    return Response(data, media_type=media_type, headers={"Content-Disposition": f'attachment; filename="{file_name}"'})
+    return download(write(services.circuit(circuit_id), circuit_id), media_type, f"{circuit_id}.{ending}")
 
 
 # -- jobs about one circuit --------------------------------------------------------------------------------------------

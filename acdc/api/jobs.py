@@ -56,7 +56,7 @@ def _accepted(submitted: Submitted, response: Response) -> JobView:
 
 @router.post("", status_code=202, summary="Submit a job")
 def post_job(services: Deps, body: RequestBody, response: Response, idempotency_key: IdempotencyKey = None) -> JobView:
-    """The body is a job spec: `discover`, `evaluate` or `try`. Every fault in it is reported at once."""
+    """The body is a job spec: `discover`, `evaluate`, `patch` or `try`. Every fault in it is reported at once."""
     return submit(services, response, body.json(), idempotency_key)
 
 

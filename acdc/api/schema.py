@@ -9,10 +9,9 @@ from pydantic.json_schema import models_json_schema
 from acdc.api.bodies import CIRCUIT_FILE, JSON
 from acdc.api.circuits import Labels
 from acdc.api.problems import MEDIA_TYPE, Problem
-from acdc.spec import KINDS, DiscoverSpec, EvaluateSpec, Hypothesis, TrySpec
+from acdc.spec import KINDS, EvaluateSpec, Hypothesis, TrySpec
 
 _REF = "#/components/schemas/{model}"
-_JOB = [DiscoverSpec, EvaluateSpec, TrySpec]
 
 
 def _ref(model: type) -> dict[str, str]:
@@ -34,7 +33,7 @@ _BODIES: dict[str, dict[str, Any]] = {  # by operation id: the schema of each me
 
 def finish_schema(schema: dict[str, Any]) -> dict[str, Any]:
     """Add the bodies, and say of every operation that its errors are problem documents."""
-    models = [(model, "validation") for model in (*_JOB, Hypothesis, Labels, Problem)]
+    models = [(model, "validation") for model in (*KINDS.values(), Hypothesis, Labels, Problem)]
     _, added = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]
     components = schema.setdefault("components", {}).setdefault("schemas", {})
     for unused in ("HTTPValidationError", "ValidationError"):

@@ -14,11 +14,12 @@ from starlette.requests import Request
 
 from acdc.circuit import Circuit
 from acdc.errors import NotFound
+from acdc.patch_map import PatchMap
 from acdc.settings import Settings
 from acdc.store import Artefacts, Store
 
 USER = "local"  # one key, one user
-_CACHED_CIRCUITS = 4  # a page of the explorer reads the same one several times
+_CACHED_CIRCUITS = _CACHED_MAPS = 4  # a page of the explorer reads the same one several times
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,14 @@ class Services:
     def circuit(self, circuit_id: str) -> Circuit:
         """The whole stored circuit. Raises NotFound, StorageError."""
         return self._circuit_of_artefact(self.store.circuits.get(circuit_id).row.artefact)
+
+    def patch_map(self, map_id: str) -> PatchMap:
+        """The whole stored map. Raises NotFound, StorageError."""
+        return self._map_of_artefact(self.store.maps.get(map_id).row.artefact)
+
+    @functools.cached_property
+    def _map_of_artefact(self) -> Callable[[str], PatchMap]:
+        return functools.lru_cache(_CACHED_MAPS)(lambda digest: PatchMap.from_bytes(self.artefacts.get(digest)))
 
     @functools.cached_property
     def _circuit_of_artefact(self) -> Callable[[str], Circuit]:
@@ -64,6 +73,11 @@ def _circuit_id(circuit_id: str) -> str:
     return checked_id("circuit", circuit_id)
 
 
+def _map_id(map_id: str) -> str:
+    return checked_id("map", map_id)
+
+
 Cursor = Annotated[str | None, Query(max_length=1000)]
 JobId = Annotated[str, Depends(_job_id)]
 CircuitId = Annotated[str, Depends(_circuit_id)]
+MapId = Annotated[str, Depends(_map_id)]

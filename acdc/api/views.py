@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from acdc.store import CircuitDetail, CircuitRow, JobRow, ResultRow, State
+from acdc.store import CircuitDetail, CircuitRow, JobRow, MapDetail, MapRow, ResultRow, State
 
 Item = TypeVar("Item")
 
@@ -43,8 +43,8 @@ class JobErrorView(View):
 
 
 class JobSummary(View):
-    """A job in a list. model, task: null for a try, whose circuit has them. method: null where nothing is searched.
-    last_event: number of its newest event, so it rises with every change."""
+    """A job in a list. model, task: null for a try, whose circuit has them. method: of the search, or the map's name;
+    else null. last_event: number of its newest event, so it rises with every change."""
 
     id: str
     kind: str
@@ -68,12 +68,14 @@ class JobSummary(View):
 
 
 class ResultView(View):
-    """kind: circuit, evaluation or table. circuit_id: the circuit found or evaluated, unless deleted since."""
+    """kind: circuit, evaluation, map or table. circuit_id: the circuit found or evaluated, unless deleted since.
+    map_id: the map made."""
 
     key: str
     kind: str
     circuit_id: str | None
     evaluation_id: str | None
+    map_id: str | None
     data: dict[str, Any]
 
 
@@ -122,7 +124,7 @@ def _job_fields(row: JobRow) -> dict[str, Any]:
         "error": JobErrorView.model_validate(row.error) if row.error else None,
         "model": row.spec.get("model"),
         "task": row.spec.get("task", {}).get("name"),
-        "method": row.spec.get("method", {}).get("name"),
+        "method": (row.spec.get("method") or row.spec.get("map") or {}).get("name"),
         "links": {"self": root, **{name: f"{root}/{name}" for name in ("events", "logs", "cancel", "retry")}},
     }
 
@@ -229,6 +231,89 @@ def circuit_view(detail: CircuitDetail) -> CircuitView:
     return CircuitView.model_validate({**fields, "report": detail.report, "provenance": detail.provenance})
 
 
+# -- maps --------------------------------------------------------------------------------------------------------------
+
+
+class AxisView(View):
+    name: str
+    labels: list[str]
+
+
+class MapSummary(View):
+    """A patching map in a list.
+
+    kind: activation_patching, path_patching, causal_tracing or attention_knockout. base: the run that was changed.
+    n_cells: that there are; n_clear: of these, whose 95 % interval leaves 0 out. clean, corrupt: mean metric of the
+    unchanged runs. axes: all but the metric's. strongest: the cells with the largest |effect|: a label for each axis,
+    effect, low, high, and these three normalised (1 is all the way from the base run to the other one), or null.
+    """
+
+    id: str
+    user: str
+    job_id: str | None
+    result_key: str
+    name: str | None
+    tags: list[str]
+    notes: str | None
+    kind: str
+    model_reference: str
+    model_fingerprint: str
+    task: str
+    task_sha256: str
+    metric: str
+    base: str
+    n_cells: int
+    n_clear: int
+    n_examples: int
+    clean: float
+    corrupt: float
+    axes: list[AxisView]
+    strongest: list[dict[str, Any]]
+    artefact: str
+    created_at: datetime
+    links: dict[str, str]
+
+
+class MapView(MapSummary):
+    """A map with its provenance: every choice behind its numbers."""
+
+    provenance: dict[str, Any]
+
+
+class MapValuesView(BaseModel):
+    """Nested lists in the order of the axes; null where there is no such cell, or normalising is withheld. denominator,
+    withheld: by metric, what normalised effects are divided by, and why there are none. unit, n_units: what intervals
+    were drawn over."""
+
+    axes: list[AxisView]
+    effect: list[Any]
+    low: list[Any]
+    high: list[Any]
+    normalised: list[Any]
+    normalised_low: list[Any]
+    normalised_high: list[Any]
+    denominator: dict[str, float]
+    withheld: dict[str, str]
+    unit: str
+    n_units: int
+
+
+def _map_fields(row: MapRow) -> dict[str, Any]:
+    root = f"/v1/maps/{row.id}"
+    own = {name: getattr(row, name) for name in MapSummary.model_fields if name != "links"}
+    job = {"job": f"/v1/jobs/{row.job_id}"} if row.job_id else {}
+    parts = {part: f"{root}/{part}" for part in ("values", "heatmap.svg", "export")}
+    return {**own, "links": {"self": root, **job, **parts}}
+
+
+def map_summary(row: MapRow) -> MapSummary:
+    return MapSummary.model_validate(_map_fields(row))
+
+
+def map_view(detail: MapDetail) -> MapView:
+    return MapView.model_validate({**_map_fields(detail.row), "provenance": detail.provenance})
+
+
 # -- what can be asked for ---------------------------------------------------------------------------------------------
 
 
@@ -256,7 +341,7 @@ class TaskView(View):
 
 
 class MethodView(BaseModel):
-    """parameters: JSON schema of what a spec may say under `method`."""
+    """parameters: JSON schema of what a spec may say under `method`, or for a map under `map`."""
 
     name: str
     summary: str
@@ -272,7 +357,10 @@ class TasksView(BaseModel):
 
 
 class MethodsView(BaseModel):
+    """items: of searches; maps: of patch jobs."""
+
     items: list[MethodView]
+    maps: list[MethodView]
 
 
 class Health(BaseModel):
