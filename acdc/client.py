@@ -24,6 +24,7 @@ from httpx_sse import EventSource, ServerSentEvent, SSEError
 
 from acdc.circuit import Circuit, Report
 from acdc.errors import AcdcError, Fault, ServiceError, SpecError
+from acdc.patch_map import PatchMap
 from acdc.spec import spell_infinity
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
@@ -54,6 +55,7 @@ class JobResult:
     key: str
     kind: str
     circuit_id: str | None
+    map_id: str | None
     data: Mapping[str, Any]
 
 
@@ -88,6 +90,10 @@ class Job:
     @property
     def circuit_ids(self) -> tuple[str, ...]:
         return tuple(result.circuit_id for result in self.results if result.circuit_id is not None)
+
+    @property
+    def map_ids(self) -> tuple[str, ...]:
+        return tuple(result.map_id for result in self.results if result.map_id is not None)
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,25 @@ class EvaluationInfo:
     job_id: str
     report: Report
     spec: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class MapInfo:
+    """What a list says of a stored patching map. axes: their names, without the metric's. strongest: cells with the
+    largest |effect|, see `PatchMap.strongest`."""
+
+    id: str
+    name: str | None
+    kind: str
+    model: str
+    task: str
+    metric: str
+    axes: tuple[str, ...]
+    n_cells: int
+    n_clear: int
+    strongest: tuple[Mapping[str, Any], ...]
+    created_at: str | None
+    raw: Mapping[str, Any] = field(repr=False)
 
 
 class _Patience:
@@ -321,6 +346,30 @@ class Client:
     def delete_circuit(self, circuit_id: str) -> None:
         self._request("DELETE", f"/v1/circuits/{_id(circuit_id)}")
 
+    # -- maps ------------------------------------------------------------------------------------------------------
+
+    def maps(self, *, limit: int = 50, **filters: Any) -> list[MapInfo]:
+        """Newest first. filters: as the API takes them (kind, model, task, metric, tag, job)."""
+        return [_map(item) for item in self._pages("/v1/maps", limit, filters)]
+
+    def map(self, map_id: str) -> MapInfo:
+        return _map(self._get(f"/v1/maps/{_id(map_id)}"))
+
+    def map_values(self, map_id: str, **slices: Any) -> dict[str, Any]:
+        """Nested lists in the order of the axes. slices: labels by axis, like layer=["3", "4"], place="S2"."""
+        return self._get(f"/v1/maps/{_id(map_id)}/values", **slices)
+
+    def map_file(self, map_id: str) -> PatchMap:
+        """The whole map, with the metric of every prompt."""
+        return PatchMap.from_bytes(self.export_map(map_id), f"{map_id}.safetensors")
+
+    def export_map(self, map_id: str, format: str = "safetensors") -> bytes:
+        """format: safetensors (everything, to the bit), csv or json."""
+        return self._request("GET", f"/v1/maps/{_id(map_id)}/export", params={"format": format}).content
+
+    def heatmap_svg(self, map_id: str) -> str:
+        return self._request("GET", f"/v1/maps/{_id(map_id)}/heatmap.svg").text
+
     # -- what there is ---------------------------------------------------------------------------------------------
 
     def models(self) -> list[dict[str, Any]]:
@@ -331,6 +380,10 @@ class Client:
 
     def methods(self) -> list[dict[str, Any]]:
         return self._items("/v1/methods")
+
+    def map_kinds(self) -> list[dict[str, Any]]:
+        """What a patch job's `map` may be."""
+        return self._items("/v1/methods", "maps")
 
     def is_ready(self) -> bool:
         """Whether the service answers and says that all its parts are up."""
@@ -350,8 +403,8 @@ class Client:
         sent["headers"]["Idempotency-Key"] = key or uuid.uuid4().hex
         return self._json_object("POST", path, **sent, repeats=True)
 
-    def _items(self, path: str) -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = self._get(path)["items"]
+    def _items(self, path: str, key: str = "items") -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = self._get(path)[key]
         return items
 
     def _pages(self, path: str, limit: int, filters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -463,7 +516,7 @@ def job_progress(body: Mapping[str, Any]) -> JobProgress:
 
 
 def _result(body: Mapping[str, Any]) -> JobResult:
-    return JobResult(body["key"], body["kind"], body.get("circuit_id"), body.get("data") or {})
+    return JobResult(body["key"], body["kind"], body.get("circuit_id"), body.get("map_id"), body.get("data") or {})
 
 
 def _circuit(body: Mapping[str, Any]) -> CircuitInfo:
@@ -477,6 +530,23 @@ def _circuit(body: Mapping[str, Any]) -> CircuitInfo:
         n_edges_total=body["n_edges_total"],
         f=body.get("f"),
         kl_share=body.get("kl_share"),
+        created_at=body.get("created_at"),
+        raw=body,
+    )
+
+
+def _map(body: Mapping[str, Any]) -> MapInfo:
+    return MapInfo(
+        id=body["id"],
+        name=body.get("name"),
+        kind=body["kind"],
+        model=body["model_reference"],
+        task=body["task"],
+        metric=body["metric"],
+        axes=tuple(axis["name"] for axis in body["axes"]),
+        n_cells=body["n_cells"],
+        n_clear=body["n_clear"],
+        strongest=tuple(body["strongest"]),
         created_at=body.get("created_at"),
         raw=body,
     )

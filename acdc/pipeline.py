@@ -34,7 +34,17 @@ from acdc.prompting import make_prompts
 from acdc.provenance import record_run, task_card
 from acdc.selection import Kept, rank, size_of
 from acdc.setting import Setting, make_setting, top_tokens
-from acdc.spec import DiscoverSpec, EvaluateSpec, JobSpec, PatchSpec, Selection, TrySpec, parse_job, reference_of
+from acdc.spec import (
+    DiscoverSpec,
+    EvaluateSpec,
+    JobSpec,
+    PatchSpec,
+    PromptsSpec,
+    Selection,
+    TrySpec,
+    parse_job,
+    reference_of,
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ def run_job(spec: JobSpec, *, models: ModelCache, progress: Progress, source: Ci
     """
     if isinstance(spec, TrySpec):
         assert source is not None
-        asked = _job_of(source)
+        asked: PromptsSpec = _job_of(source)
     else:
         asked = spec
     compute = asked.compute

@@ -19,6 +19,7 @@ import numpy as np
 from acdc.evaluation.judging import Cost, n_evaluations
 from acdc.evaluation.judging import Plan as EvaluationPlan
 from acdc.graph import Graph
+from acdc.map_cost import cells_of_map, forwards_of_map
 from acdc.models.catalogue import Size, entry_for
 from acdc.models.config_size import count_tables, read_config, size_of
 from acdc.models.inventory import list_local
@@ -28,9 +29,12 @@ from acdc.spec import (
     DiscoverSpec,
     EvaluateSpec,
     JobSpec,
+    MapTaskSpec,
     MeasuredSpec,
     MethodSpec,
     ModelRef,
+    PatchSpec,
+    PromptsSpec,
     TaskSpec,
     TrySpec,
     reference_of,
@@ -55,6 +59,7 @@ START_S = 5.0  # the engine process: interpreter, torch, transformers
 PROCESS_BYTES = 600 * 2**20  # the same, before any weights
 RESIDUALS_PER_LAYER = 8  # streams that a gradient method keeps
 DTYPE_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
+NUMBER_BYTES = 8  # of a map
 ARRAYS_BYTES = 4 + 1 + 1  # scores, tested and kept, per cell of the score matrix
 
 
@@ -167,7 +172,7 @@ def cached_directory(cache: Path, reference: str) -> Path | None:
     return next((Path(model.directory) for model in held), None)
 
 
-def estimate(spec: JobSpec, facts: ModelFacts | None, speed: Speed, behind: MeasuredSpec | None = None) -> Plan:
+def estimate(spec: JobSpec, facts: ModelFacts | None, speed: Speed, behind: PromptsSpec | None = None) -> Plan:
     """The cost of a job on a machine of that speed. behind: of a try, the job that found its circuit."""
     measured = behind if isinstance(spec, TrySpec) else spec
     assert measured is not None, "a try has neither model nor prompts of its own"
@@ -176,11 +181,12 @@ def estimate(spec: JobSpec, facts: ModelFacts | None, speed: Speed, behind: Meas
         later = "unknown until the model was fetched"
         phases = tuple(Phase(name, None, later) for name in ("download", "convert", "load", "search", "evaluate"))
         return Plan(phases, Need(None, later), Need(None, later), None, (why,))
-    shape = replace(facts.size.shape, split_position=measured.split_position)
+    splits = not isinstance(measured, PatchSpec) and measured.split_position
+    shape = replace(facts.size.shape, split_position=splits)
     facts = replace(facts, size=replace(facts.size, shape=shape))
     tokens, tokens_how = tokens_per_prompt(spec)
     forward = forward_flops(facts, tokens)
-    search, search_how = _search(spec, facts.size)
+    search, search_how = _search(spec, facts.size, tokens)
     judge, judge_how = _evaluation(spec, measured, facts.size)
     per_s = speed.flops_per_s / (2 if measured.compute.dtype == "float64" else 1)
     unit = f"{forward / 1e9:.3g} GFLOP a forward, {tokens:.0f} tokens ({tokens_how}), speed from {speed.source}"
@@ -211,7 +217,7 @@ def tokens_per_prompt(spec: JobSpec) -> tuple[float, str]:
     return max(mean, 1.0) + 1, f"{CHARACTERS_PER_TOKEN:.0f} characters a token"
 
 
-def _texts(task: TaskSpec) -> list[str]:
+def _texts(task: TaskSpec | MapTaskSpec) -> list[str]:
     if task.pairs is None:
         return [TASKS[task.name].example]
     return [_text(pair) for pair in task.pairs]
@@ -224,17 +230,22 @@ def _text(pair: CustomPair) -> str:
 # -- passes ------------------------------------------------------------------------------------------------------------
 
 
-def _prompts(task: TaskSpec) -> tuple[int, int]:
+def _prompts(task: TaskSpec | MapTaskSpec) -> tuple[int, int]:
     """Searched and held out. Of the user's own prompts no more than there are, shared in the same proportion."""
+    n_search, n_held_out = task.sizes
     if task.pairs is None:
-        return task.prompts, task.held_out
-    n = min(len(task.pairs), task.prompts + task.held_out)
-    n_search = round(n * task.prompts / (task.prompts + task.held_out))
+        return n_search, n_held_out
+    n = min(len(task.pairs), n_search + n_held_out)
+    n_search = round(n * n_search / (n_search + n_held_out))
     return n_search, n - n_search
 
 
-def _search(spec: JobSpec, size: Size) -> tuple[float, str]:
-    """Bare forwards of one prompt, and in words."""
+def _search(spec: JobSpec, size: Size, tokens: float) -> tuple[float, str]:
+    """Bare forwards of one prompt, and in words. A map is measured, not searched, but that is its work."""
+    if isinstance(spec, PatchSpec):
+        n_prompts = _prompts(spec.task)[0]
+        forwards, how = forwards_of_map(spec, Graph(size.shape), tokens)
+        return n_prompts * forwards, f"{n_prompts:,} prompts x {how}"
     if not isinstance(spec, DiscoverSpec):
         return 0.0, "nothing is searched"
     n_prompts, n_objectives = _prompts(spec.task)[0], len(spec.objectives)
@@ -262,8 +273,10 @@ def _passes(method: MethodSpec, n_edges: int, n_layers: int) -> tuple[float, str
             return 2 + n * ACDC_EDGE, f"(2 forward + about {n:,} tested edges at {ACDC_EDGE:g} forwards)"
 
 
-def _evaluation(spec: JobSpec, measured: MeasuredSpec, size: Size) -> tuple[float, str]:
+def _evaluation(spec: JobSpec, measured: PromptsSpec, size: Size) -> tuple[float, str]:
     """Bare forwards of one prompt, and in words."""
+    if isinstance(spec, PatchSpec):
+        return 0.0, "a map is its own result"
     n_search, n_held_out = _prompts(measured.task)
     if isinstance(spec, TrySpec):
         n_mean = 0 if spec.corrupt else n_search
@@ -319,7 +332,7 @@ def _preparation(facts: ModelFacts, speed: Speed) -> tuple[Phase, ...]:
     return download, convert, Phase("load", START_S + facts.stored_bytes / READ_BYTES_PER_S, how)
 
 
-def _memory(spec: MeasuredSpec, size: Size, tokens: float) -> Need:
+def _memory(spec: PromptsSpec, size: Size, tokens: float) -> Need:
     n_bytes = DTYPE_BYTES[spec.compute.dtype]
     weights = size.n_parameters * n_bytes
     streams = RESIDUALS_PER_LAYER * size.shape.n_layers * spec.compute.batch_tokens * size.d_model * n_bytes
@@ -335,16 +348,22 @@ def _memory(spec: MeasuredSpec, size: Size, tokens: float) -> Need:
 
 
 def _disk(spec: JobSpec, facts: ModelFacts) -> Need:
-    graph = Graph(facts.size.shape)
-    cells = graph.n_senders * graph.n_receivers
-    method = spec.method if isinstance(spec, DiscoverSpec) else None
-    n_results = len(method.thresholds) or 1 if isinstance(method, Acdc) else 1
     parts = {
         "download": facts.download_bytes,
         "converted weights": facts.stored_bytes if facts.converts else 0,
-        "results and a checkpoint": (n_results + 1) * cells * ARRAYS_BYTES,
+        **_results(spec, Graph(facts.size.shape)),
     }
     return Need(sum(parts.values()), _sum_in_words(parts))
+
+
+def _results(spec: JobSpec, graph: Graph) -> dict[str, int]:
+    if isinstance(spec, PatchSpec):  # every example's metric, the effect and its interval
+        n_numbers = _prompts(spec.task)[0] + 3
+        return {"map": cells_of_map(spec, graph, tokens_per_prompt(spec)[0]) * n_numbers * NUMBER_BYTES}
+    method = spec.method if isinstance(spec, DiscoverSpec) else None
+    n_results = len(method.thresholds) or 1 if isinstance(method, Acdc) else 1
+    cells = graph.n_senders * graph.n_receivers
+    return {"results and a checkpoint": (n_results + 1) * cells * ARRAYS_BYTES}
 
 
 def _sum_in_words(parts: dict[str, int]) -> str:

@@ -338,9 +338,7 @@ METHOD_SPECS: dict[str, type[Frozen]] = {
 
 # -- maps: one class each; its fields are the choices of the tracing function ------------------------------------------
 
-StateName = Literal[
-    *("residual_before", "residual_between", "residual_after", "attention", "mlp", "head", "q", "k", "v")
-]
+StateName = Literal["residual_before", "residual_between", "residual_after", "attention", "mlp", "head", "q", "k", "v"]
 RestoredState = Literal["residual_before", "residual_after", "attention", "mlp"]
 PlacesName = Literal["role", "position", "from_end", "all"]
 Direction = Literal["noising", "denoising"]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from acdc.cli import check, circuits, console, demo, jobs, listings, local_run, service
+from acdc.cli import check, circuits, console, demo, jobs, listings, local_run, maps, service
 from acdc.cli.failures import Edge
 from acdc.version import __version__
 
@@ -49,6 +49,7 @@ app.command(rich_help_panel="Service")(service.serve)
 app.command(rich_help_panel="Service")(demo.demo)
 app.add_typer(jobs.app, name="jobs", rich_help_panel="Service")
 app.add_typer(circuits.app, name="circuits", rich_help_panel="Service")
+app.add_typer(maps.app, name="maps", rich_help_panel="Service")
 app.command(rich_help_panel="What there is")(listings.models)
 app.command(rich_help_panel="What there is")(listings.tasks)
 app.command(rich_help_panel="What there is")(listings.methods)

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from acdc.cli.console import remark
 from acdc.cli.failures import JobFailed
 from acdc.cli.live import LiveProgress
+from acdc.cli.map_summary import map_data, summarise_map
 from acdc.cli.summary import summarise, summarise_evaluation, summary_data
 from acdc.cli.tables import tables
 from acdc.client import Client, EvaluationInfo, Event, Job, job_progress
@@ -82,6 +83,8 @@ def results(client: Client, job: Job) -> Iterator[RenderableType]:
     for result in job.results:
         if result.kind == "circuit" and result.circuit_id:
             yield from circuit_summary(client, result.circuit_id)
+        elif result.map_id:
+            yield from map_summary(client, result.map_id)
         elif result.kind == "evaluation" and result.circuit_id:
             yield from _evaluated(client, job, result.circuit_id)
         else:
@@ -108,12 +111,18 @@ def results_data(client: Client, job: Job) -> dict[str, Any]:
         **job.raw,
         "circuits": {id: summary_data(client.circuit_file(id)) for id in found},
         "evaluations": reports,
+        "maps": {id: map_data(client.map_file(id)) for id in job.map_ids},
     }
 
 
 def circuit_summary(client: Client, circuit_id: str) -> Iterator[RenderableType]:
     pictures = [f"{client.url}/v1/circuits/{circuit_id}/{name}" for name in ("graph.svg", "curve.svg")]
     yield from summarise(client.circuit_file(circuit_id), pictures, title=circuit_id)
+
+
+def map_summary(client: Client, map_id: str) -> Iterator[RenderableType]:
+    yield from summarise_map(client.map_file(map_id), title=map_id)
+    yield f"picture    {client.url}/v1/maps/{map_id}/heatmap.svg"
 
 
 def wait_or_tell(client: Client, job: Job, wait: bool) -> Job:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from acdc.cli.console import Json, answer, connect, duration, moment, session, table
-from acdc.cli.spec_source import Method, Model, Name, Sets, Source, Tags, read_request
+from acdc.cli.spec_source import Map, Method, Model, Name, Sets, Source, Tags, read_request
 
 app = typer.Typer(no_args_is_help=True, help="List, read, cancel, retry and watch jobs.")
 
@@ -21,6 +21,7 @@ def submit(
     wait: Wait = False,
     model: Model = None,
     method: Method = None,
+    map_: Map = None,
     name: Name = None,
     tag: Tags = None,
     set_: Sets = None,
@@ -29,7 +30,7 @@ def submit(
     """Send a job to the service."""
     from acdc.spec import parse_job
 
-    request = read_request(spec, sets=set_, model=model, method=method, name=name, tags=tag)
+    request = read_request(spec, sets=set_, model=model, method=method, map_name=map_, name=name, tags=tag)
     if request.get("kind") != "evaluate" or not request.get(
         "circuit"
     ):  # else only what the circuit gives makes it whole
@@ -53,11 +54,12 @@ def plan(
     spec: Source,
     model: Model = None,
     method: Method = None,
+    map_: Map = None,
     set_: Sets = None,
     as_json: Json = False,
 ) -> None:
     """Tell a job's seconds, memory and disk: on this machine, or with --url on the service's."""
-    request = read_request(spec, sets=set_, model=model, method=method)
+    request = read_request(spec, sets=set_, model=model, method=method, map_name=map_)
     if session().url is None:
         data = _planned_here(request)
     else:
@@ -70,10 +72,10 @@ def _planned_here(request: dict[str, Any]) -> dict[str, Any]:
     from acdc.errors import SpecError
     from acdc.plan import cached_directory, estimate, facts_of, measure_speed
     from acdc.settings import load_settings
-    from acdc.spec import DiscoverSpec, parse_job
+    from acdc.spec import EvaluateSpec, TrySpec, parse_job
 
     spec = parse_job(request)
-    if not isinstance(spec, DiscoverSpec) and spec.circuit is not None:
+    if isinstance(spec, TrySpec) or (isinstance(spec, EvaluateSpec) and spec.circuit is not None):
         raise SpecError(f"what that takes depends on circuit {spec.circuit!r}: ask the service that has it, with --url")
     cached = cached_directory(load_settings().cache_dir, spec.model)
     return estimate(spec, facts_of(spec.model, cached), measure_speed()).to_dict()
@@ -98,7 +100,7 @@ def _megabytes(n_bytes: int | None) -> str | None:
 @app.command("list")
 def list_jobs(
     state: Annotated[list[str] | None, typer.Option("--state", help="only these; may be repeated")] = None,
-    kind: Annotated[str | None, typer.Option("--kind", help="discover, evaluate or try")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="discover, evaluate, patch or try")] = None,
     tag: Tags = None,
     limit: Limit = 20,
     as_json: Json = False,
@@ -129,8 +131,8 @@ def _job(job: Any) -> list[Any]:
     if job.error is not None:
         parts += [f"error: {job.error.message} ({job.error.code})", *(f"  - {fault}" for fault in job.error.faults)]
     if job.results:
-        rows = [[result.key, result.kind, result.circuit_id] for result in job.results]
-        parts.append(table(("result", "kind", "circuit"), rows))
+        rows = [[result.key, result.kind, result.circuit_id or result.map_id] for result in job.results]
+        parts.append(table(("result", "kind", "id"), rows))
     return parts
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from rich.table import Table
+
 from acdc.cli.console import Json, answer, moment, table
 
 
@@ -55,15 +57,21 @@ def tasks(as_json: Json = False) -> None:
 
 
 def methods(as_json: Json = False) -> None:
-    """The search methods, with their parameters as `--set method.NAME=VALUE` takes them."""
-    from acdc.spec import METHOD_SPECS
+    """The search methods and the patching maps, with their parameters as `--set method.NAME=VALUE` or `--set
+    map.NAME=VALUE` takes them."""
+    from acdc.spec import MAP_SPECS, METHOD_SPECS
 
     data = [
-        {"name": name, "summary": _one_line(kind.__doc__), "parameters": kind.model_json_schema()}
-        for name, kind in METHOD_SPECS.items()
+        {"name": name, "of": of, "summary": _one_line(kind.__doc__), "parameters": kind.model_json_schema()}
+        for of, kinds in (("method", METHOD_SPECS), ("map", MAP_SPECS))
+        for name, kind in kinds.items()
     ]
-    rows = [[item["name"], item["summary"], _parameters(item["parameters"])] for item in data]
-    answer(data, lambda: table(("method", "what", "parameters"), rows))
+
+    def shown(of: str) -> Table:
+        rows = [[item["name"], item["summary"], _parameters(item["parameters"])] for item in data if item["of"] == of]
+        return table((of, "what", "parameters"), rows)
+
+    answer(data, lambda: [shown("method"), shown("map")])
 
 
 def _one_line(text: str | None) -> str:

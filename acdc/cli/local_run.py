@@ -21,7 +21,7 @@ from acdc.cli.console import Json, answer, write_file
 from acdc.cli.failures import JobFailed
 from acdc.cli.live import LiveProgress
 from acdc.cli.processes import spawn
-from acdc.cli.spec_source import Method, Model, Name, Sets, Source, Tags, read_request
+from acdc.cli.spec_source import Map, Method, Model, Name, Sets, Source, Tags, read_request
 from acdc.cli.summary import summarise, summary_data
 from acdc.errors import AcdcError, Cancelled
 
@@ -40,28 +40,29 @@ class Outcome:
 
 def run(
     spec: Source,
-    out: Annotated[Path, typer.Option("--out", help="directory for the circuit, its tables and pictures")] = OUT,
+    out: Annotated[Path, typer.Option("--out", help="directory for the circuit or map, its tables and pictures")] = OUT,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint in --out")] = False,
     source: Annotated[
         Path | None, typer.Option("--source", help="the circuit's file, for kind evaluate or try")
     ] = None,
     model: Model = None,
     method: Method = None,
+    map_: Map = None,
     name: Name = None,
     tag: Tags = None,
     set_: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Search a circuit here and now, without a service. Ctrl-C stops it; --resume goes on."""
+    """Search a circuit or make a map here and now, without a service. Ctrl-C stops it; --resume goes on."""
     from acdc.spec import parse_job
 
-    request = read_request(spec, sets=set_, model=model, method=method, name=name, tags=tag)
+    request = read_request(spec, sets=set_, model=model, method=method, map_name=map_, name=name, tags=tag)
     job = parse_job(request if source is None else _with_source(request, source))
     with tempfile.TemporaryDirectory(prefix="acdc-run-") as scratch:
         file = write_file(Path(scratch) / "spec.json", job.canonical_json)
         outcome = _follow(file, out, resume, source)
     said: dict[str, Sequence[object]] = {"--out": [out], "--source": [source], "--model": [model], "--method": [method]}
-    said |= {"--name": [name], "--tag": tag or [], "--set": set_ or []}
+    said |= {"--map": [map_], "--name": [name], "--tag": tag or [], "--set": set_ or []}
     _stop_unless_succeeded(outcome, _command(spec, said), out)
     shown = [_finish(result, out) for result in outcome.results]
     answer(
@@ -155,7 +156,9 @@ def _stop_unless_succeeded(outcome: Outcome, command: str, out: Path) -> None:
 
 def _finish(result: dict[str, Any], out: Path) -> tuple[dict[str, Any], list[Any]]:
     """Draw the pictures of one result; give it for programs and for people."""
-    data = {"key": result["key"], "circuit": result["circuit"], "data": result["data"]}
+    data = {key: result[key] for key in ("key", "circuit", "map", "data")}
+    if result["map"] is not None:
+        return _finish_map(data, Path(result["map"]), out)
     if result["circuit"] is None:
         from acdc.cli.tables import tables
 
@@ -171,3 +174,20 @@ def _finish(result: dict[str, Any], out: Path) -> tuple[dict[str, Any], list[Any
     shown = list(summarise(circuit, [str(path) for path in pictures], title=result["key"]))
     shown.append(f"file       {file}")
     return {**data, "pictures": [str(path) for path in pictures], **summary_data(circuit)}, shown
+
+
+def _finish_map(data: dict[str, Any], file: Path, out: Path) -> tuple[dict[str, Any], list[Any]]:
+    from acdc.cli.map_summary import map_data, summarise_map
+    from acdc.drawing import draw_map
+    from acdc.patch_map import PatchMap
+
+    made = PatchMap.load(file)
+    stem = file.name.removesuffix(".map.safetensors")
+    picture, cells = write_file(out / f"{stem}.svg", draw_map(made)), write_file(out / f"{stem}.csv", made.to_csv())
+    shown = [
+        *summarise_map(made, title=data["key"]),
+        f"picture    {picture}",
+        f"cells      {cells}",
+        f"file       {file}",
+    ]
+    return {**data, "pictures": [str(picture)], "csv": str(cells), **map_data(made)}, shown

@@ -24,6 +24,10 @@ Sets = Annotated[
 ]
 Model = Annotated[str | None, typer.Option("--model", help="short name, or hub:… path:… gguf:… pypi:…")]
 Method = Annotated[str | None, typer.Option("--method", help="`acdc methods` lists them")]
+Map = Annotated[
+    str | None,
+    typer.Option("--map", help="a patching map instead of a search: activations, paths, causes or knockout"),
+]
 Name = Annotated[str | None, typer.Option("--name", help="what you call it")]
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="to find it again; may be repeated")]
 
@@ -34,6 +38,7 @@ def read_request(
     sets: Sequence[str] | None = None,
     model: str | None = None,
     method: str | None = None,
+    map_name: str | None = None,
     name: str | None = None,
     tags: Sequence[str] | None = None,
 ) -> dict[str, Any]:
@@ -44,6 +49,8 @@ def read_request(
     data = _read_source(source)
     flags = {"model": model, "method": method, "name": name, "tags": list(tags) if tags else None}
     data |= {key: value for key, value in flags.items() if value is not None}
+    if map_name is not None:
+        data |= {"kind": "patch", "map": map_name}
     return overlay(data, sets or ())
 
 

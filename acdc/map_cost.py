@@ -1,0 +1,90 @@
+"""What a patching map costs, in bare forwards of one prompt. Torch-free; for `acdc.plan`.
+
+A cell is computed from the layer of its change on, so over all layers it takes half a forward at most, and less where
+changes late in the prompt leave what is before them alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from acdc.graph import Graph
+from acdc.spec import EVERY, Activations, Causes, Knockout, NodeSet, PatchSpec, Paths
+from acdc.tasks import TASKS
+
+CELL = 0.5  # forwards, from its layer on
+PATH_CELL = 1.0  # two streams of it
+RUNS = 2.0  # the clean and the corrupt run, recorded
+
+
+def forwards_of_map(spec: PatchSpec, graph: Graph, tokens: float) -> tuple[float, str]:
+    """Of one prompt, and in words. tokens: of a prompt."""
+    cells, samples, per_cell = cells_of_map(spec, graph, tokens), 1, CELL
+    if isinstance(spec.map, Causes) and spec.map.sigma is not None:
+        samples = spec.map.samples
+    if isinstance(spec.map, Paths):
+        per_cell = PATH_CELL
+    of_samples = f" x {samples} samples of noise" if samples > 1 else ""
+    return RUNS + cells * samples * per_cell, f"(2 forward + {cells:,} cells at {per_cell:g} forwards{of_samples})"
+
+
+def cells_of_map(spec: PatchSpec, graph: Graph, tokens: float) -> int:
+    """How many cells the map has, as far as that can be told without a tokenizer."""
+    n_layers, asked = graph.shape.n_layers, spec.map
+    match asked:
+        case Activations():
+            heads = {"head": graph.shape.n_heads, "q": graph.shape.n_heads}
+            heads |= {"k": graph.shape.n_kv_heads, "v": graph.shape.n_kv_heads}
+            return n_layers * heads.get(asked.state, 1) * _places(spec, asked, tokens)
+        case Causes():
+            return n_layers * len(asked.restored) * _places(spec, asked, tokens)
+        case Knockout():
+            return n_layers * (len(asked.blocked) if asked.blocked else max(1, len(_roles(spec)) - 1))
+        case Paths():
+            return _paths(asked, graph)
+
+
+def _roles(spec: PatchSpec) -> Sequence[str]:
+    """Roles that every prompt has, `end` among them."""
+    if spec.task.pairs is None:
+        return TASKS[spec.task.name].roles
+    return sorted(set.intersection(*({*pair.spans, "end"} for pair in spec.task.pairs)))
+
+
+def _places(spec: PatchSpec, asked: Activations | Causes, tokens: float) -> int:
+    match asked.places:
+        case "all":
+            return 1
+        case "role":
+            return len(asked.roles or _roles(spec))
+        case _:
+            return round(tokens)
+
+
+def _paths(asked: Paths, graph: Graph) -> int:
+    """Pairs of which some sender comes before some receiver, told by layers."""
+    senders = _sides(asked.senders, graph, [sender.name for sender in graph.senders])
+    receivers = _sides(asked.receivers, graph, [receiver.name for receiver in graph.receivers])
+    return sum(min(map(_layer, one)) <= max(map(_layer, other)) for one in senders for other in receivers)
+
+
+def _sides(asked: Sequence[NodeSet], graph: Graph, every: Sequence[str]) -> list[Sequence[str]]:
+    heads = [sender.name for sender in graph.senders if sender.kind == "head"]
+    mlps = [sender.name for sender in graph.senders if sender.kind == "mlp"]
+    words = dict(zip(EVERY, (heads, mlps, every), strict=True))
+    sides: list[Sequence[str]] = []
+    for one in asked:
+        is_word = len(one.nodes) == 1 and one.nodes[0] in words
+        sides += [(name,) for name in words[one.nodes[0]]] if is_word else [one.nodes]
+    return sides
+
+
+def _layer(name: str) -> float:
+    """Where a node stands; a head before its layer's MLP."""
+    if name in ("embed", "pos"):
+        return -1.0
+    if name == "logits":
+        return float("inf")
+    layer = float(re.findall(r"\d+", name)[0])
+    return layer + 0.5 if name.startswith("mlp") else layer
