@@ -4,12 +4,15 @@ import { circuitPage } from "./circuit.js";
 import { circuitsPage } from "./circuits.js";
 import { el, field, problemBox } from "./dom.js";
 import { jobPage, jobsPage } from "./jobs.js";
+import { mapPage, mapsPage } from "./maps.js";
 import { newPage } from "./new.js";
 import { useKey } from "./service.js";
 
 const PAGES = [
   [/^#\/circuits(?:\?(.*))?$/, circuitsPage, "Circuits"],
   [/^#\/circuits\/([a-z0-9_]+)$/, circuitPage, "Circuit"],
+  [/^#\/maps(?:\?(.*))?$/, mapsPage, "Maps"],
+  [/^#\/maps\/([a-z0-9_]+)$/, mapPage, "Map"],
   [/^#\/jobs(?:\?(.*))?$/, jobsPage, "Jobs"],
   [/^#\/jobs\/([a-z0-9_]+)$/, jobPage, "Job"],
   [/^#\/new$/, newPage, "New search"],

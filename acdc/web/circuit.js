@@ -1,6 +1,7 @@
 import { el, facts, field, number, problemBox, say, select, table, when } from "./dom.js";
+import { naturalSize, picture, saveButtons } from "./files.js";
 import { dataView } from "./jobs.js";
-import { blob, follow, get, send } from "./service.js";
+import { follow, get, send } from "./service.js";
 
 const METRICS = ["logit_diff", "prob_diff", "kl_divergence", "answer_logprob", "accuracy"];
 const EDGES_PER_PAGE = 50;
@@ -36,16 +37,6 @@ function headline(circuit) {
   ]);
 }
 
-function picture(path, description, signal) {
-  const figure = el("figure", { tabindex: "0", "aria-label": description });
-  blob(path).then((data) => {
-    const url = URL.createObjectURL(data);
-    signal.addEventListener("abort", () => URL.revokeObjectURL(url));
-    figure.replaceChildren(el("img", { src: url, alt: description }));
-  }).catch((error) => figure.replaceChildren(problemBox(error)));
-  return figure;
-}
-
 function graph(root, circuit, signal) {
   const limits = [30, 100, EDGES_DRAWN, 1000];
   const chosen = String(Math.min(EDGES_DRAWN, ...limits.filter((n) => n >= circuit.n_edges)));
@@ -60,8 +51,7 @@ function graph(root, circuit, signal) {
   };
   control.addEventListener("change", draw);
   draw();
-  const size = el("input", { type: "checkbox", onchange: () => place.querySelector("figure").classList.toggle("natural", size.checked) });
-  return el("div", {}, el("div", { class: "row" }, field("Threshold", control), el("label", { class: "check" }, size, "Full size")), place);
+  return el("div", {}, el("div", { class: "row" }, field("Threshold", control), naturalSize(place)), place);
 }
 
 const POINT = [
@@ -196,22 +186,12 @@ function evaluationTable(evaluations) {
 }
 
 function exportButtons(root, circuitId) {
-  const save = (path, name) => async () => {
-    try {
-      const url = URL.createObjectURL(await blob(path));
-      el("a", { href: url, download: name }).click();
-      setTimeout(() => URL.revokeObjectURL(url), 1000);
-    } catch (error) {
-      say(error.message);
-    }
-  };
   const files = [
     ["Everything (safetensors)", "/export?format=safetensors", "safetensors"], ["Kept edges (JSON)", "/export?format=json", "json"],
     ["Every edge (CSV)", "/export?format=csv", "csv"], ["Attribution graph (Neuronpedia)", "/export?format=neuronpedia", "graph.json"],
     ["Card (Markdown)", "/card", "md"], ["Picture (SVG)", "/graph.svg", "svg"],
   ];
-  return el("div", { class: "row" }, files.map(([text, path, ending]) =>
-    el("button", { onclick: save(root + path, `${circuitId}.${ending}`) }, text)));
+  return saveButtons(root, circuitId, files);
 }
 
 function labelForm(root, circuit) {

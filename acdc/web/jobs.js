@@ -127,7 +127,8 @@ function buttons(job) {
 }
 
 function resultView(result) {
-  const link = result.circuit_id && el("a", { href: `#/circuits/${result.circuit_id}` }, `${result.kind} ${result.key}`);
+  const page = result.circuit_id ? `circuits/${result.circuit_id}` : result.map_id && `maps/${result.map_id}`;
+  const link = page && el("a", { href: `#/${page}` }, `${result.kind} ${result.key}`);
   return el("div", {}, el("p", {}, link ?? `${result.kind} ${result.key}`), dataView(result.data));
 }
 
