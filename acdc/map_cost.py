@@ -1,7 +1,7 @@
 """What a patching map costs, in bare forwards of one prompt. Torch-free; for `acdc.plan`.
 
-A cell is computed from the layer of its change on, so over all layers it takes half a forward at most, and less where
-changes late in the prompt leave what is before them alone.
+A cell is computed from the layer and the position of its change on, and not at all where clean and corrupt run agree.
+So over all layers and places it takes a small part of a forward, less the later in the prompt the change is.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from acdc.graph import Graph
 from acdc.spec import EVERY, Activations, Causes, Knockout, NodeSet, PatchSpec, Paths
 from acdc.tasks import TASKS
 
-CELL = 0.5  # forwards, from its layer on
-PATH_CELL = 1.0  # two streams of it
+CELL = 0.1  # forwards: all heads by role of ioi on a model of 30 layers took 0.1 to 0.2 of them
+PATH_CELL = 2 * CELL  # two streams
+WRITES_LATER = 0.25  # layers: after all of its kind have read
 RUNS = 2.0  # the clean and the corrupt run, recorded
 
 
@@ -66,7 +67,9 @@ def _paths(asked: Paths, graph: Graph) -> int:
     """Pairs of which some sender comes before some receiver, told by layers."""
     senders = _sides(asked.senders, graph, [sender.name for sender in graph.senders])
     receivers = _sides(asked.receivers, graph, [receiver.name for receiver in graph.receivers])
-    return sum(min(map(_layer, one)) <= max(map(_layer, other)) for one in senders for other in receivers)
+    writes = [min(_depth(name) + WRITES_LATER for name in one) for one in senders]
+    reads = [max(map(_depth, one)) for one in receivers]
+    return sum(write < read for write in writes for read in reads)
 
 
 def _sides(asked: Sequence[NodeSet], graph: Graph, every: Sequence[str]) -> list[Sequence[str]]:
@@ -80,8 +83,8 @@ def _sides(asked: Sequence[NodeSet], graph: Graph, every: Sequence[str]) -> list
     return sides
 
 
-def _layer(name: str) -> float:
-    """Where a node stands; a head before its layer's MLP."""
+def _depth(name: str) -> float:
+    """Where a node reads; a head before its layer's MLP."""
     if name in ("embed", "pos"):
         return -1.0
     if name == "logits":

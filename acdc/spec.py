@@ -479,11 +479,13 @@ class Causes(_AtPlaces):
         description="of the noise, in standard deviations of the embeddings; null runs the corrupt prompt instead",
     )
     samples: int = Field(default=10, ge=1, le=1000, description="of the noise, for each prompt")
-    restored: tuple[RestoredSpec, ...] = Field(default=_RESTORED, min_length=1, max_length=100)
+    restored: tuple[RestoredSpec, ...] = Field(default=_RESTORED, max_length=100)
 
     @field_validator("restored")
     @classmethod
     def _once(cls, value: tuple[RestoredSpec, ...]) -> tuple[RestoredSpec, ...]:
+        if not value:
+            raise ValueError("give at least one state to restore")
         asked = [(one.state, one.severed) for one in value]
         if twice := sorted({state for state, severed in asked if asked.count((state, severed)) > 1}):
             raise ValueError(f"asked for twice: {', '.join(twice)}; a map has one window of each")
@@ -496,7 +498,6 @@ class Knockout(Frozen):
     name: Literal["knockout"] = "knockout"
     blocked: tuple[tuple[NonEmpty, NonEmpty], ...] | None = Field(
         default=None,
-        min_length=1,
         max_length=1000,
         description="[role that looks, role that it may not look at]; `all` is every position; by default the end at "
         "every other role",
@@ -516,6 +517,8 @@ class Knockout(Frozen):
     @field_validator("blocked")
     @classmethod
     def _once(cls, value: tuple[tuple[str, str], ...] | None) -> tuple[tuple[str, str], ...] | None:
+        if value == ():
+            raise ValueError("give at least one pair of roles")
         return None if value is None else tuple(dict.fromkeys(value))
 
 
