@@ -170,4 +170,5 @@ def patch_map(*, model: ModelCard = CARD, task: str = "ioi", metric: str = "logi
         parameters={"state": "mlp", "places": "role", "direction": "denoising"},
     )
     made = circuit(model=model, task=task).provenance
-    return PatchMap.of(cells, seed=seed, provenance=replace(made, choices=replace(made.choices, method="activations")))
+    choices = replace(made.choices, method="activations", metric=metric, parameters=dict(cells.parameters))
+    return PatchMap.of(cells, seed=seed, provenance=replace(made, choices=choices))

@@ -36,6 +36,7 @@ WIDTH = 1120.0  # that panels are laid out in, side by side
 TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 16.0, 12.0, 10.5
 LARGEST_CELL, SMALLEST_CELL = 44.0, 5.0
 NUMBER_FROM, NUMBER_SIZE = 38.0, 10.0  # a cell of this size has room for its value
+DOT = "#858d99"  # most cells of most maps have one, so it must not shout
 HATCHED_BELOW = -0.02  # of the largest effect
 MAX_LABEL = 26  # characters
 MAX_TITLES = 12_000  # cells that carry a tooltip: above, the picture would be larger than anything can open
@@ -200,8 +201,8 @@ def _frame(rows: Side, columns: Side, n_panels: int) -> Frame:
     """Cells as large as the page allows, labels turned where they are wider than their column."""
     n_rows, n_columns = len(rows.labels), len(columns.labels)
     left = 22 + max(text_width(_short(label), SMALL_SIZE) for label in rows.labels)
-    shares = 1 if n_columns > 12 or n_panels == 1 else 2
-    fits = (WIDTH / shares - left) / n_columns
+    beside = 1 if n_columns > 12 else min(n_panels, 4)
+    fits = ((WIDTH - (beside - 1) * GAP) / beside - left) / n_columns
     cell = max(SMALLEST_CELL, min(LARGEST_CELL, fits, 900 / n_rows))
     widest = max(text_width(_short(label), SMALL_SIZE) for label in columns.labels)
     upright = widest > cell * _every(cell, widest, n_columns) - 2 and widest > 24
@@ -355,7 +356,7 @@ def _mark(
     if not is_clear:
         r = max(0.9, min(2.0, cell / 9))
         cy = y + cell - 2.5 * r if text else y + cell / 2
-        drawing.circle(x + cell / 2, cy, r, parent=parent, fill=ink, pointer_events="none")
+        drawing.circle(x + cell / 2, cy, r, parent=parent, fill=PAGE if ink == PAGE else DOT, pointer_events="none")
 
 
 def _draw_labels(drawing: Drawing, frame: Frame, left: float, top: float) -> None:
@@ -394,5 +395,5 @@ def _draw_legend(drawing: Drawing, x: float, y: float, scale: float, unit: str, 
         text = "0" if not share else signed(share * scale)
         drawing.text(at, y + BAR_HEIGHT + 13, text, size=SMALL_SIZE, anchor=anchor)
     drawing.text(x + BAR_WIDTH + 12, y + 10, f"effect ({unit}); hatched: below 0", size=SMALL_SIZE)
-    drawing.circle(x + BAR_WIDTH + 15, y + BAR_HEIGHT + 9.5, 2.0, fill=QUIET)
+    drawing.circle(x + BAR_WIDTH + 15, y + BAR_HEIGHT + 9.5, 2.0, fill=DOT)
     drawing.text(x + BAR_WIDTH + 24, y + BAR_HEIGHT + 13, "the 95 % interval contains 0", size=SMALL_SIZE)
