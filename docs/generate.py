@@ -23,7 +23,7 @@ from acdc.api.problems import STATUS_OF
 from acdc.cli.failures import exit_code
 from acdc.errors import AcdcError
 from acdc.settings import PREFIX, Settings
-from acdc.spec import KINDS, METHOD_SPECS
+from acdc.spec import KINDS, MAP_SPECS, METHOD_SPECS
 from acdc.tasks import TASKS
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -113,8 +113,8 @@ def sections(models: Mapping[str, type[BaseModel]]) -> Iterator[str]:
 
 def spec_page() -> str:
     intro = (
-        "A spec is YAML or JSON. `kind` says which of the following it is (`discover` by default). `task`, `method` "
-        "and `ablation` may be one word, their name: the smallest spec is `task: ioi`. Unknown fields are refused, and "
+        "A spec is YAML or JSON. `kind` says which of the following it is (`discover` by default). `task`, `method`, "
+        "`map` and `ablation` may be one word, their name: the smallest spec is `task: ioi`. Unknown fields are refused, and "
         "all faults are told at once."
     )
     return page("Job specs", intro, *sections({f"kind: {kind}": model for kind, model in KINDS.items()}))
@@ -132,7 +132,20 @@ def methods_page() -> str:
             for t in TASKS.values()
         ],
     )
-    return page("Methods and tasks", intro, *sections(METHOD_SPECS), f"## Tasks\n\n{tasks}")
+    maps = (
+        "What `map` or `map.name` of a `patch` job says, like `map: activations`: "
+        "[patching maps](../concepts/patching.md). "
+        f"They are {', '.join(f'[{name}](#map-{name})' for name in MAP_SPECS)}."
+    )
+    described = sections({f"map: {name}": spec for name, spec in MAP_SPECS.items()})
+    return page(
+        "Methods, maps and tasks",
+        intro,
+        *sections(METHOD_SPECS),
+        f"## Patching maps\n\n{maps}",
+        *described,
+        f"## Tasks\n\n{tasks}",
+    )
 
 
 def error_classes(root: type[AcdcError]) -> Iterator[type[AcdcError]]:

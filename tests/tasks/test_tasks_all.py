@@ -48,6 +48,14 @@ def test_there_are_as_many_different_prompts_as_asked_for(tokenizer, name, corru
     assert len({(pair.clean, pair.corrupt) for pair in all_pairs(prompts)}) == 192
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_prompts_are_of_every_group_where_none_are_held_out(tokenizers, name):
+    prompts = build(tokenizers["gemma_like"], name, n_search=32, n_held_out=0)
+    split = build(tokenizers["gemma_like"], name, n_search=20, n_held_out=10)
+    assert (len(prompts.search), prompts.held_out) == (32, ())
+    assert {pair.group for pair in prompts.search} == {pair.group for pair in all_pairs(split)}
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", TASKS)
 def test_held_out_prompts_share_no_group_with_searched_ones(tokenizers, name, seed):
