@@ -114,8 +114,8 @@ def sections(models: Mapping[str, type[BaseModel]]) -> Iterator[str]:
 def spec_page() -> str:
     intro = (
         "A spec is YAML or JSON. `kind` says which of the following it is (`discover` by default). `task`, `method`, "
-        "`map` and `ablation` may be one word, their name: the smallest spec is `task: ioi`. Unknown fields are refused, and "
-        "all faults are told at once."
+        "`map` and `ablation` may be one word, their name: the smallest spec is `task: ioi`. Unknown fields are "
+        "refused, and all faults are told at once."
     )
     return page("Job specs", intro, *sections({f"kind: {kind}": model for kind, model in KINDS.items()}))
 

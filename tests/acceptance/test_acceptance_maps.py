@@ -16,7 +16,7 @@ from acdc.client import Job
 from acdc.models.cache import ModelCache
 from acdc.pipeline import run_on
 from acdc.progress import Quiet
-from acdc.spec import parse_job, reference_of
+from acdc.spec import MAP_SPECS, parse_job, reference_of
 
 N = 12
 
@@ -54,6 +54,14 @@ def test_map_goes_from_http_to_heat_map_and_csv(stack: Stack, made: Job) -> None
     assert sum(title.startswith(("layer ", "place ")) for title in titles) == 6
     rows = list(csv.DictReader(io.StringIO(stack.client.export_map(map_id, "csv").decode())))
     assert [float(row["effect"]) for row in rows] == found.effect.ravel().tolist()
+
+
+def test_maps_that_can_be_asked_for_are_published_with_their_fields(stack: Stack) -> None:
+    kinds = {kind["name"]: kind["parameters"]["properties"] for kind in stack.client.map_kinds()}
+    assert set(kinds) == set(MAP_SPECS)
+    assert "between" in kinds["paths"]
+    said = stack.ask("methods").output
+    assert all(name in said for name in kinds)
 
 
 def test_stored_map_is_the_one_that_this_process_makes(stack: Stack, made: Job, tmp_path: Path) -> None:

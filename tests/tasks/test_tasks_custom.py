@@ -74,7 +74,7 @@ def test_rows_of_a_single_group_cannot_be_split(gemma):
 def test_single_group_is_enough_where_nothing_is_held_out(gemma):
     prompts = build(gemma, [{**row, "group": "all"} for row in GOOD], n_search=9, n_held_out=0)
     assert (len(prompts.search), prompts.held_out) == (len(GOOD), ())
-    with pytest.raises(TaskError, match="too few usable rows: 0 of 1$"):
+    with pytest.raises(TaskError, match=r"too few usable rows: 0 of 1\n"):
         build(gemma, [{**GOOD[0], "answers": " he", "wrong": " he"}], n_held_out=0)
 
 
