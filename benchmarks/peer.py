@@ -35,9 +35,10 @@ class Ask:
 
 @dataclass(frozen=True)
 class Answer:
-    """seconds: of their whole call. kept: per edge asked. gaps: seconds from one tested edge to the next."""
+    """seconds: of their whole call, by the clock and of all cores [2]. kept: per edge asked. gaps: from one tested edge
+    to the next [n - 1, 2]."""
 
-    seconds: float
+    seconds: Floats
     tested: int
     kept: npt.NDArray[np.bool_]
     gaps: Floats
@@ -90,7 +91,7 @@ def _answers(directory: Path, n: int) -> Answers:
     done = json.loads((directory / "done.json").read_text())
     with np.load(directory / "done.npz") as arrays:
         answers = [
-            Answer(run["seconds"], run["tested"], arrays[f"kept.{i}"], arrays[f"seconds.{i}"])
+            Answer(np.array(run["seconds"]), run["tested"], arrays[f"kept.{i}"], arrays[f"seconds.{i}"])
             for i, run in zip(range(n), done["runs"], strict=True)
         ]
     return Answers(done["parity"], answers)

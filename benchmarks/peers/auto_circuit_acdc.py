@@ -61,6 +61,11 @@ def load(directory: Path) -> HookedTransformer:
     return model.eval().requires_grad_(False)
 
 
+def clocks() -> np.ndarray:
+    """Seconds now: of the clock, and of all cores that this process had. [2]"""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
 def our_name(name: str) -> str:
     """`Resid Start`, `A0.3`, `A0.3.Q`, `MLP 0`, `Resid End` -> `embed`, `0.3`, `0.3.q`, `mlp0`, `logits`."""
     fixed = {"Resid Start": "embed", "Resid End": "logits"}
@@ -124,7 +129,7 @@ class Side:
 
         def objective(logprobs: torch.Tensor, clean_logprobs: torch.Tensor) -> torch.Tensor:
             value = self.loss(logprobs, clean_logprobs) - start
-            stamps.append(time.perf_counter())
+            stamps.append(clocks())
             values.append(float(value))
             say(f"auto-circuit: run {number + 1}, edge {len(stamps)} of {len(order)}")
             return value
@@ -132,12 +137,12 @@ class Side:
         self.model.edges = [self.named(*edge) for edge in order]
         ACDC.multibatch_kl_div = objective
         ACDC.set_all_masks = (lambda model, val: self.set_masks(cut)) if cut.any() else THEIR_MASKS
-        begin = time.perf_counter()
+        begin = clocks()
         scores = ACDC.acdc_prune_scores(self.model, self.prompts, None, tao_exps=[0], tao_bases=[tau])
-        seconds = time.perf_counter() - begin
+        seconds = (clocks() - begin).tolist()
         kept = [bool(torch.isinf(edge.prune_score(scores))) for edge in self.model.edges]
         facts = {"tau": tau, "seconds": seconds, "tested": len(stamps), "start": start}
-        found = {"kept": np.array(kept), "seconds": np.diff(stamps), "values": np.array(values)}
+        found = {"kept": np.array(kept), "seconds": np.diff(stamps, axis=0), "values": np.array(values)}
         return facts, {f"{name}.{number}": array for name, array in found.items()}
 
 
