@@ -11,8 +11,9 @@ one batch on a prediction (row i cuts edge i and those before it that are expect
 up to and including the first that differs from its prediction; the rows after that one are dropped. What makes a row
 cheap is told in patching/suffix.py.
 
-Batches of another shape differ in the last bits. Where a cost lies within TOLERANCE of the threshold, two runs of one
-row each decide, so that no decision hangs on how many edges were tested together; such edges are counted as borderline.
+Batches of another shape differ in the last bits. Where a cost lies within TOLERANCE of the threshold, one run of two
+rows (with the edge and without) decides, so that no decision hangs on how many edges were tested together; such edges
+are counted as borderline.
 
 A receiver with no kept way to the metric cannot change it: its edges cost exactly 0 and count as never tested. Scores
 are the costs seen. Over several thresholds there is a further result, whose scores are the largest thresholds survived.

@@ -48,10 +48,17 @@ class Candidates:
         return self._evaluate([visit.rows(count, will_go) for visit in self._visits])
 
     @torch.no_grad()
-    def value(self, *, without_next: bool = False) -> PerExample:
-        """The objective as decided so far (without the next sender), always in one shape: one row. [example]"""
-        alone: PerExample = self._evaluate([visit.row(without_next=without_next) for visit in self._visits])[0]
+    def value(self) -> PerExample:
+        """The objective as decided so far. [example]"""
+        alone: PerExample = self._evaluate([visit.row() for visit in self._visits])[0]
         return alone
+
+    @torch.no_grad()
+    def with_and_without_next(self) -> tuple[PerExample, PerExample]:
+        """The objective as decided so far, and without the next sender, always as two rows. [example] each"""
+        pairs = [torch.cat((visit.row(), visit.row(without_next=True))) for visit in self._visits]
+        standing, without = self._evaluate(pairs)
+        return standing, without
 
     @torch.no_grad()
     def decide(self, goes: Sequence[bool]) -> None:

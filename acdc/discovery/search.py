@@ -172,11 +172,11 @@ class Search:
         return float(costs.mean())
 
     def _cost_alone(self) -> float:
-        """What the next edge costs, by runs of one row each: on the next stage's prompts, at last on all."""
+        """What the next edge costs, by a run of its own: on the next stage's prompts, at last on all."""
         first = min(1, len(self.stages) - 1)
         for number, stage in list(enumerate(self.stages))[first:]:
-            standing = stage.value()
-            costs = standing - stage.value(without_next=True)
+            standing, without = stage.with_and_without_next()
+            costs = standing - without
             if not self._is_open(number, costs, standing):
                 self.walk.count("edges_decided_early", int(number < len(self.stages) - 1))
                 return float(costs.mean())
