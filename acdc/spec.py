@@ -385,8 +385,17 @@ class NodeSet(Frozen):
     nodes: tuple[NonEmpty, ...] = Field(min_length=1, max_length=10_000)
 
 
+def _no_number(value: object) -> object:
+    """YAML reads 9.10 as the number 9.1, which is another head: so a number is refused, and not made into a name."""
+    if isinstance(value, int | float):
+        raise ValueError(f'{value} is a number; put the names of nodes in quotes, like "9.6"')
+    return value
+
+
 def _as_node_set(value: object) -> object:
     """A node's name stands for itself; a list of names is one set."""
+    for name in value if isinstance(value, list | tuple) else (value,):
+        _no_number(name)
     if isinstance(value, str):
         return {"label": value, "nodes": (value,)}
     if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
@@ -398,8 +407,8 @@ _SENDER, _RECEIVER = r"embed|pos|mlp\d+|\d+\.\d+", r"logits|mlp\d+|\d+\.\d+(\.[q
 EVERY = ("heads", "mlps", "all")  # in the place of a name: every such node by itself
 NodeSets = Annotated[
     tuple[Annotated[NodeSet, BeforeValidator(_as_node_set)], ...],
-    Field(min_length=1, max_length=10_000),
-    BeforeValidator(_as_tuple),
+    Field(max_length=10_000),
+    BeforeValidator(lambda value: (value,) if isinstance(value, str | int | float) else value),
 ]
 
 
@@ -426,6 +435,8 @@ class Paths(Frozen):
     @field_validator("senders", "receivers")
     @classmethod
     def _names_are_nodes(cls, value: tuple[NodeSet, ...], info: ValidationInfo) -> tuple[NodeSet, ...]:
+        if not value:
+            raise ValueError("give at least one node")
         what, form = ("sender", _SENDER) if info.field_name == "senders" else ("receiver", _RECEIVER)
         words = [one for one in value if one.nodes[0] in EVERY and len(one.nodes) == 1]
         names = [name for one in value if one not in words for name in one.nodes]
@@ -503,13 +514,15 @@ class Knockout(Frozen):
         "every other role",
     )
     window: int = Field(default=5, ge=1, le=1000, description="layers blocked together; the paper takes 9 of 48")
-    heads: tuple[NonEmpty, ...] | None = Field(
-        default=None, min_length=1, max_length=10_000, description="only these, like 9.6; all by default"
+    heads: tuple[Annotated[NonEmpty, BeforeValidator(_no_number)], ...] | None = Field(
+        default=None, max_length=10_000, description="only these, like 9.6; all by default"
     )
 
     @field_validator("heads")
     @classmethod
     def _heads_are_named(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value == ():
+            raise ValueError("give at least one head")
         if wrong := [name for name in value or () if not re.fullmatch(r"\d+\.\d+", name)]:
             raise ValueError(f"no heads: {', '.join(map(repr, wrong))}; a head is layer.head, like 9.6")
         return value
