@@ -10,7 +10,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: setup browser demo test test-all check format docs serve bench-engine bench-patching bench-exact peers pins clean help
+.PHONY: setup browser demo test test-all check format docs serve bench-engine bench-patching bench-exact bench-circuits peers pins clean help
 
 setup: $(READY)  ## make the virtual environment (other targets do this themselves)
 
@@ -70,6 +70,10 @@ bench-patching: $(READY)  ## patching maps next to a loop with one hook per cell
 bench-exact: $(READY)  ## exact ACDC next to bare forwards, its oracle and auto-circuit; tens of minutes
 	@$(MAKE) -s peers || echo "auto-circuit could not be installed: its figures are left out"
 	@$(BIN)/python benchmarks/exact.py
+
+bench-circuits: $(READY)  ## the circuit exact search finds with 64 prompts, beside attribution's; resumable
+	@mkdir -p build
+	@$(BIN)/python benchmarks/circuits.py
 
 # What others wrote is run in environments of its own: it needs older packages than ours.
 PEERS := build/peers/auto_circuit
