@@ -65,7 +65,7 @@ def write(out: Path, figures: Sequence[Figure], facts: Mapping[str, object], *, 
     old: dict[str, Any] = json.loads(out.read_text()) if into and out.exists() else {"environment": {}, "figures": []}
     names = {figure.name for figure in figures}
     rows = [row for row in old["figures"] if row["name"] not in names]
-    rows += [asdict(figure) for figure in figures]
+    rows += [{**asdict(figure), "value": float(f"{figure.value:.4g}")} for figure in figures]
     out.parent.mkdir(parents=True, exist_ok=True)
     done = {"environment": {**old["environment"], **facts}, "figures": rows}
     out.write_text(json.dumps(done, indent=2) + "\n")
