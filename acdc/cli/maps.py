@@ -42,7 +42,17 @@ def list_maps(
         found = client.maps(limit=limit, kind=kind, model=model, task=task, metric=metric, job=job, tag=tag)
     columns = ("map", "kind", "task", "model", "metric", "#cells", "axes", "name", "created (UTC)")
     rows = [
-        [m.id, m.kind, m.task, m.model, m.metric, m.n_cells, " x ".join(m.axes), m.name, moment(m.created_at)]
+        [
+            m.id,
+            m.kind.replace("_", " "),
+            m.task,
+            m.model,
+            m.metric,
+            m.n_cells,
+            " x ".join(m.axes),
+            m.name,
+            moment(m.created_at),
+        ]
         for m in found
     ]
     answer([dict(one.raw) for one in found], lambda: table(columns, rows))
