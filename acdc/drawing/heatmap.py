@@ -38,6 +38,7 @@ LARGEST_CELL, SMALLEST_CELL = 44.0, 5.0
 NUMBER_FROM, NUMBER_SIZE = 38.0, 10.0  # a cell of this size has room for its value
 DOT = "#858d99"  # most cells of most maps have one, so it must not shout
 HATCHED_BELOW = -0.02  # of the largest effect
+MARKED_FROM = 7.0  # below, dots would be all that is seen
 MAX_LABEL = 26  # characters
 MAX_TITLES = 12_000  # cells that carry a tooltip: above, the picture would be larger than anything can open
 FOLD_UP_TO = 12  # panels: more single heads than that stay in a row
@@ -131,7 +132,7 @@ def draw_map(found: PatchMap) -> str:
     for i, panel in enumerate(panels):
         x, y = MARGIN + i % per_line * (frame.width + GAP), begin + i // per_line * line_height
         _draw_panel(drawing, panel, frame, (x, y), scale, hatch, with_titles=found.effect.size <= MAX_TITLES)
-    _draw_legend(drawing, MARGIN, end, scale, _unit(found), hatch)
+    _draw_legend(drawing, MARGIN, end, scale, _unit(found), hatch, is_marked=frame.cell[0] >= MARKED_FROM)
     drawing.lines(MARGIN, end + 52, notes, size=SMALL_SIZE, fill=QUIET)
     return drawing.to_string()
 
@@ -353,7 +354,7 @@ def _mark(
             room = text_width(text, NUMBER_SIZE)
             drawing.rect(x + (cell - room) / 2, y + cell / 2 - 6, room, 12, fill=_colour(share))
         drawing.text(x + cell / 2, y + cell / 2 + 3.5, text, size=NUMBER_SIZE, anchor="middle", fill=ink)
-    if not is_clear:
+    if not is_clear and cell >= MARKED_FROM:
         r = max(0.9, min(2.0, cell / 9))
         cy = y + cell - 2.5 * r if text else y + cell / 2
         drawing.circle(x + cell / 2, cy, r, parent=parent, fill=PAGE if ink == PAGE else DOT, pointer_events="none")
@@ -384,7 +385,7 @@ def _draw_labels(drawing: Drawing, frame: Frame, left: float, top: float) -> Non
             drawing.text(x, y, text, size=SMALL_SIZE, anchor="middle")
 
 
-def _draw_legend(drawing: Drawing, x: float, y: float, scale: float, unit: str, hatch: str) -> None:
+def _draw_legend(drawing: Drawing, x: float, y: float, scale: float, unit: str, hatch: str, *, is_marked: bool) -> None:
     step = BAR_WIDTH / STEPS
     for i in range(STEPS):
         drawing.rect(x + i * step, y, step + 0.3, BAR_HEIGHT, fill=_colour(2 * (i + 0.5) / STEPS - 1))
@@ -395,5 +396,7 @@ def _draw_legend(drawing: Drawing, x: float, y: float, scale: float, unit: str, 
         text = "0" if not share else signed(share * scale)
         drawing.text(at, y + BAR_HEIGHT + 13, text, size=SMALL_SIZE, anchor=anchor)
     drawing.text(x + BAR_WIDTH + 12, y + 10, f"effect ({unit}); hatched: below 0", size=SMALL_SIZE)
-    drawing.circle(x + BAR_WIDTH + 15, y + BAR_HEIGHT + 9.5, 2.0, fill=DOT)
-    drawing.text(x + BAR_WIDTH + 24, y + BAR_HEIGHT + 13, "the 95 % interval contains 0", size=SMALL_SIZE)
+    if is_marked:
+        drawing.circle(x + BAR_WIDTH + 15, y + BAR_HEIGHT + 9.5, 2.0, fill=DOT)
+    said = "the 95 % interval contains 0" if is_marked else "too small to mark where the interval contains 0"
+    drawing.text(x + BAR_WIDTH + 24, y + BAR_HEIGHT + 13, said, size=SMALL_SIZE)

@@ -211,11 +211,12 @@ def test_map_of_no_effect_is_drawn() -> None:
 
 
 def test_picture_too_large_for_tooltips_says_where_the_numbers_are() -> None:
-    side = int(MAX_TITLES**0.5) + 1
-    found = make("path_patching", Axis("sender", heads(10, 12)[:side]), Axis("receiver", heads(10, 12)[:side]))
+    found = make("path_patching", Axis("sender", heads(16, 12)), Axis("receiver", heads(16, 12)))
     assert found.effect.size > MAX_TITLES
     root = parse(found)
     assert not cells(root)
+    assert not list(root.iter(f"{SVG}circle"))  # dots would be all that is seen
+    assert any("too small to mark" in (element.text or "") for element in root.iter(f"{SVG}text"))
     assert any("tooltips" in (element.text or "") for element in root.iter(f"{SVG}text"))
 
 
