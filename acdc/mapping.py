@@ -33,7 +33,7 @@ from acdc.tracing.blocks import BlockModel, find_blocks
 from acdc.tracing.causal import ANSWER_PROBABILITY, Corruption, Restored, trace_causes
 from acdc.tracing.knockout import knock_out_attention
 from acdc.tracing.paths import NodeSet, each, patch_paths, receivers_named, senders_named
-from acdc.tracing.places import common_roles, make_places
+from acdc.tracing.places import common_roles, make_places, role_places
 from acdc.tracing.states import RESIDUALS
 
 OUTSIDE = "the model's family has no description here: it was patched from outside, between its blocks"
@@ -182,6 +182,7 @@ def _require_nodes(graph: Graph, senders: Sequence[NodeSet], receivers: Sequence
 
 def _causes(work: _Work, asked: Causes, seed: int) -> Cells:
     subject = asked.subject or _changed_role(work.pairs)
+    role_places(work.pairs, list(dict.fromkeys((subject, *(asked.roles or ())))))  # all that are missing, at once
     return trace_causes(
         work.t,
         work.pairs,

@@ -175,7 +175,7 @@ def test_recurrent_model_has_a_residual_stream_to_patch(tokenizer: Any) -> None:
         ({"name": "paths", "senders": ["9.9", "mlp7"]}, GraphMismatch, "(?s)9.9.*mlp7"),
         ({"name": "knockout", "heads": ["7.0"]}, GraphMismatch, "7.0"),
         ({"name": "knockout", "blocked": [["end", "verb"]]}, TaskError, "verb"),
-        ({"name": "causes", "subject": "verb"}, TaskError, "verb"),
+        ({"name": "causes", "subject": "verb", "roles": ["end", "noun"]}, TaskError, "(?s)verb.*noun"),
     ],
 )
 def test_what_needs_the_model_is_told_with_every_name(
