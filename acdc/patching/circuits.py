@@ -17,6 +17,7 @@ from acdc.patching.ablation import Ablation
 from acdc.patching.batches import Batch
 from acdc.patching.forward import NodeOutputs, record
 from acdc.patching.masked import circuit_tiles, run_masked
+from acdc.patching.sizes import prepared_streams
 
 PerExample = npt.NDArray[np.float64]  # [circuit, example]
 
@@ -43,7 +44,7 @@ class Prompts:
 
 def require_memory(t: Transformer, batches: Sequence[Batch], limit_bytes: int) -> None:
     """Refuse, before any computing, prompts whose prepared runs cannot fit. Raises OutOfMemory with the numbers."""
-    streams = t.graph.n_inputs * 2 + t.n_layers * (t.n_heads * t.d_head + t.d_model) / t.d_model
+    streams = prepared_streams(t.graph, t.n_heads * t.d_head / t.d_model)
     tokens = sum(batch.n_rows * batch.length for batch in batches)
     examples = sum(len(batch.examples) for batch in batches)
     needed = int(tokens * streams * t.d_model * t.dtype.itemsize) + examples * t.vocab_size * 4

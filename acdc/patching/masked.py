@@ -7,17 +7,28 @@ this is one matrix product between the masks [circuit, R, S] and the senders' di
 Those differences live in one buffer shared by all layers, for one tile of prompts and circuits at a time: the callers
 take tiles that fit into a budget of bytes, down to one prompt of one circuit.
 
+A node that no circuit of the tile leads on to the logits is not run: whatever it wrote would be multiplied by zero.
+So a sparse circuit costs a part of a full one.
+
 M all ones gives the clean logits; M all zeros gives, under resample ablation, the corrupt run's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from acdc.errors import OutOfMemory
+from acdc.graph import Graph
 from acdc.models.transformer import Layer, Rope, Transformer
 from acdc.patching.forward import NodeOutputs
+from acdc.patching.sizes import masked_streams
+
+ENOUGH_TOKENS = {"cpu": 256}
+MOST_TOKENS = 8192  # of other devices
 
 
 def run_masked(t: Transformer, inputs: Tensor, ablation: NodeOutputs, masks: Tensor) -> Tensor:
@@ -27,32 +38,57 @@ def run_masked(t: Transformer, inputs: Tensor, ablation: NodeOutputs, masks: Ten
     masks: [circuit, S, R] in [0, 1]. Returns [circuit, batch, pos, d]. Differentiable in masks.
     """
     n_circuits, (_, batch, length, d) = masks.shape[0], inputs.shape
-    senders = _Senders(t, masks, batch, length, d)
+    live = _Live(t.graph, masks)
+    senders = _Senders(t, masks, live, batch, length, d)
     base = ablation.inputs.sum(0).expand(batch, length, d)  # what every receiver gets when all edges are cut
-    senders.add(inputs.sub(ablation.inputs).unsqueeze(0).expand(n_circuits, -1, -1, -1, -1))
+    from_inputs = inputs.sub(ablation.inputs)[live.inputs]
+    senders.add(from_inputs.unsqueeze(0).expand(n_circuits, -1, -1, -1, -1))
     rope = t.rope(inputs[0])
     for index, layer in enumerate(t.layers):
-        reads = t.graph.receivers_of_layer(index)
-        n_attention = t.n_heads + 2 * t.n_kv_heads
-        x = senders.mix(base, reads.start, reads.start + n_attention)  # [circuit, R, batch, pos, d]
-        z = _heads(t, layer, x, rope)  # [circuit, batch, pos, H * e]
-        parallel_input = senders.mix(base, reads.stop - 1, reads.stop)[:, 0] if t.is_parallel and layer.mlp else None
-        senders.add(_by_head(t, layer, z - ablation.z[index]))
+        heads, runs_mlp = live.heads[index], layer.mlp is not None and live.mlps[index]
+        mlp = t.graph.receivers_of_layer(index).stop - 1
+        parallel_input = senders.mix(base, [mlp])[:, 0] if t.is_parallel and runs_mlp else None
+        if heads:
+            z = _heads(t, index, heads, senders, base, rope)  # [circuit, head, batch, pos, e]
+            off = z - _of_heads(ablation.z[index], heads, t.d_head)
+            senders.add(_written(off, layer.w_out[heads]))
         base = base + ablation.z[index] @ layer.w_out.flatten(0, 1)
         if layer.b_out is not None:
             base = base + layer.b_out
         if layer.mlp is not None:
-            mlp_input = (
-                senders.mix(base, reads.stop - 1, reads.stop)[:, 0] if parallel_input is None else parallel_input
-            )
-            senders.add((layer.mlp(mlp_input) - ablation.mlp[index]).unsqueeze(1))
+            if runs_mlp:
+                read = senders.mix(base, [mlp])[:, 0] if parallel_input is None else parallel_input
+                senders.add((layer.mlp(read) - ablation.mlp[index]).unsqueeze(1))
             base = base + ablation.mlp[index]
-    return senders.mix(base, t.graph.n_receivers - 1, t.graph.n_receivers)[:, 0]
+    return senders.mix(base, [t.graph.n_receivers - 1])[:, 0]
+
+
+class _Live:
+    """The senders that some circuit's kept edges lead on to the logits; all of them while masks are learnt. inputs: of
+    the input senders; heads, mlps: per layer."""
+
+    def __init__(self, graph: Graph, masks: Tensor) -> None:
+        kept = graph.legal if masks.requires_grad else (masks != 0).any(0).cpu().numpy() & graph.legal
+        reads = graph.reaches_logits(kept)
+        is_live = np.asarray((kept & reads[None, :]).any(1))
+        if graph.shape.heads_share_norm:  # what scales one head's share is the total of all
+            for index in range(graph.shape.n_layers):
+                heads = graph.heads_of_layer(index)
+                is_live[heads] = is_live[heads].any()
+        self.inputs = np.flatnonzero(is_live[: graph.n_inputs]).tolist()
+        self.heads = [np.flatnonzero(is_live[graph.heads_of_layer(i)]).tolist() for i in range(graph.shape.n_layers)]
+        self.mlps = [
+            graph.shape.has_mlp and bool(is_live[graph.heads_of_layer(i).stop]) for i in range(graph.shape.n_layers)
+        ]
+        self.senders = np.flatnonzero(is_live).tolist()
 
 
 def circuit_tiles(t: Transformer, n_circuits: int, rows: int, length: int, memory_bytes: int) -> list[slice]:
-    """Cut the circuits so that each tile's buffer, for `rows` prompts of `length` tokens, fits into `memory_bytes`."""
-    size = max(1, memory_bytes // (bytes_per_token(t) * rows * length))
+    """Cut the circuits so that each tile's buffer, for `rows` prompts of `length` tokens, fits into `memory_bytes`, and
+    no tile is larger than keeps the device busy: what is live in one of its circuits is run for all."""
+    tokens = rows * length
+    enough = -(-ENOUGH_TOKENS.get(t.device.type, MOST_TOKENS) // tokens)
+    size = max(1, min(enough, memory_bytes // (bytes_per_token(t) * tokens)))
     return [slice(first, min(first + size, n_circuits)) for first in range(0, n_circuits, size)]
 
 
@@ -68,24 +104,22 @@ def tokens_that_fit(t: Transformer, longest: int, memory_bytes: int) -> int:
 
 
 def bytes_per_token(t: Transformer) -> int:
-    """What the masked forward holds for one token of one circuit: all senders' differences, one layer's inputs."""
-    residuals = t.graph.n_senders + 2 * (t.n_heads + 2 * t.n_kv_heads)
-    return residuals * t.d_model * t.dtype.itemsize
+    """What the masked forward holds for one token of one circuit."""
+    return masked_streams(t.graph) * t.d_model * t.dtype.itemsize
 
 
 class _Senders:
-    """The differences out_s - a_s of all senders so far. One buffer without gradients, a list of parts with them."""
+    """The differences out_s - a_s of live senders so far. One buffer without gradients, a list of parts with them."""
 
-    def __init__(self, t: Transformer, masks: Tensor, batch: int, length: int, d: int) -> None:
-        self.masks = masks.to(t.dtype).transpose(1, 2)  # [circuit, R, S]
+    def __init__(self, t: Transformer, masks: Tensor, live: _Live, batch: int, length: int, d: int) -> None:
+        self.masks = masks.to(t.dtype).transpose(1, 2)[:, :, live.senders]  # [circuit, R, S]
         self.shape = (batch, length, d)
         self.count = 0
         self.parts: list[Tensor] = []
         self.buffer: Tensor | None = None
         if not torch.is_grad_enabled():
-            self.buffer = torch.empty(
-                masks.shape[0], t.graph.n_senders, batch * length * d, dtype=t.dtype, device=t.device
-            )
+            shape = masks.shape[0], len(live.senders), batch * length * d
+            self.buffer = torch.empty(shape, dtype=t.dtype, device=t.device)
 
     def add(self, differences: Tensor) -> None:
         """differences: [circuit, n, batch, pos, d] of the next n senders."""
@@ -96,29 +130,48 @@ class _Senders:
             self.buffer[:, self.count : self.count + n].unflatten(2, self.shape).copy_(differences)
         self.count += n
 
-    def mix(self, base: Tensor, first: int, last: int) -> Tensor:
-        """Inputs of the receivers first..last: [circuit, last - first, batch, pos, d]."""
+    def mix(self, base: Tensor, receivers: Sequence[int]) -> Tensor:
+        """Inputs of receivers: [circuit, receiver, batch, pos, d]."""
         known = torch.cat(self.parts, 1) if self.buffer is None else self.buffer[:, : self.count]
-        weights = self.masks[:, first:last, : self.count]
+        weights = self.masks[:, receivers, : self.count]
         mixed = torch.baddbmm(base.reshape(1, 1, -1), weights, known)
         inputs: Tensor = mixed.unflatten(2, self.shape)
         return inputs
 
 
-def _heads(t: Transformer, layer: Layer, x: Tensor, rope: Rope) -> Tensor:
-    """x: [circuit, R, batch, pos, d], an input for each of q, k, v of each head -> z: [circuit, batch, pos, H * e]."""
+def _heads(t: Transformer, index: int, heads: list[int], senders: _Senders, base: Tensor, rope: Rope) -> Tensor:
+    """Run heads of a layer, each of their q, k, v on an input of its own: [circuit, head, batch, pos, e]."""
+    layer, first = t.layers[index], t.graph.receivers_of_layer(index).start
+    group = t.n_heads // t.n_kv_heads
+    groups = sorted({head // group for head in heads})
+    keys = [t.n_heads + g for g in groups]
+    reads = [*heads, *keys, *(t.n_kv_heads + key for key in keys)]  # places among the layer's q, k, v
+    x = senders.mix(base, [first + read for read in reads])
     n_circuits, n_reads, batch, length, d = x.shape
     flat = x.transpose(0, 1).reshape(n_reads, -1, d)  # [R, circuit * batch * pos, d]
-    projected = torch.bmm(flat, layer.w_read.transpose(1, 2)) * layer.read_scale(flat) + layer.b_read.unsqueeze(1)
+    w_read, b_read = (layer.w_read, layer.b_read) if len(reads) == len(layer.w_read) else _chosen(layer, reads)
+    projected = torch.bmm(flat, w_read.transpose(1, 2)) * layer.read_scale(flat) + b_read.unsqueeze(1)
     by_head = projected.view(n_reads, n_circuits * batch, length, -1).transpose(0, 1)  # [n, R, pos, e]
-    q, k, v = by_head.split((t.n_heads, t.n_kv_heads, t.n_kv_heads), dim=1)
-    z = t.share(layer, t.attend(layer, q, k, v, rope))
-    return z.view(n_circuits, batch, length, -1)
+    q, k, v = by_head.split((len(heads), len(groups), len(groups)), dim=1)
+    if len(heads) < t.n_heads:  # groups of unlike size
+        of_head = [groups.index(head // group) for head in heads]
+        k, v = k[:, of_head], v[:, of_head]
+    z = t.share(layer, t.attend(layer, q, k, v, rope))  # a shared norm has all heads here
+    return z.view(n_circuits, batch, length, len(heads), -1).permute(0, 3, 1, 2, 4)
 
 
-def _by_head(t: Transformer, layer: Layer, z: Tensor) -> Tensor:
-    """z: [circuit, batch, pos, H * e] -> what each head writes: [circuit, H, batch, pos, d]."""
-    n_circuits, batch, length, _ = z.shape
-    rows = z.unflatten(-1, (t.n_heads, t.d_head)).permute(3, 0, 1, 2, 4).flatten(1, 3)  # [H, rows, e]
-    out = torch.bmm(rows, layer.w_out)  # [H, circuit * batch * pos, d]
-    return out.view(t.n_heads, n_circuits, batch, length, -1).transpose(0, 1)
+def _chosen(layer: Layer, reads: list[int]) -> tuple[Tensor, Tensor]:
+    return layer.w_read[reads], layer.b_read[reads]
+
+
+def _of_heads(z: Tensor, heads: list[int], d_head: int) -> Tensor:
+    """[batch, pos, H * e] -> [head, batch, pos, e]"""
+    by_head: Tensor = z.unflatten(-1, (-1, d_head)).permute(2, 0, 1, 3)[heads]
+    return by_head
+
+
+def _written(z: Tensor, w_out: Tensor) -> Tensor:
+    """z: [circuit, head, batch, pos, e], w_out: [head, e, d] -> what heads write: [circuit, head, batch, pos, d]."""
+    rows = z.transpose(0, 1)  # [head, circuit, batch, pos, e]
+    out = torch.bmm(rows.flatten(1, 3), w_out)  # [head, circuit * batch * pos, d]
+    return out.view(*rows.shape[:-1], -1).transpose(0, 1)

@@ -1,0 +1,16 @@
+"""How much memory runs hold, from a graph's shape alone. Torch-free: a plan tells it before anything is loaded."""
+
+from __future__ import annotations
+
+from acdc.graph import Graph
+
+
+def masked_streams(graph: Graph) -> int:
+    """Residual streams that a masked forward holds for a token of one circuit: all senders' differences, one layer's
+    inputs."""
+    return graph.n_senders + 2 * (graph.shape.n_heads + 2 * graph.shape.n_kv_heads)
+
+
+def prepared_streams(graph: Graph, head_width: float) -> float:
+    """Residual streams that the clean and the ablated run of a prompt leave for a token. head_width: H * e over d."""
+    return 2 * graph.n_inputs + graph.shape.n_layers * (head_width + graph.shape.has_mlp)
