@@ -23,6 +23,7 @@ from acdc.map_cost import cells_of_map, forwards_of_map
 from acdc.models.catalogue import Size, entry_for
 from acdc.models.config_size import count_tables, read_config, size_of
 from acdc.models.inventory import list_local
+from acdc.patching.sizes import masked_streams, prepared_streams
 from acdc.spec import (
     Acdc,
     CustomPair,
@@ -334,13 +335,22 @@ def _preparation(facts: ModelFacts, speed: Speed) -> tuple[Phase, ...]:
 
 def _memory(spec: PromptsSpec, size: Size, tokens: float) -> Need:
     n_bytes = DTYPE_BYTES[spec.compute.dtype]
-    weights = size.n_parameters * n_bytes
-    streams = RESIDUALS_PER_LAYER * size.shape.n_layers * spec.compute.batch_tokens * size.d_model * n_bytes
-    logits = int(max(spec.compute.batch_tokens / tokens, 1) * size.vocab_size) * 4
+    weights, residual, graph = size.n_parameters * n_bytes, size.d_model * n_bytes, Graph(size.shape)
+    in_batch = max(spec.compute.batch_tokens, tokens)
+    streams = int(RESIDUALS_PER_LAYER * size.shape.n_layers * in_batch * residual)
+    logits = int(in_batch / tokens * size.vocab_size) * 4
+    n_prompts = sum(_prompts(spec.task))
+    of_prompt = tokens * prepared_streams(graph, 1.0) * residual + size.vocab_size * 4
+    if isinstance(spec, DiscoverSpec) and spec.method.name in ("acdc", "exact"):
+        working = {"budget of the search": spec.compute.memory_bytes}
+    else:
+        one = int(masked_streams(graph) * in_batch * residual)
+        working = {"masked forwards": min(spec.compute.memory_bytes, one)}
     parts = {
         "program": PROCESS_BYTES,
         "weights": weights,
-        "budget for masked forwards": spec.compute.memory_bytes,
+        f"clean and ablated runs of {n_prompts:,} prompts": int(n_prompts * of_prompt),
+        **working,
         f"activations ({RESIDUALS_PER_LAYER} residual streams a layer)": streams,
         "logits": logits,
     }

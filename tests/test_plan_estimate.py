@@ -146,12 +146,20 @@ def test_asking_for_more_never_takes_less_time(less: dict[str, Any], more: dict[
 
 
 def test_memory_and_disk_grow_with_what_is_asked_for() -> None:
-    small = plan(compute={"memory_bytes": 2**24, "batch_tokens": 64})
-    large = plan(compute={"memory_bytes": 2**25, "batch_tokens": 128})
-    assert small.memory.n_bytes is not None
-    assert large.memory.n_bytes is not None
+    def memory(**fields: Any) -> int:
+        n_bytes = plan(**fields).memory.n_bytes
+        assert n_bytes is not None
+        return n_bytes
+
+    one, two = ({"batch_tokens": n} for n in (64, 128))
     streams, logits = 8 * 2 * 64 * 8 * 4, (int(12.8 * 100) - int(6.4 * 100)) * 4
-    assert large.memory.n_bytes - small.memory.n_bytes == 2**24 + streams + logits
+    masked = (Graph(SIZE.shape).n_senders + 2 * (SIZE.shape.n_heads + 2 * SIZE.shape.n_kv_heads)) * 64 * 8 * 4
+    assert memory(compute=two) - memory(compute=one) == streams + logits + masked
+    small, large = ({"memory_bytes": n} for n in (2**24, 2**25))
+    assert memory(compute=large) == memory(compute=small)  # the masked forward of a batch is smaller than both
+    assert memory(compute=large, method="acdc") - memory(compute=small, method="acdc") == 2**24
+    few, many = ({"name": "ioi", "prompts": n} for n in (32, 64))
+    assert memory(task=many) > memory(task=few)
     cells = Graph(SIZE.shape).n_senders * Graph(SIZE.shape).n_receivers
     assert plan().disk.n_bytes == 5_000_000 + 40_000 + 2 * cells * 6
     assert plan(method={"name": "acdc", "thresholds": [1, 2, 3]}).disk.n_bytes == 5_040_000 + 4 * cells * 6
