@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from acdc.metrics import METRICS, Metric
@@ -20,7 +19,7 @@ from acdc.models.transformer import Transformer, Unembed
 from acdc.patching.batches import Alternatives, Batch
 from acdc.patching.circuits import Prompts
 
-VOCAB_BLOCK = 8192  # tokens whose unembedding is held in float64 at a time
+VOCAB_BLOCK = 8192  # tokens at a time
 
 Readout = Callable[[Sequence[Tensor]], Tensor]
 """Last residuals of each batch [row, read, d] -> the metric [row, example], examples batch after batch, float64."""
@@ -70,9 +69,23 @@ def _of_kl(unembed: Unembed, prompts: Sequence[Prompts]) -> Readout:
     def read(residuals: Sequence[Tensor]) -> Tensor:
         ends = [rows[:, p.batch.first_read] for p, rows in zip(prompts, residuals, strict=True)]
         h = unembed.norm(torch.cat(ends, 1))  # [row, example, d]
-        logits = F.linear(h, unembed.weight, unembed.bias)
-        top = logits.amax(-1, keepdim=True)
-        normalizer = top.squeeze(-1).double() + logits.sub_(top).exp_().sum(-1).double().log()
+        normalizer = _normalizer(unembed, h.flatten(0, 1)).view(h.shape[:-1])
         return (h.double() * expected).sum(-1) + bias + entropy - normalizer
 
     return read
+
+
+def _normalizer(unembed: Unembed, h: Tensor) -> Tensor:
+    """log sum_v exp(logit_v) of normalised residuals [place, d], in float64. Block by block of the vocabulary, tokens
+    first, so that a block's logits are used up while they are in the cache."""
+    turned = h.T.contiguous()
+    top = h.new_full((len(h),), float("-inf"))
+    total = torch.zeros(len(h), dtype=torch.float64, device=h.device)
+    for first in range(0, len(unembed.weight), VOCAB_BLOCK):
+        logits = unembed.weight[first : first + VOCAB_BLOCK] @ turned  # [token, place]
+        if unembed.bias is not None:
+            logits += unembed.bias[first : first + VOCAB_BLOCK, None]
+        higher = torch.maximum(top, logits.amax(0))
+        total = total * (top - higher).double().exp() + logits.sub_(higher).exp_().sum(0).double()
+        top = higher
+    return top.double() + total.log()
