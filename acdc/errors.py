@@ -116,6 +116,18 @@ class OutOfMemory(AcdcError):
     job_code = "out_of_memory"
 
 
+_NO_MEMORY = ("OutOfMemoryError", "MemoryError")  # types, those of torch among them
+_NO_MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or the machine had no more memory to give: some say so by type, others in words only."""
+    if type(error).__name__ in _NO_MEMORY:
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY_WORDS)
+
+
 class StorageError(AcdcError):
     code = "storage"
     job_code = "storage"

@@ -278,10 +278,10 @@ class Acdc(Frozen):
         le=1,
         description="hierarchical search: test only this share of the edges, the largest by eap-ig-inputs",
     )
-    stages: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+    stages: tuple[Annotated[int, Field(ge=8)], ...] = Field(
         default=(),
         max_length=10,
-        description="staged search: numbers of prompts to decide on first, on more only where it is open",
+        description="staged search: numbers of prompts (8 or more) to decide on first, on more only where it is open",
     )
     validation: int = Field(
         default=0,
@@ -323,6 +323,10 @@ class Acdc(Frozen):
             raise ValueError("give either `thresholds`, or `edges`: the number of edges to bisect a threshold for")
         if self.validation and len(self.thresholds) < 2:
             raise ValueError("`validation` chooses among several thresholds: give more than one")
+        if self.objective == "accuracy" and self.warm_start is not None:
+            raise ValueError("`warm_start` needs the objective's gradient and accuracy has none; use logit_diff")
+        if self.objective == "accuracy" and self.stages:
+            raise ValueError("`stages` judge an edge by its mean cost's error, and accuracy only jumps; use logit_diff")
         return self
 
 
@@ -599,9 +603,9 @@ class Compute(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_tokens: int = Field(default=512, ge=16, le=2**22, description="tokens in one forward or backward pass")
     memory_bytes: int = Field(
-        default=2**30,
+        default=2**32,
         ge=2**24,
-        description="budget for what the masked forward holds per tile; a quarter of it for scores per example",
+        description="budget for what a search holds, or a masked forward per tile; a quarter for scores per example",
     )
 
 

@@ -1,9 +1,9 @@
 """make bench-circuits: the circuit that exact search finds with 64 prompts, next to attribution's of the same size.
 
-IOI on smollm2-135m-instruct-q4. A staged `acdc` search on 64 prompts (edges that 16 prompts leave open are decided on all),
-then `eap-ig-inputs` on the same prompts, its ranking cut where as many edges are connected; both judged on the same 64
-held-out prompts of other templates. Prints a table, writes build/bench_circuits.json and both circuits beside it. A search
-that was stopped goes on from its last receiver: run the command again.
+IOI on smollm2-135m-instruct-q4. A staged `acdc` search on 64 prompts (edges that 16 prompts leave open are decided on
+all), then `eap-ig-inputs` on the same prompts, its ranking cut where as many edges are connected; both judged on the
+same 64 held-out prompts of other templates. Prints a table, writes build/bench_circuits.json and both circuits beside
+it. A search that was stopped goes on from its last receiver: run the command again.
 
     python benchmarks/circuits.py [--threshold 0.01 ...] [--prompts 64] [--stages 16] [--corruption abc] [--out FILE]
 """

@@ -20,7 +20,7 @@ from acdc.patching.circuits import prepare
 from acdc.tasks.prompts import Pair
 
 Seconds = npt.NDArray[np.float64]  # by the clock, and of all cores
-MEMORY = 2**30
+MEMORY = 2**32
 
 
 def times(ratio: Seconds) -> str:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from acdc.circuit import Circuit
-from acdc.errors import AcdcError, Cancelled, OutOfMemory, StorageError
+from acdc.errors import AcdcError, Cancelled, OutOfMemory, StorageError, is_out_of_memory
 from acdc.patch_map import PatchMap
 from acdc.progress import Checkpoint, Progress
 from acdc.settings import let_idle_threads_sleep, load_settings
@@ -54,7 +54,6 @@ from workers.wire import (
 _STEP_EVERY_S = 0.2
 _SAVING_SHARE = 0.05  # of the time goes into writing checkpoints, at most
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class ResultLike(Protocol):
@@ -253,11 +252,8 @@ def as_acdc_error(error: Exception) -> AcdcError:
     """An error of the tree for whatever came out of an engine; `internal` for what nobody foresaw."""
     if isinstance(error, AcdcError):
         return error
-    text = str(error)
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words.lower() in text.lower() for words in _NO_MEMORY)
-    ):
-        first = text.partition("\n")[0] or type(error).__name__
+    if is_out_of_memory(error):
+        first = str(error).partition("\n")[0] or type(error).__name__
         return OutOfMemory(f"{first}; lower compute.batch_tokens or compute.memory_bytes, or take a smaller model")
     if isinstance(error, OSError) and error.errno in _FULL:
         return StorageError(f"no space left for {error.filename or 'the engine'}; free some and try again")

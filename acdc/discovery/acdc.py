@@ -11,9 +11,9 @@ one batch on a prediction (row i cuts edge i and those before it that are expect
 up to and including the first that differs from its prediction; the rows after that one are dropped. What makes a row
 cheap is told in patching/suffix.py.
 
-Batches of another shape differ in the last bits. Where a cost lies within TOLERANCE of the threshold, one run of two
-rows (with the edge and without) decides, so that no decision hangs on how many edges were tested together; such edges
-are counted as borderline.
+Batches of another shape differ in the last bits. Where a row's cost lies as near to the threshold as that (see
+discovery/guard.py), whole masked forwards with the edge and without decide, the same ones as of the sequential search,
+so that no decision hangs on how many edges were tested together; such edges are counted as borderline.
 
 A receiver with no kept way to the metric cannot change it: its edges cost exactly 0 and count as never tested. Scores
 are the costs seen. Over several thresholds there is a further result, whose scores are the largest thresholds survived.
@@ -41,6 +41,11 @@ GUESS_STEPS = 5  # of the integrated gradients that choose a warm start
 CLOSE_ENOUGH = 0.1  # of the number of edges asked for
 MOST_SEARCHES = 12  # of a bisection
 SMALLEST, LARGEST = 1e-7, 10.0  # thresholds that a bisection looks between
+MANY = 0.1  # of the edges
+TOO_NEAR = (
+    "a row decided nearer to the threshold (nearest_by_row) than rows were later seen to be off (row_error): some "
+    "decisions may differ from those of a sequential search; dtype float64 settles them"
+)
 
 
 def search_acdc(
@@ -55,19 +60,22 @@ def search_acdc(
     warm_start: float | None = None,
     stages: Sequence[int] = (),
     validation: int = 0,
+    pool: Sequence[Problem] = (),
 ) -> list[Found]:
     """thresholds: one search each, the largest first, each expecting its neighbour's decisions. rule: signed, absolute.
 
     edges: instead of thresholds, the one that keeps about so many edges, bisected. sender_order: reverse, normal or
     random (by order_seed). warm_start: search only among this share of the edges, the largest by eap-ig-inputs.
     stages: numbers of prompts to decide on first; see `Search`. validation: so many of the prompts are not searched on;
-    of several thresholds, the one whose circuit has the smallest KL there comes first.
+    of several thresholds, the one whose circuit has the smallest KL there comes first. pool: the same problem on
+    further devices, which share the rows of a chain.
     Checkpoints after every receiver; a run that goes on from one takes the same decisions.
     """
     if validation >= problem.n_examples:
         raise TaskError(f"validation sets {validation} prompts aside and there are {problem.n_examples}: give fewer")
     searched = problem.of(range(problem.n_examples - validation)) if validation else problem
-    runs = _Runs(searched, progress, rule == "absolute", Order(sender_order, order_seed), warm_start, stages)
+    devices = [searched, *(other.of(range(searched.n_examples)) for other in pool)]
+    runs = _Runs(devices, progress, rule == "absolute", Order(sender_order, order_seed), warm_start, stages)
     if edges is not None:
         progress.phase("acdc", 0)
         return [_found(runs, _bisect(runs, edges), "circuit")]
@@ -92,17 +100,18 @@ class _Runs:
 
     def __init__(
         self,
-        problem: Problem,
+        devices: Sequence[Problem],
         progress: Progress,
         is_absolute: bool,
         order: Order,
         warm_start: float | None,
         stages: Sequence[int],
     ) -> None:
+        problem = devices[0]
         self.problem, self.progress, self.is_absolute, self.order = problem, progress, is_absolute, order
         self.graph = problem.t.graph
         smaller = sorted({n for n in stages if n < problem.n_examples})
-        self.stages = [*(problem.of(range(n)) for n in smaller), problem]
+        self.stages = [*([device.of(range(n)) for device in devices] for n in smaller), devices]
         self.runs: list[_Run] = []
         self.notes: list[str] = []
         saved = progress.resume()
@@ -116,22 +125,24 @@ class _Runs:
                 "eap-ig-inputs scores were tested, all others were cut from the beginning"
             )
         if len(self.stages) > 1:
-            sizes = ", ".join(str(stage.n_examples) for stage in self.stages)
+            sizes = ", ".join(str(stage[0].n_examples) for stage in self.stages)
             self.notes.append(f"staged search: edges were decided on {sizes} prompts, on more only where it was open")
+        if left_out := sorted(set(stages) - set(smaller)):
+            self.notes.append(f"stages of {left_out} prompts were left out: the search has {problem.n_examples}")
         self._used = 0
 
     def run(self, threshold: float) -> _Run:
         """The search at a threshold, gone on with where a checkpoint has it."""
         number, self._used = self._used, self._used + 1
         if number == len(self.runs):
-            self.runs.append(_Run(threshold, Walk.begin(self.start)))
+            self.runs.append(_Run(threshold, Walk.begin(self.start, self.problem.t.dtype)))
         run = self.runs[number]
         if not run.is_done:
             rule, predicted = Rule(threshold, self.is_absolute), self._predicted(number)
             search = Search(self.stages, rule, run.walk, self.start, predicted, self.order)
             before = number * self.graph.n_edges
             search.run(lambda done, name: self.progress.step(before + done, name), self._save)
-            run.is_done, run.metric = True, search.metric
+            run.is_done, run.metric = True, search.objective
             self._save()
         return run
 
@@ -229,14 +240,23 @@ def _best_first(found: Sequence[Found], validation: Problem) -> list[Found]:
 def _found(runs: _Runs, run: _Run, key: str) -> Found:
     """With the check of the final circuit by the ordinary masked forward."""
     counts = run.walk.counts
-    checked = float(runs.problem.measure(torch.from_numpy(run.walk.kept[None].astype(np.float32)))[0].mean())
+    checked = runs.problem.mean_with(run.walk.kept)
     facts: dict[str, float] = {
         "threshold": run.threshold,
         "objective": run.metric,
         "objective_by_masked_forward": checked,
         "acceptance_rate": counts.get("edges_tested", 0) / max(1, counts.get("rows", 0)),
+        "row_error": run.walk.guard.row_error,
+        "nearest_by_row": run.walk.guard.nearest,
         "searches": float(len(runs.runs)),
         **{name: float(n) for name, n in counts.items()},
     }
     facts = {name: value for name, value in facts.items() if math.isfinite(value)}
-    return Found(run.walk.costs, run.walk.tested, run.walk.kept, key, facts=facts, notes=tuple(runs.notes))
+    notes = list(runs.notes)
+    if not run.walk.guard.is_kept:
+        notes.append(TOO_NEAR)
+    if (share := counts.get("borderline_edges", 0) / max(1, counts.get("edges_tested", 0))) > MANY:
+        notes.append(
+            f"{share:.0%} of the edges were decided one at a time: their costs lie within rounding of {run.threshold:g}"
+        )
+    return Found(run.walk.costs, run.walk.tested, run.walk.kept, key, facts=facts, notes=tuple(notes))

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from acdc.discovery.ledger import Ledger
 from acdc.discovery.problem import Problem
-from acdc.errors import OutOfMemory
+from acdc.errors import ModelError, is_out_of_memory
 from acdc.graph import BoolMatrix
 from acdc.patching.circuits import PerExample
-from acdc.patching.needs import Needs
+from acdc.patching.masked import bytes_per_token
+from acdc.patching.needs import Needs, Positions
 from acdc.patching.readout import make_readout
-from acdc.patching.suffix import Suffix
+from acdc.patching.standing import Standing
+from acdc.patching.suffix import Rooms, Suffix
 from acdc.patching.visit import Visit
 
 
@@ -21,13 +26,20 @@ class Candidates:
     """The rows of one receiver after the other, over all batches of prompts.
 
     A receiver is left by one run of one row; so the standing circuit does not depend on how many candidates were tried
-    together. All objectives are [..., example], examples batch after batch.
+    together. All objectives are [..., example], examples batch after batch. rooms and ledger are shared by the stages
+    of a search: what is held and what a tile of rows takes stay within the ledger's budget.
     """
 
-    def __init__(self, problem: Problem, kept: BoolMatrix, needs: Needs) -> None:
-        self.problem = problem
-        self._suffixes = [Suffix(problem.t, p, kept, needs) for p in problem.prompts]
-        self._readout = make_readout(problem.t, problem.prompts, problem.objective)
+    def __init__(self, problem: Problem, start: BoolMatrix, rooms: Rooms, ledger: Ledger) -> None:
+        self.problem, self._rooms, self._ledger = problem, rooms, ledger
+        self._kept, self._needs = start.copy(), Needs(problem.t.graph)
+        t, prompts = problem.t, problem.prompts
+        at = [Positions.of(t, p) for p in prompts]
+        standing = sum(Standing.bytes_needed(t, of, p.batch.n_rows) for of, p in zip(at, prompts, strict=True))
+        ledger.hold(self, standing, self._bytes_of_whole_forward())
+        self._suffixes = [Suffix(t, p, of, self._kept, self._needs, rooms) for of, p in zip(at, prompts, strict=True)]
+        self._readout = make_readout(t, prompts, problem.objective)
+        self._bytes_of_row = 0
         self._most_rows = 2**30  # fewer once memory has run out
         self._visits: list[Visit] = []
 
@@ -37,28 +49,42 @@ class Candidates:
 
     @torch.no_grad()
     def open(self, receiver: int, senders: Sequence[int]) -> None:
-        """Begin with a receiver: its edges are decided in the order of `senders`."""
+        """Begin with a receiver: its edges are decided in the order of `senders`. Raises OutOfMemory."""
+        self._visits = []
         for suffix in self._suffixes:
             suffix.leave()
+        held = sum(suffix.bytes_held(receiver) for suffix in self._suffixes)
+        visits = sum(Visit.bytes_needed(suffix, receiver, len(senders)) for suffix in self._suffixes)
+        self._bytes_of_row = self._bytes_per_row(receiver)
+        self._ledger.hold(self, held + visits, max(self._bytes_of_row, self._bytes_of_whole_forward()))
         self._visits = [Visit(suffix, receiver, senders) for suffix in self._suffixes]
 
     @torch.no_grad()
-    def values(self, count: int, will_go: Sequence[bool]) -> PerExample:
-        """The objective without each of the next senders, those before it gone or kept as expected: [count, example]"""
-        return self._evaluate([visit.rows(count, will_go) for visit in self._visits])
+    def values(self, will_go: Sequence[bool], of: range | None = None) -> PerExample:
+        """The objective without each of the next senders (or those of a range of them), the ones before it gone or kept
+        as expected: [sender, example]. In tiles that fit into memory; where the device has less than was reckoned with,
+        in smaller ones."""
+        of = of or range(len(will_go))
+        found: list[PerExample] = []
+        done = of.start
+        while done < of.stop:
+            size = min(self._most_rows, max(1, self._ledger.left // self._bytes_of_row), of.stop - done)
+            try:
+                found.append(self._run(lambda visit: visit.rows(done, size, will_go)))  # noqa: B023 - called at once
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+                self._most_rows = size // 2
+                self._rooms.release()
+            else:
+                done += size
+        return np.concatenate(found)
 
     @torch.no_grad()
     def value(self) -> PerExample:
         """The objective as decided so far. [example]"""
-        alone: PerExample = self._evaluate([visit.row() for visit in self._visits])[0]
+        alone: PerExample = self._run(Visit.row)[0]
         return alone
-
-    @torch.no_grad()
-    def with_and_without_next(self) -> tuple[PerExample, PerExample]:
-        """The objective as decided so far, and without the next sender, always as two rows. [example] each"""
-        pairs = [torch.cat((visit.row(), visit.row(without_next=True))) for visit in self._visits]
-        standing, without = self._evaluate(pairs)
-        return standing, without
 
     @torch.no_grad()
     def decide(self, goes: Sequence[bool]) -> None:
@@ -66,42 +92,45 @@ class Candidates:
         for visit in self._visits:
             visit.decide(goes)
 
+    def skip(self, receiver: int, kept: npt.NDArray[np.bool_]) -> None:
+        """Note which edges [senders] stay into a receiver that cannot change the metric."""
+        self._kept[:, receiver] = kept
+
     @torch.no_grad()
-    def commit(self) -> PerExample:
-        """Make what is decided the standing circuit; its objective [example]. The caller has updated `kept` and
-        `needs`."""
-        last = [
-            suffix.run(visit.receiver, visit.row(), commit=True)
-            for suffix, visit in zip(self._suffixes, self._visits, strict=True)
-        ]
-        values: PerExample = self._readout(last)[0].cpu().numpy()
-        return values
-
-    def _evaluate(self, inputs: Sequence[Tensor]) -> PerExample:
-        """inputs: by batch, what the receiver reads [row, B, n, d]. In tiles that fit into memory; where they do not,
-        in smaller ones."""
+    def leave(self, kept: npt.NDArray[np.bool_]) -> PerExample | None:
+        """Make the edges [senders] that stay into the open receiver part of the standing circuit. The objective
+        [example], None where nothing was cut."""
         receiver = self._visits[0].receiver
-        found: list[Tensor] = []
-        done, n_rows = 0, len(inputs[0])
-        while done < n_rows:
-            size = min(self._most_rows, self._rows_that_fit(receiver))
-            try:
-                tiles = [x[done : done + size] for x in inputs]
-                last = [suffix.run(receiver, x) for suffix, x in zip(self._suffixes, tiles, strict=True)]
-                found.append(self._readout(last))
-            except (torch.OutOfMemoryError, MemoryError):
-                if size == 1:
-                    raise OutOfMemory("one candidate circuit alone does not fit: search on fewer prompts") from None
-                self._most_rows = size // 2
-                continue
-            done += size
-        values: PerExample = torch.cat(found).cpu().numpy()
+        is_changed = bool((self._kept[:, receiver] & ~kept).any())
+        self._kept[:, receiver] = kept
+        self._needs.decide(receiver, kept)
+        return self._run(Visit.row, commit=True)[0] if is_changed else None
+
+    def by_whole_forward(self, circuit: BoolMatrix) -> float:
+        """The objective's mean of any circuit, by the ordinary masked forward."""
+        self._rooms.release()
+        return self.problem.mean_with(circuit)
+
+    def _run(self, rows_of: Callable[[Visit], Tensor], *, commit: bool = False) -> PerExample:
+        """rows_of: what the receiver reads, [row, B, n, d]. [row, example]. Raises ModelError for what is no number."""
+        pairs = zip(self._suffixes, self._visits, strict=True)
+        last = [suffix.run(visit.receiver, rows_of(visit), commit=commit) for suffix, visit in pairs]
+        values: PerExample = self._readout(last).cpu().numpy()
+        if not np.isfinite(values).all():
+            receiver = self.problem.t.graph.receivers[self._visits[0].receiver].name
+            raise ModelError(
+                f"the objective {self.problem.objective.name} of a circuit without edges into {receiver} is not a "
+                "finite number: use dtype float32 or another ablation, or check the weights"
+            )
         return values
 
-    def _rows_that_fit(self, receiver: int) -> int:
+    def _bytes_per_row(self, receiver: int) -> int:
         """Of what one batch holds for a row there is one at a time; last residuals and logits are of all batches."""
         t = self.problem.t
         largest = max(suffix.bytes_per_row(receiver) for suffix in self._suffixes)
         reads = sum(len(p.batch.read_row) for p in self.problem.prompts)
-        n_bytes = largest + reads * (t.vocab_size * 8 + t.d_model * t.dtype.itemsize)
-        return max(1, self.problem.memory_bytes // n_bytes)
+        return largest + reads * (t.vocab_size * 8 + t.d_model * t.dtype.itemsize)
+
+    def _bytes_of_whole_forward(self) -> int:
+        most = max(p.batch.n_rows * p.batch.length for p in self.problem.prompts)
+        return most * bytes_per_token(self.problem.t)

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from acdc.discovery.ledger import Ledger
 from acdc.discovery.problem import Found, Problem
-from acdc.errors import OutOfMemory
 from acdc.models.transformer import Transformer
 from acdc.patching.circuits import Prompts
-from acdc.patching.needs import NARROW, WIDE
+from acdc.patching.needs import NARROW, WIDE, Positions
 from acdc.patching.readout import make_readout
-from acdc.patching.reruns import Begin, Change, attention_output, bytes_of_rerun, record_run, rerun
+from acdc.patching.reruns import Begin, Change, attention_output, bytes_of_rerun, bytes_of_run, record_run, rerun
 from acdc.patching.standing import Standing
 from acdc.progress import Checkpoint, Progress
 
@@ -31,7 +31,8 @@ def score_exact(problem: Problem, progress: Progress) -> list[Found]:
     if (saved := progress.resume()) is not None:
         scores, start = np.array(saved.arrays["scores"], dtype=np.float32), saved.step
     progress.phase("exact", graph.n_edges)
-    batches = [_Batch(problem, p) for p in problem.prompts]
+    ledger = Ledger(problem.memory_bytes, problem.n_examples)
+    batches = [_Batch(problem, p, ledger) for p in problem.prompts]
     done = 0
     for receiver in range(graph.n_receivers):
         senders = list(range(int(graph.n_senders_before[receiver])))
@@ -47,10 +48,13 @@ def score_exact(problem: Problem, progress: Progress) -> list[Found]:
 class _Batch:
     """One batch of prompts: its clean run, and reruns from each receiver on."""
 
-    def __init__(self, problem: Problem, p: Prompts) -> None:
-        self.t, self.batch, self.memory_bytes = problem.t, p.batch, problem.memory_bytes
-        self.standing = Standing(self.t, p, self.t.graph.legal)
-        self.at = self.standing.at
+    def __init__(self, problem: Problem, p: Prompts, ledger: Ledger) -> None:
+        self.t, self.batch, self.ledger = problem.t, p.batch, ledger
+        self.at = Positions.of(self.t, p)
+        held = Standing.bytes_needed(self.t, self.at, p.batch.n_rows)
+        held += bytes_of_run(self.t, p.batch.n_rows * self.at.end)
+        ledger.hold(self, held, self._bytes_of_edge())
+        self.standing = Standing(self.t, p, self.at, self.t.graph.legal)
         self.clean = record_run(self.t, p.inputs[:, :, : self.at.end])
         self.readout = make_readout(self.t, [p], problem.objective)
         self.full = float(self._measure(self.clean.last[:, self.at.narrow :].unsqueeze(0)).sum())
@@ -59,7 +63,7 @@ class _Batch:
         """m(full) - m(full without each edge), summed over examples: [sender]"""
         kind = self.t.graph.receivers[receiver].kind
         level = NARROW if kind == "logits" else WIDE
-        size = self._rows_that_fit()
+        size = self.ledger.left // self._bytes_of_edge()
         found = []
         for first in range(0, len(senders), size):
             cut = self.standing.differences(senders[first : first + size], level)  # [row, B, n, d]
@@ -97,15 +101,9 @@ class _Batch:
         """[row, B, n, d] -> the objective [row, example]"""
         return self.readout([last[:, self.batch.read_row, self.batch.read_pos - self.at.narrow]])
 
-    def _rows_that_fit(self) -> int:
-        n_bytes = self.batch.n_rows * bytes_of_rerun(self.t, self.at.count(WIDE), self.at.end)
-        n_bytes += len(self.batch.read_row) * self.t.vocab_size * 8
-        if n_bytes > self.memory_bytes:
-            raise OutOfMemory(
-                f"one edge of a batch of {self.batch.n_rows} prompts needs {n_bytes:,} bytes and compute.memory_bytes "
-                f"is {self.memory_bytes:,}: raise it or lower compute.batch_tokens"
-            )
-        return self.memory_bytes // n_bytes
+    def _bytes_of_edge(self) -> int:
+        of_rows = self.batch.n_rows * bytes_of_rerun(self.t, self.at.count(WIDE), self.at.end)
+        return of_rows + len(self.batch.read_row) * self.t.vocab_size * 8
 
 
 class _ReadsLess(Change):

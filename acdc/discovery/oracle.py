@@ -1,16 +1,14 @@
 """The plain form of ACDC, one edge and one whole masked forward at a time, following another search's decisions.
 
 A flip of one decision makes all that come after it incomparable; so the oracle asks, at each edge, what it would have
-decided in the circuit that the other search stood at. It shares nothing with the fast search but the order.
+decided in the circuit that the other search stood at. It shares nothing with the fast search but the order, and the
+whole masked forward by which that one decides where its rows are too near the threshold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import numpy as np
-import torch
 
 from acdc.discovery.problem import Problem
 from acdc.discovery.walk import Rule, receiver_order, sender_order
@@ -51,16 +49,11 @@ def decide_again(
             if not start[sender, receiver]:
                 continue
             if is_live and (only is None or only[sender, receiver]):
-                metric = _measure(problem, standing) if metric is None else metric
+                metric = problem.mean_with(standing) if metric is None else metric
                 without = standing.copy()
                 without[sender, receiver] = False
-                cost = metric - _measure(problem, without)
+                cost = metric - problem.mean_with(without)
                 yield Decision(sender, receiver, metric, cost, rule.cuts(cost))
             if standing[sender, receiver] != kept[sender, receiver]:
                 standing[sender, receiver] = kept[sender, receiver]
                 metric = None
-
-
-def _measure(problem: Problem, kept: BoolMatrix) -> float:
-    masks = torch.from_numpy(kept[None].astype(np.float32))
-    return float(problem.measure(masks)[0].mean())

@@ -51,6 +51,11 @@ class Problem:
         """The objective of every circuit on every example. masks: [circuit, senders, receivers]"""
         return measure(self.t, self.prompts, masks, [self.objective], self.memory_bytes)[self.objective.name]
 
+    def mean_with(self, kept: BoolMatrix) -> float:
+        """The objective's mean over examples with only these edges [senders, receivers], by one whole masked forward of
+        a shape that nothing but the prompts decides."""
+        return float(self.measure(torch.from_numpy(kept[None].astype(np.float32)))[0].mean())
+
     def full_mask(self) -> Tensor:
         """[senders, receivers], 1 at every legal edge."""
         return torch.from_numpy(self.t.graph.legal.copy()).to(self.t.dtype)

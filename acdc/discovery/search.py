@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from acdc.discovery.candidates import Candidates
 from acdc.discovery.chain import ChainLength
+from acdc.discovery.ledger import Ledger
+from acdc.discovery.pool import Pool
 from acdc.discovery.problem import Problem
 from acdc.discovery.walk import Rule, Walk, receiver_order, sender_order
 from acdc.graph import BoolMatrix
 from acdc.patching.circuits import PerExample
 from acdc.patching.needs import Needs
+from acdc.patching.suffix import Rooms
 
-STAGE_ERRORS = 3.0  # standard errors that a subset's mean cost must lie from the threshold to decide
+STAGE_ERRORS = 3.0  # standard errors of a normal distribution that a subset's mean cost lies off the threshold
+AUDITS = 8  # depths at which rows are timed, and compared with whole masked forwards
+TIMED_ROWS = 8  # at least, to tell rows from what a batch costs beside them
 
 
 @dataclass(frozen=True)
@@ -28,17 +34,18 @@ class Order:
 class Search:
     """Walks the receivers, deciding on every edge into each.
 
-    stages: the prompts to decide on; more than one (each with more prompts) makes the search a staged one: an edge goes
-    on to the next stage where its mean cost lies within STAGE_ERRORS standard errors of the threshold.
+    stages: the prompts to decide on, each on one device or more, see `Pool`; several stages (each with more prompts)
+    make the search a staged one: an edge goes on to the next where its mean cost lies within `standard_errors` of the
+    threshold.
     walk: where the search stands. start: the edges it began with, no others are tested. predicted: those expected to
     stay.
-    Counts in walk.counts: edges_tested, batched_evaluations, rows, node_recomputations, borderline_edges, and
-    edges_decided_early where there are stages.
+    Counts in walk.counts: edges_tested, batched_evaluations, rows, node_recomputations, borderline_edges,
+    masked_forwards, and edges_decided_early where there are stages.
     """
 
     def __init__(
         self,
-        stages: Sequence[Problem],
+        stages: Sequence[Sequence[Problem]],
         rule: Rule,
         walk: Walk,
         start: BoolMatrix,
@@ -46,23 +53,33 @@ class Search:
         order: Order | None = None,
     ) -> None:
         self.rule, self.walk, self.predicted, self.order = rule, walk, predicted, order or Order()
-        self.graph = stages[-1].t.graph
+        self.graph = stages[-1][0].t.graph
         self.length = ChainLength()
         self.start = start
-        self.kept = start.copy()  # the standing circuit
+        self.kept = start.copy()  # the standing circuit, up to the last receiver left
         self.needs = Needs(self.graph)
-        self.stages = [Candidates(problem, self.kept, self.needs) for problem in stages]
+        devices = [(Rooms(p.t), Ledger(p.memory_bytes, p.n_examples)) for p in stages[-1]]
+        self.stages = [
+            Pool([Candidates(problem, start, *device) for problem, device in zip(stage, devices, strict=True)])
+            for stage in stages
+        ]
         self._open(self.graph.n_receivers - 1, self._senders(self.graph.n_receivers - 1))
-        self.current = [stage.value() for stage in self.stages]  # the objective now, per stage and example
+        # The objective of the circuit as decided so far, on the first stage's examples; on later stages' where known.
+        self.metric, *later = (stage.value() for stage in self.stages)
+        self._later = dict(enumerate(later, start=1))
+        self._whole: dict[int, float] = {}  # its mean by whole masked forwards, by stage, where known
+        self._untold: list[bool] = []  # decisions that the stages have not heard of
+        self._audited: set[int] = set()  # layers
+        self._timed: set[int] = set()
 
     @property
-    def metric(self) -> float:
-        """The objective of the standing circuit on all prompts."""
-        return float(self.current[-1].mean())
+    def objective(self) -> float:
+        """Of the standing circuit, on all prompts."""
+        return float((self._later[len(self.stages) - 1] if self._later else self.metric).mean())
 
     def run(self, step: Callable[[int, str], None], save: Callable[[], None]) -> None:
         """step(edges done, receiver) often, save() after every receiver. Decisions taken before are committed again
-        one by one, so that the search stands to the bit where it would have stood."""
+        one by one, so that the search stands where it would have stood."""
         done = 0
         for position, receiver in enumerate(receiver_order(self.graph)):
             if position < self.walk.position:
@@ -79,20 +96,22 @@ class Search:
         senders = sender_order(self.graph, receiver, self.order.name, self.order.seed)
         return [sender for sender in senders if self.start[sender, receiver]]
 
+    # -- receivers -----------------------------------------------------------------------------------------------------
+
     def _replay(self, receiver: int) -> None:
         if self.needs.of_receiver(receiver):
             senders = self._senders(receiver)
             self._open(receiver, senders)
-            self._decide([not self.walk.kept[sender, receiver] for sender in senders])
+            self._untold = [not self.walk.kept[sender, receiver] for sender in senders]
             self._leave(receiver)
         else:
-            self.kept[:, receiver] = self.walk.kept[:, receiver]
+            self._skip(receiver)
 
     def _visit(self, receiver: int, before: int, step: Callable[[int, str], None]) -> None:
         senders = self._senders(receiver)
         if not self.needs.of_receiver(receiver):
             self.walk.kept[senders, receiver] = not self.rule.cuts(0.0)
-            self.kept[:, receiver] = self.walk.kept[:, receiver]
+            self._skip(receiver)
             return
         self._open(receiver, senders)
         done = 0
@@ -106,89 +125,150 @@ class Search:
         for stage in self.stages:
             stage.open(receiver, senders)
 
-    def _decide(self, goes: Sequence[bool]) -> None:
+    def _skip(self, receiver: int) -> None:
+        """Nothing leads from it to the metric."""
+        kept = self.walk.kept[:, receiver]
+        self.kept[:, receiver] = kept
         for stage in self.stages:
-            stage.decide(goes)
+            stage.skip(receiver, kept)
 
     def _leave(self, receiver: int) -> None:
         """Make the decisions on a receiver part of the standing circuit."""
-        is_changed = bool((self.kept[:, receiver] & ~self.walk.kept[:, receiver]).any())
-        self.kept[:, receiver] = self.walk.kept[:, receiver]
-        self.needs.decide(receiver, self.kept[:, receiver])
-        if is_changed:
-            before = self._node_runs
-            self.current = [stage.commit() for stage in self.stages]
-            self.walk.count("node_recomputations", self._node_runs - before)
+        self._tell()
+        before, kept = self._node_runs, self.walk.kept[:, receiver]
+        self.kept[:, receiver] = kept
+        self.needs.decide(receiver, kept)
+        metric, *later = (stage.leave(kept) for stage in self.stages)
+        if metric is not None:
+            self.metric = metric
+            self._later = {number: value for number, value in enumerate(later, start=1) if value is not None}
+        self.walk.count("node_recomputations", self._node_runs - before)
+
+    def _tell(self) -> None:
+        if self._untold:
+            for stage in self.stages:
+                stage.decide(self._untold)
+            self._untold = []
 
     @property
     def _node_runs(self) -> int:
         return sum(stage.node_runs for stage in self.stages)
 
+    # -- edges ---------------------------------------------------------------------------------------------------------
+
     def _chain(self, receiver: int, senders: Sequence[int]) -> int:
         """Test edges in one batch, on the prediction of what becomes of those before; how many are decided."""
         before = self._node_runs
         will_go = [self.expected[sender] for sender in senders]
-        values = self.stages[0].values(len(senders), will_go)
+        values = self._timed_values(receiver, will_go)
+        self._audit(receiver, senders[0], values[0])
         self._expect(senders, will_go, values)
         self.walk.count("batched_evaluations")
         self.walk.count("rows", len(senders))
-        goes: list[bool] = []  # decided, and not yet told to the stages
         decided = wrong = 0
         for sender, is_expected, value in zip(senders, will_go, values, strict=True):
-            cost = self._cost_at_once(value)
-            if cost is None:
-                self._decide(goes)
-                goes = []
-                cost = self._cost_alone()
+            cost = self._cost(receiver, sender, value)
             is_cut = self.rule.cuts(cost)
-            self.walk.record(sender, receiver, cost, is_cut)
-            goes.append(is_cut)
+            self._record(receiver, sender, cost, value if is_cut else None)
             decided += 1
-            if is_cut:
-                self.current[0] = value
             if is_cut != is_expected:
                 wrong = 1
                 break
-        self._decide(goes)
+        self._tell()
         self.walk.count("edges_tested", decided)
         self.walk.count("node_recomputations", self._node_runs - before)
         self.length.saw(decided - wrong, wrong)
         return decided
 
+    def _record(self, receiver: int, sender: int, cost: float, without: PerExample | None) -> None:
+        """without: the first stage's objective without the edge, if it is cut."""
+        self.walk.record(sender, receiver, cost, without is not None)
+        self._untold.append(without is not None)
+        if without is not None:
+            self.metric = without
+            self._later.clear()
+            self._whole.clear()
+
     def _expect(self, senders: Sequence[int], will_go: Sequence[bool], values: PerExample) -> None:
         """What a row says is at once the best guess for its edge, should its chain break before it."""
-        standing = self.current[0].mean()
+        standing = self.metric.mean()
         for sender, goes, value in zip(senders, will_go, values.mean(1), strict=True):
             self.expected[sender] = self.rule.cuts(float(standing - value))
             standing = value if goes else standing
 
-    def _cost_at_once(self, value: PerExample) -> float | None:
-        """The mean cost of a candidate, unless it lies too near the threshold for its row to say."""
-        costs = self.current[0] - value
-        if self._is_open(0, costs, self.current[0]):
-            return None
-        if len(self.stages) > 1:
-            self.walk.count("edges_decided_early")
-        return float(costs.mean())
-
-    def _cost_alone(self) -> float:
-        """What the next edge costs, by a run of its own: on the next stage's prompts, at last on all."""
-        first = min(1, len(self.stages) - 1)
-        for number, stage in list(enumerate(self.stages))[first:]:
-            standing, without = stage.with_and_without_next()
-            costs = standing - without
-            if not self._is_open(number, costs, standing):
-                self.walk.count("edges_decided_early", int(number < len(self.stages) - 1))
-                return float(costs.mean())
+    def _cost(self, receiver: int, sender: int, value: PerExample) -> float:
+        """What the next edge costs: by its row of the first stage where that decides; else by rows of later stages; at
+        last by whole masked forwards. value: the first stage's objective without it."""
+        last = len(self.stages) - 1
+        standing, without = self.metric, value
+        for number in range(last + 1):
+            if number:
+                standing, without = self._on_stage(number)
+            if self._decides(number, standing, without):
+                self.walk.count("edges_decided_early", int(number < last))
+                return float((standing - without).mean())
+        metric, cost = self._by_whole_forwards(last, receiver, sender)
+        self.walk.guard.saw(float((standing - without).mean()), cost, metric)
         self.walk.count("borderline_edges")
-        return float(costs.mean())
+        return cost
 
-    def _is_open(self, number: int, costs: PerExample, metric: PerExample) -> bool:
-        """Whether a stage's costs leave the decision open: to rounding, and before the last stage to more prompts."""
-        cost = float(costs.mean())
-        if self.rule.is_borderline(cost, float(metric.mean())):
-            return True
-        if number == len(self.stages) - 1:
+    def _on_stage(self, number: int) -> tuple[PerExample, PerExample]:
+        """The objective of a later stage as decided so far, and without the next edge."""
+        self._tell()
+        if number not in self._later:
+            self._later[number] = self.stages[number].value()
+        return self._later[number], self.stages[number].values([True])[0]
+
+    def _decides(self, number: int, standing: PerExample, without: PerExample) -> bool:
+        """Whether a stage's rows do: beyond rounding, and before the last stage beyond chance."""
+        costs = standing - without
+        margin = self.rule.margin(float(costs.mean()))
+        if number < len(self.stages) - 1 and abs(margin) <= standard_errors(costs):
             return False
-        error = float(costs.std(ddof=1)) / math.sqrt(len(costs))
-        return abs(self.rule.margin(cost)) <= STAGE_ERRORS * error
+        return self.walk.guard.trusts(margin, float(standing.mean()))
+
+    def _by_whole_forwards(self, number: int, receiver: int, sender: int) -> tuple[float, float]:
+        """The objective as decided so far, and what the edge costs, as the oracle computes both."""
+        circuit = self.kept.copy()
+        circuit[:, receiver] = self.walk.kept[:, receiver]
+        if number not in self._whole:
+            self._whole[number] = self.stages[number].by_whole_forward(circuit)
+            self.walk.count("masked_forwards")
+        circuit[sender, receiver] = False
+        self.walk.count("masked_forwards")
+        metric = self._whole[number]
+        return metric, metric - self.stages[number].by_whole_forward(circuit)
+
+    def _is_due(self, receiver: int, done: set[int]) -> bool:
+        """Whether to look closely: at some depths, once each. done: layers."""
+        layer, n_layers = self.graph.receivers[receiver].layer, self.graph.shape.n_layers
+        return layer not in done and (layer == n_layers or layer % max(1, n_layers // AUDITS) == 0)
+
+    def _audit(self, receiver: int, sender: int, value: PerExample) -> None:
+        """Now and then: how far a row is off."""
+        if self._is_due(receiver, self._audited):
+            self._audited.add(self.graph.receivers[receiver].layer)
+            metric, cost = self._by_whole_forwards(0, receiver, sender)
+            self.walk.guard.saw(float((self.metric - value).mean()), cost, metric)
+
+    def _timed_values(self, receiver: int, will_go: Sequence[bool]) -> PerExample:
+        """The rows of a chain; now and then one row alone as well, to know what a batch costs beside its rows."""
+        if len(will_go) < TIMED_ROWS or not self._is_due(receiver, self._timed):
+            return self.stages[0].values(will_go)
+        self._timed.add(self.graph.receivers[receiver].layer)
+        self.stages[0].values(will_go)  # what only the first batch at a receiver computes
+        begin = time.perf_counter()
+        self.stages[0].values(will_go[:1])
+        between = time.perf_counter()
+        values = self.stages[0].values(will_go)
+        self.length.timed(between - begin, time.perf_counter() - between, len(will_go))
+        return values
+
+
+def standard_errors(costs: PerExample) -> float:
+    """The distance from the mean cost of a few prompts beyond which it decides: STAGE_ERRORS standard errors, widened
+    as the quantile of Student's distribution is over the normal one's (Abramowitz and Stegun 26.7.5, to second order).
+    """
+    z, n = STAGE_ERRORS, len(costs) - 1
+    quantile = z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+    return quantile * float(costs.std(ddof=1)) / math.sqrt(len(costs))

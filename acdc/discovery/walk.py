@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from acdc.circuit import Scores
+from acdc.discovery.guard import Guard
 from acdc.graph import BoolMatrix, Graph
 from acdc.progress import Array
-
-TOLERANCE = 1e-5
-"""Of a cost, relative to the metric where that is larger than 1: what a batch's shape may change."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,6 @@ class Rule:
 
     def cuts(self, cost: float) -> bool:
         return (abs(cost) if self.is_absolute else cost) < self.threshold
-
-    def is_borderline(self, cost: float, metric: float) -> bool:
-        return abs(self.margin(cost)) <= TOLERANCE * max(1.0, abs(metric))
 
 
 def receiver_order(graph: Graph) -> Iterator[int]:
@@ -63,12 +59,14 @@ class Walk:
     kept: BoolMatrix
     costs: Scores
     tested: BoolMatrix
+    guard: Guard
     position: int = 0
     counts: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, kept: BoolMatrix) -> Walk:
-        return cls(kept.copy(), np.zeros(kept.shape, np.float32), np.zeros_like(kept))
+    def begin(cls, kept: BoolMatrix, dtype: torch.dtype) -> Walk:
+        """dtype: of the model."""
+        return cls(kept.copy(), np.zeros(kept.shape, np.float32), np.zeros_like(kept), Guard.of(dtype))
 
     def count(self, what: str, n: int = 1) -> None:
         self.counts[what] = self.counts.get(what, 0) + n
@@ -78,19 +76,21 @@ class Walk:
         self.costs[sender, receiver] = cost
 
     def facts(self) -> Mapping[str, object]:
-        return {"position": self.position, "counts": self.counts}
+        return {"position": self.position, "counts": self.counts, "guard": self.guard.facts()}
 
     def arrays(self) -> Mapping[str, Array]:
         return {"kept": self.kept, "costs": self.costs, "tested": self.tested}
 
     @classmethod
     def restored(cls, facts: Mapping[str, object], arrays: Mapping[str, Array]) -> Walk:
-        counts = facts["counts"]
+        counts, guard = facts["counts"], facts["guard"]
         assert isinstance(counts, dict)
+        assert isinstance(guard, dict)
         return cls(
             arrays["kept"].astype(bool),
             arrays["costs"].astype(np.float32),
             arrays["tested"].astype(bool),
+            Guard.restored(guard),
             int(str(facts["position"])),
             {str(name): int(n) for name, n in counts.items()},
         )

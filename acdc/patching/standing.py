@@ -24,8 +24,8 @@ class Standing:
     make before a post-norm. a_z: the ablation value of z [H, B or 1, n or 1, e]; a_mlp: per layer [B or 1, n or 1, d].
     """
 
-    def __init__(self, t: Transformer, prompts: Prompts, start: Flags) -> None:
-        self.t, self.at = t, Positions.of(t, prompts)
+    def __init__(self, t: Transformer, prompts: Prompts, at: Positions, start: Flags) -> None:
+        self.t, self.at = t, at
         self.rope = t.rope(prompts.inputs[0])
         self.q: list[Tensor] = []
         self.k: list[Tensor] = []
@@ -72,15 +72,31 @@ class Standing:
 
     def share(self, layer: Layer, z: Tensor) -> Tensor:
         """z of all heads [H, ..., e], scaled by the post-norm of their total where there is one."""
-        if layer.share_scale is None or layer.w_total is None:
+        if layer.share_scale is None:
             return z
-        return z * layer.share_scale(z.movedim(0, -2).flatten(-2) @ layer.w_total)
+        by_place = self.t.share(layer, z.movedim(0, -2).flatten(-2))
+        shared: Tensor = by_place.unflatten(-1, (len(z), -1)).movedim(-2, 0)
+        return shared
+
+    @staticmethod
+    def bytes_needed(t: Transformer, at: Positions, n_rows: int) -> int:
+        """What all of it holds for so many rows, ablation values that belong to the prompts left out."""
+        of_heads = 3 * t.n_heads * at.count(WIDE) + 2 * t.n_kv_heads * at.end  # q, z, its difference; k, v
+        streams = (3 if t.graph.shape.has_mlp else 2) * at.count(WIDE)  # two ablated streams, an MLP's difference
+        layer = of_heads * t.d_head + streams * t.d_model
+        ends = (t.graph.n_inputs + 1) * at.count(WIDE) * t.d_model
+        return (t.n_layers * layer + ends) * n_rows * t.dtype.itemsize
+
+    @property
+    def n_bytes(self) -> int:
+        own = (*self.q, *self.k, *self.v, *self.z_raw, *self._z_off, *self._mlp_off, *self._bases, self._inputs_off)
+        return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in own}.values())
 
     # -- the first run -------------------------------------------------------------------------------------------------
 
     def _ablated_streams(self, prompts: Prompts) -> list[Tensor]:
         """The stream with every edge cut, before each layer's attention and MLP, and at the end."""
-        stream = self._of_range(prompts.ablation.inputs.sum(0))
+        stream = self._of_range(prompts.ablation.inputs).sum(0)
         bases = []
         for index, layer in enumerate(self.t.layers):
             bases.append(stream)
@@ -130,10 +146,11 @@ class Standing:
         q, k = t.turn(layer, layer.head_norm_q, q, self.rope), t.turn(layer, layer.head_norm_k, k, self.rope)
         raw = t.attend_late(layer, *(x.transpose(0, 1) for x in (q, k, v))).transpose(0, 1)  # [H, B, pos, e]
         shared = self.share(layer, raw)
-        self.q.append(q[:, :, wide:])
+        # Copies: a part of a tensor would keep all of it.
+        self.q.append(q[:, :, wide:].clone())
         self.k.append(k.clone())
         self.v.append(v.clone())
-        self.z_raw.append(raw[:, :, wide:])
+        self.z_raw.append(raw[:, :, wide:].clone())
         self._z_off.append(shared[:, :, wide:] - self.a_z[index])
         out = torch.einsum("hbne,hed->bnd", shared, layer.w_out)
         return out if layer.b_out is None else out + layer.b_out

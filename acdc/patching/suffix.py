@@ -26,7 +26,7 @@ from torch import Tensor
 
 from acdc.models.transformer import Transformer
 from acdc.patching.circuits import Prompts
-from acdc.patching.needs import NARROW, WIDE, Needs
+from acdc.patching.needs import NARROW, WIDE, Needs, Positions
 from acdc.patching.standing import BLOCK, Flags, Standing
 
 
@@ -39,29 +39,60 @@ class _Arrival:
     x: Tensor
 
 
+class Rooms:
+    """Room for what the nodes of rows write, one per range. All batches share it: one of them runs at a time."""
+
+    def __init__(self, t: Transformer) -> None:
+        self._t = t
+        self._of: dict[int, Tensor] = {}
+
+    def take(self, level: int, shape: tuple[int, ...]) -> Tensor:
+        """Uninitialised."""
+        size = math.prod(shape)
+        if level not in self._of or len(self._of[level]) < size:
+            self._of.pop(level, None)  # before the larger one is asked for
+            self._of[level] = torch.empty(size, dtype=self._t.dtype, device=self._t.device)
+        return self._of[level][:size].view(shape)
+
+    def release(self) -> None:
+        self._of.clear()
+
+
 class Suffix:
     """The standing circuit on one batch, and rows that differ from it at one receiver.
 
-    kept: its edges [senders, receivers]. kept and needs are shared with the search, which decides receiver by receiver.
+    kept: its edges [senders, receivers]. kept, needs and rooms are shared with the search, which decides receiver by
+    receiver.
     """
 
-    def __init__(self, t: Transformer, prompts: Prompts, kept: Flags, needs: Needs) -> None:
-        self.t, self.batch, self.kept, self.needs = t, prompts.batch, kept, needs
-        self.standing = Standing(t, prompts, kept)
-        self.at = self.standing.at
+    def __init__(
+        self, t: Transformer, prompts: Prompts, at: Positions, kept: Flags, needs: Needs, rooms: Rooms
+    ) -> None:
+        self.t, self.batch, self.at, self.kept, self.needs, self.rooms = t, prompts.batch, at, kept, needs, rooms
+        self.standing = Standing(t, prompts, at, kept)
         self.node_runs = 0  # nodes computed again, each row counted
         self._written: dict[int, Tensor] = {}  # out - a of needed senders in the standing circuit, [B, n, d] each
         self.unchanged: dict[int, Tensor] = {}  # by receiver, what it reads of senders that no row changes
-        self._room = {NARROW: self._inputs_like(0), WIDE: self._inputs_like(0)}
 
     def bytes_per_row(self, receiver: int) -> int:
-        """About the most a row holds: what live nodes write, what one layer reads, an MLP's hidden state."""
-        graph, widest = self.t.graph, self.needs.of_receiver(receiver)
+        """About the most a row holds: what live nodes write (twice where only some of it is gathered), what one layer
+        reads and writes, an MLP's hidden state; keys and values of every head at all positions, attention weights."""
+        t, graph, widest = self.t, self.t.graph, self.needs.of_receiver(receiver)
         after = range(int(graph.n_senders_before[receiver]), graph.n_senders)
         levels = [min(self.needs.of_sender(sender), widest) for sender in after]
-        streams = [self.at.count(level) + self.at.count(NARROW) for level in levels if level]
-        one_layer = (graph.receivers_per_layer + graph.senders_per_layer + 8) * self.at.count(max(widest, NARROW))
-        return (sum(streams) + one_layer) * self.batch.n_rows * self.t.d_model * self.t.dtype.itemsize
+        streams = sum(2 * self.at.count(level) + self.at.count(NARROW) for level in levels if level)
+        n = self.at.count(max(widest, NARROW))
+        one_layer = (graph.receivers_per_layer + graph.senders_per_layer + 16) * n * t.d_model
+        attention = 2 * (t.n_heads + t.n_kv_heads) * self.at.end * t.d_head + 2 * t.n_heads * n * self.at.end
+        return (streams * t.d_model + one_layer + attention) * self.batch.n_rows * t.dtype.itemsize
+
+    def bytes_held(self, receiver: int) -> int:
+        """By the standing circuit, and by what is remembered during a visit of the receiver."""
+        written = sum(value.nbytes for value in self._written.values())
+        after = range(receiver, self.t.graph.n_receivers)
+        unchanged = sum(self.at.count(level) for r in after if (level := self.needs.of_receiver(r)))
+        token = self.batch.n_rows * self.t.d_model * self.t.dtype.itemsize
+        return self.standing.n_bytes + written + unchanged * token
 
     @torch.no_grad()
     def run(self, receiver: int, x: Tensor, *, commit: bool = False) -> Tensor:
@@ -93,14 +124,7 @@ class Suffix:
         after = range(int(self.t.graph.n_senders_before[receiver]), self.t.graph.n_senders)
         is_possible = level <= self.needs.of_receiver(receiver)
         most = sum(self.needs.of_sender(sender) >= level for sender in after) if is_possible else 0
-        shape = most, n_rows, self.batch.n_rows, self.at.count(level), self.t.d_model
-        size = math.prod(shape)
-        if len(self._room[level]) < size:
-            self._room[level] = self._inputs_like(size)
-        return self._room[level][:size].view(shape)
-
-    def _inputs_like(self, size: int) -> Tensor:
-        return torch.empty(size, dtype=self.t.dtype, device=self.t.device)
+        return self.rooms.take(level, (most, n_rows, self.batch.n_rows, self.at.count(level), self.t.d_model))
 
     def leave(self) -> None:
         """The receiver that rows differed at changes, or the kept edges do."""

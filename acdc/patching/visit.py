@@ -15,72 +15,106 @@ class Visit:
     """Edges into one receiver, decided in order.
 
     A candidate reads the ablated stream, what is kept so far, and what is still to be decided. The latter is summed
-    from the end, so that it is exactly nothing at the end, and all sums are formed edge by edge: a candidate is the
-    same to the bit however many others are formed with it.
+    from the end, so that it is exactly nothing at the end. Differences are formed BLOCK senders at a time.
     """
 
     def __init__(self, suffix: Suffix, receiver: int, senders: Sequence[int]) -> None:
         self.suffix, self.receiver, self.senders = suffix, receiver, list(senders)
         self.level = suffix.needs.of_receiver(receiver)
         self.done = 0
-        shape = suffix.batch.n_rows, suffix.at.count(self.level), suffix.t.d_model
         self.base = suffix.standing.base(receiver, self.level)
-        self.kept = torch.zeros(shape, dtype=suffix.t.dtype, device=suffix.t.device)
+        self.kept = torch.zeros(self._shape, dtype=suffix.t.dtype, device=suffix.t.device)
         self._rests = self._rests_by_block()
         self._held: tuple[int, Tensor, Tensor] | None = None
+        self._carried: tuple[int, Tensor] = 0, self.kept  # what is kept before a row, where its chain goes as expected
 
-    def rows(self, count: int, will_go: Sequence[bool]) -> Tensor:
-        """What the receiver reads without each of the next senders, when those before it go or stay as expected:
-        [count, B, n, d]"""
-        differences, rests = self._next(count)
-        kept = self.kept
-        rows = rests[1 : count + 1] + self.base  # a copy
-        for row, difference, goes in zip(rows, differences, will_go, strict=False):
-            row.add_(kept)
-            kept = kept if goes else kept + difference
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        suffix = self.suffix
+        return suffix.batch.n_rows, suffix.at.count(self.level), suffix.t.d_model
+
+    @staticmethod
+    def bytes_needed(suffix: Suffix, receiver: int, n_senders: int) -> int:
+        """What a visit holds beside its rows: sums at the blocks' ends, and two blocks of differences and sums."""
+        streams = -(-n_senders // BLOCK) + 2 * 2 * min(BLOCK, n_senders) + 4
+        n = suffix.at.count(suffix.needs.of_receiver(receiver))
+        return streams * suffix.batch.n_rows * n * suffix.t.d_model * suffix.t.dtype.itemsize
+
+    def rows(self, first: int, count: int, will_go: Sequence[bool]) -> Tensor:
+        """What the receiver reads without each of `count` senders, beginning `first` after those decided, when those
+        before it go or stay as expected: [count, B, n, d]"""
+        kept = self._kept_before(first, will_go)
+        rows = torch.empty(count, *self._shape, dtype=self.kept.dtype, device=self.kept.device)
+        for begin in range(0, count, BLOCK):
+            part = rows[begin : begin + BLOCK]
+            differences, rests = self._next(first + begin, len(part))
+            torch.add(rests[1 : len(part) + 1], self.base, out=part)
+            expected = will_go[first + begin : first + begin + len(part)]
+            for row, difference, goes in zip(part, differences, expected, strict=False):
+                row.add_(kept)
+                kept = kept if goes else kept + difference
+        self._carried = first + count, kept
         return rows
 
-    def row(self, *, without_next: bool = False) -> Tensor:
-        """What it reads as decided so far (without the next sender): [1, B, n, d]"""
-        rest = self._next(1)[1][1:2] if without_next else self._rest()
-        return rest + self.base + self.kept
+    def row(self) -> Tensor:
+        """What it reads as decided so far: [1, B, n, d]"""
+        return self._rest() + self.base + self.kept
 
     def decide(self, goes: Sequence[bool]) -> None:
         """The decisions on the next senders."""
-        if goes:
-            for difference, is_cut in zip(self._next(len(goes))[0], goes, strict=False):
-                if not is_cut:
-                    self.kept = self.kept + difference
-            self.done += len(goes)
+        for begin in range(0, len(goes), BLOCK):
+            part = goes[begin : begin + BLOCK]
+            self.kept = self._with(self.kept, 0, part)
+            self.done += len(part)
+        self._carried = 0, self.kept
+
+    def _kept_before(self, first: int, will_go: Sequence[bool]) -> Tensor:
+        if self._carried[0] == first:
+            return self._carried[1]
+        kept = self.kept
+        for begin in range(0, first, BLOCK):
+            kept = self._with(kept, begin, will_go[begin : min(begin + BLOCK, first)])
+        return kept
+
+    def _with(self, kept: Tensor, first: int, goes: Sequence[bool]) -> Tensor:
+        """What is kept, and of the senders from `first` after those decided on those that do not go."""
+        if all(goes):
+            return kept
+        differences, _ = self._next(first, len(goes))
+        for difference, is_cut in zip(differences, goes, strict=False):
+            kept = kept if is_cut else kept + difference
+        return kept
 
     def _rest(self) -> Tensor:
         """[1, B, n, d]"""
         if self.done == len(self.senders):
             return torch.zeros_like(self.kept).unsqueeze(0)
-        return self._next(1)[1][:1]
+        return self._next(0, 1)[1][:1]
 
     def _rests_by_block(self) -> list[Tensor]:
         """At each multiple of BLOCK (and at the end) the sum of the differences from there on."""
         rests = [torch.zeros_like(self.kept)]
         for first in reversed(range(0, len(self.senders), BLOCK)):
-            rests.append(self._summed(first, first + BLOCK, rests[-1])[1][0])
+            rests.append(self._summed(first, first + BLOCK, rests[-1])[1][0].clone())
         return rests[::-1]
 
-    def _next(self, count: int) -> tuple[Tensor, Tensor]:
-        """Differences of the next senders, [at least count, B, n, d], and from each of them on the sum of all, [one
-        more]. Kept until others are wanted."""
+    def _next(self, first: int, count: int) -> tuple[Tensor, Tensor]:
+        """Differences of senders from `first` after those decided on, [at least count, B, n, d], and from each of them
+        on the sum of all, [one more]. Kept until others are wanted."""
+        begin = self.done + first
         if self._held is not None:
-            first, differences, rests = self._held
-            if first <= self.done and self.done + count <= first + len(differences):
-                return differences[self.done - first :], rests[self.done - first :]
-        block = -(-(self.done + count) // BLOCK)
-        differences, rests = self._summed(self.done, block * BLOCK, self._rests[block])
-        self._held = self.done, differences, rests
+            held, differences, rests = self._held
+            if held <= begin and begin + count <= held + len(differences):
+                return differences[begin - held :], rests[begin - held :]
+        self._held = None  # before the next are formed
+        block = -(-(begin + count) // BLOCK)
+        differences, rests = self._summed(begin, block * BLOCK, self._rests[block])
+        self._held = begin, differences, rests
         return differences, rests
 
     def _summed(self, first: int, last: int, rest: Tensor) -> tuple[Tensor, Tensor]:
         differences = self.suffix.standing.differences(self.senders[first:last], self.level)
-        rests = torch.empty(len(differences) + 1, *differences.shape[1:], dtype=rest.dtype, device=rest.device)
+        rests = torch.empty(len(differences) + 1, *self._shape, dtype=rest.dtype, device=rest.device)
         rests[-1] = rest
         for i in reversed(range(len(differences))):
             torch.add(rests[i + 1], differences[i], out=rests[i])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,42 +12,50 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peak_memory import peak_bytes
 from test_gradients_and_masks import make_problem
 from tiny_transformers import MAKERS, random_pairs, tiny
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from acdc.discovery import candidates
 from acdc.discovery.acdc import search_acdc
 from acdc.discovery.candidates import Candidates
 from acdc.discovery.chain import ChainLength
+from acdc.discovery.ledger import Ledger
 from acdc.discovery.oracle import decide_again
 from acdc.discovery.problem import Found, Problem
 from acdc.discovery.walk import Rule, receiver_order, sender_order
-from acdc.errors import OutOfMemory, TaskError
+from acdc.errors import ModelError, OutOfMemory, TaskError
 from acdc.graph import BoolMatrix
-from acdc.metrics import METRICS
+from acdc.metrics import METRICS, Metric
 from acdc.models.architectures import wrap
-from acdc.patching.ablation import Resample
+from acdc.patching.ablation import Resample, Zero
 from acdc.patching.batches import make_batches
 from acdc.patching.circuits import prepare
 from acdc.patching.needs import Needs
+from acdc.patching.suffix import Rooms
 from acdc.progress import Checkpoint, Quiet
 from acdc.tasks.prompts import Pair
 
 MEMORY = 2**30
+SMALL = 2**18  # bytes, of tensors that grow with nothing
 
 
 def search(problem: Problem, **arguments: Any) -> Found:
     return search_acdc(problem, Quiet(), **{"thresholds": [0.02], "rule": "signed", **arguments})[0]
 
 
-def disagreements(problem: Problem, found: Found, rule: Rule, share: float, **order: Any) -> tuple[int, int]:
+def disagreements(
+    problem: Problem, found: Found, rule: Rule, share: float, start: BoolMatrix | None = None, **order: Any
+) -> tuple[int, int]:
     """Edges on which the oracle decides otherwise, and edges compared: a share of all, drawn at random."""
     assert found.kept is not None
     graph = problem.t.graph
     only = np.random.default_rng(0).random(graph.legal.shape) < share
-    decisions = list(decide_again(problem, graph.legal, found.kept, rule, only=only, **order))
+    begun = graph.legal if start is None else start
+    decisions = list(decide_again(problem, begun, found.kept, rule, only=only, **order))
     assert all(found.tested[d.sender, d.receiver] for d in decisions)
-    assert np.allclose([d.cost for d in decisions], [found.scores[d.sender, d.receiver] for d in decisions], atol=1e-6)
+    assert np.allclose([d.cost for d in decisions], [found.scores[d.sender, d.receiver] for d in decisions], atol=1e-5)
     return sum(d.is_cut == found.kept[d.sender, d.receiver] for d in decisions), len(decisions)
 
 
@@ -53,18 +64,39 @@ def disagreements(problem: Problem, found: Found, rule: Rule, share: float, **or
 @given(data=st.data())
 def test_every_decision_is_the_oracles(name: str, data: st.DataObject) -> None:
     ablation = data.draw(st.sampled_from(["resample", "zero", "mean"]))
-    metric = data.draw(st.sampled_from(["kl_divergence", "logit_diff", "answer_logprob", "accuracy"]))
-    threshold = data.draw(st.floats(1e-4, 0.5))
+    metric = data.draw(st.sampled_from(["kl_divergence", "logit_diff", "prob_diff", "answer_logprob", "accuracy"]))
+    threshold = data.draw(st.one_of(st.floats(1e-4, 0.5), st.floats(1e-7, 1e-4), st.just(0.0), st.floats(-0.1, 0.0)))
+    warm_start = data.draw(st.sampled_from([None, None, 0.6]) if metric != "accuracy" else st.none())
     is_absolute = data.draw(st.booleans())
     order = data.draw(st.sampled_from(["reverse", "normal", "random"]))
     problem = make_problem(name, ablation=ablation, metric=metric, lengths=(5, 6), n=3)
+    start = None if warm_start is None else search(problem, thresholds=[-math.inf], warm_start=warm_start).kept
     found = search(
-        problem, thresholds=[threshold], rule="absolute" if is_absolute else "signed", sender_order=order, order_seed=3
+        problem,
+        thresholds=[threshold],
+        rule="absolute" if is_absolute else "signed",
+        sender_order=order,
+        order_seed=3,
+        warm_start=warm_start,
     )
-    wrong, compared = disagreements(problem, found, Rule(threshold, is_absolute), 0.15, order=order, order_seed=3)
+    rule = Rule(threshold, is_absolute)
+    wrong, compared = disagreements(problem, found, rule, 0.15, start, order=order, order_seed=3)
     assert wrong == 0
-    assert compared or threshold > 0.1  # a threshold that cuts nearly all leaves little alive to compare
+    assert compared or found.tested.sum() < 60  # a threshold that cuts nearly all leaves little alive to compare
     assert found.facts["objective"] == pytest.approx(found.facts["objective_by_masked_forward"], abs=1e-10)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3", "gpt-neox"])
+@pytest.mark.parametrize("threshold", [0.0, 1e-4, 0.01])
+def test_in_float32_too_every_decision_is_the_oracles(name: str, threshold: float) -> None:
+    """With edges that cost exactly nothing among them: under zero ablation those that lead from nothing."""
+    t = wrap(tiny(name, torch.float32))
+    batches = make_batches(t, random_pairs(8, (5, 6)), 512, MEMORY)
+    problem = Problem(t, prepare(t, batches, Zero()), METRICS["kl_divergence"], MEMORY)
+    found = search(problem, thresholds=[threshold])
+    assert found.facts["row_error"] > 0
+    assert found.facts["nearest_by_row"] > found.facts["row_error"]
+    assert disagreements(problem, found, Rule(threshold), 0.3)[0] == 0
 
 
 def test_the_oracle_notices_a_wrong_decision() -> None:
@@ -83,6 +115,10 @@ def only_at(problem: Problem, sender: int, receiver: int) -> BoolMatrix:
     only = np.zeros_like(problem.t.graph.legal)
     only[sender, receiver] = True
     return only
+
+
+def candidates_of(problem: Problem) -> Candidates:
+    return Candidates(problem, problem.t.graph.legal, Rooms(problem.t), Ledger(MEMORY, problem.n_examples))
 
 
 def multi_token_problem() -> Problem:
@@ -111,8 +147,7 @@ def test_a_common_beginning_is_computed_once_and_changes_nothing() -> None:
         for pair in random_pairs(3, (7,))
     ]
     problem = Problem(t, prepare(t, make_batches(t, pairs, 512, MEMORY), Resample()), METRICS["kl_divergence"], MEMORY)
-    graph = t.graph
-    (suffix,) = Candidates(problem, graph.legal.copy(), Needs(graph))._suffixes
+    (suffix,) = candidates_of(problem)._suffixes
     assert (suffix.at.wide, suffix.at.narrow, suffix.at.end) == (3, 6, 7)
     assert disagreements(problem, search(problem, thresholds=[0.001]), Rule(0.001), 0.5)[0] == 0
 
@@ -122,7 +157,7 @@ def test_any_rows_at_any_receiver_are_whole_masked_forwards(name: str) -> None:
     problem = make_problem(name, metric="kl_divergence", lengths=(5, 6), n=3)
     graph, rng = problem.t.graph, np.random.default_rng(1)
     kept, needs = graph.legal.copy(), Needs(graph)
-    rows = Candidates(problem, kept, needs)
+    rows = candidates_of(problem)
 
     def measured(mask: BoolMatrix) -> Any:
         examples = [e for p in problem.prompts for e in p.batch.examples]
@@ -134,7 +169,7 @@ def test_any_rows_at_any_receiver_are_whole_masked_forwards(name: str) -> None:
         trial = kept.copy()
         if needs.of_receiver(receiver):
             rows.open(receiver, senders)
-            values = rows.values(len(senders), will_go)
+            values = rows.values(will_go)
             for place, (sender, goes) in enumerate(zip(senders, will_go, strict=True)):
                 one = trial.copy()
                 one[sender, receiver] = False
@@ -142,11 +177,15 @@ def test_any_rows_at_any_receiver_are_whole_masked_forwards(name: str) -> None:
                     assert np.allclose(values[place], measured(one), atol=1e-10)
                 trial = one if goes else trial
             rows.decide(will_go)
+            is_changed = bool((kept & ~trial).any())
             kept[:] = trial
             needs.decide(receiver, kept[:, receiver])
-            assert np.allclose(rows.commit(), measured(kept), atol=1e-10)
+            value = rows.leave(kept[:, receiver])
+            assert (value is not None) == is_changed
+            assert value is None or np.allclose(value, measured(kept), atol=1e-10)
         else:
             kept[senders, receiver] = False
+            rows.skip(receiver, kept[:, receiver])
     assert 0 < kept.sum() < graph.n_edges
 
 
@@ -160,30 +199,82 @@ def test_the_length_of_a_chain_changes_no_decision(length: int, monkeypatch: pyt
     assert np.allclose(found.scores, expected.scores, atol=1e-6)
 
 
-@pytest.mark.parametrize("memory", [1, 200_000])
-def test_the_memory_budget_changes_no_decision(memory: int) -> None:
-    problem = make_problem("llama", metric="kl_divergence", lengths=(5, 6), n=3)
-    small = Problem(problem.t, problem.prompts, problem.objective, memory)
-    assert np.array_equal(search(problem).kept, search(small).kept)
+def test_chains_are_longer_where_a_batch_costs_more_beside_its_rows() -> None:
+    cheap, dear = ChainLength(), ChainLength()
+    cheap.timed(one_row_s=1.0, n_rows_s=16.0, n=16)
+    dear.timed(one_row_s=1.0, n_rows_s=1.2, n=16)
+    assert cheap.best() < dear.best()
+    before = dear.best()
+    dear.saw(right=0, wrong=8)
+    assert dear.best() < before
+
+
+def test_devices_that_share_the_rows_change_no_decision() -> None:
+    problem = make_problem("llama", metric="kl_divergence", lengths=(5, 6), n=12)
+    alone = search(problem, thresholds=[0.003], stages=[8])
+    shared = search(problem, thresholds=[0.003], stages=[8], pool=[problem, problem])
+    assert np.array_equal(shared.kept, alone.kept)
+    assert np.allclose(shared.scores, alone.scores, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "stages"), [("llama", [8]), ("gemma2", [])])
+def test_a_search_stays_within_its_memory_budget_which_changes_no_decision(name: str, stages: list[int]) -> None:
+    """About the smallest budget that is not refused: each refusal names what it would have taken so far."""
+    problem = make_problem(name, metric="kl_divergence", lengths=(5, 9), n=10)
+    expected = search(problem, stages=stages).kept
+    refusals, budget = 0, 1
+    while True:
+        small = replace(problem, memory_bytes=budget)
+        try:
+            found = search(small, stages=stages)
+        except OutOfMemory as error:
+            needed = int(re.findall(r"needs ([\d,]+) bytes", error.message)[0].replace(",", ""))
+            assert needed > budget
+            refusals, budget = refusals + 1, needed * 11 // 10
+        else:
+            break
+    assert refusals > 0
+    assert np.array_equal(found.kept, expected)
+    assert peak_bytes(lambda: search(small, stages=stages)) < budget + SMALL
+
+
+def wide_problem() -> Problem:
+    """Large enough that threads share its matrix products."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=3000, n_positions=32, n_embd=256, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2
+    )
+    t = wrap(GPT2LMHeadModel(config).eval())
+    batches = make_batches(t, random_pairs(24, (12,), vocab=3000), 512, MEMORY)
+    return Problem(t, prepare(t, batches, Resample()), METRICS["kl_divergence"], MEMORY)
 
 
 def test_one_thread_and_two_decide_alike_in_float32() -> None:
-    t = wrap(tiny("llama", torch.float32))
-    problem = Problem(
-        t, prepare(t, make_batches(t, random_pairs(8), 512, MEMORY), Resample()), METRICS["kl_divergence"], MEMORY
-    )
+    problem = wide_problem()
     before = torch.get_num_threads()
-    kept = []
+    found = []
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            kept.append(search(problem, thresholds=[0.01]).kept)
+            found.append(search(problem, thresholds=[1e-5]))
     finally:
         torch.set_num_threads(before)
-    assert np.array_equal(kept[0], kept[1])
+    assert np.array_equal(found[0].kept, found[1].kept)
+    assert found[0].kept is not None
+    assert 10 < found[0].kept.sum() < 0.9 * problem.t.graph.n_edges
 
 
-def test_out_of_memory_halves_the_rows_and_changes_no_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("no more than three rows here"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    ],
+)
+def test_where_memory_runs_out_rows_are_halved_and_no_decision_changes(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     problem = make_problem("llama", lengths=(5,), n=2)
     expected = search(problem).kept
     limit, real = 3, candidates.Suffix.run
@@ -192,22 +283,30 @@ def test_out_of_memory_halves_the_rows_and_changes_no_decision(monkeypatch: pyte
     def run(self: Any, receiver: int, x: torch.Tensor, *, commit: bool = False) -> torch.Tensor:
         if len(x) > limit:
             refused.append(len(x))
-            raise torch.OutOfMemoryError("no more than three rows here")
+            raise error
         return real(self, receiver, x, commit=commit)
 
     monkeypatch.setattr(candidates.Suffix, "run", run)
     assert np.array_equal(search(problem).kept, expected)
     assert refused
     limit = 0
-    with pytest.raises(OutOfMemory, match="fewer prompts"):
+    with pytest.raises(type(error)):  # which the engine's process reports as out of memory
         search(problem)
+
+
+def test_an_objective_that_is_no_number_ends_the_search() -> None:
+    problem = make_problem("llama", lengths=(5,), n=2)
+    broken = Metric("broken", lambda logits, *_: logits[:, 0] / 0, False, False, False)
+    with pytest.raises(ModelError, match="broken"):
+        search(replace(problem, objective=broken))
 
 
 def test_borderline_edges_are_decided_alone_and_counted() -> None:
     problem = make_problem("llama", lengths=(5,), n=2)
-    cost = search(problem).scores
-    sender, receiver = (int(i) for i in np.argwhere(cost > 0.02)[-1])
-    threshold = float(cost[sender, receiver])
+    kept = search(problem).kept
+    assert kept is not None
+    decisions = decide_again(problem, problem.t.graph.legal, kept, Rule(0.02))
+    threshold = next(decision.cost for decision in decisions if not decision.is_cut)  # so all before it are cut again
     found = search(problem, thresholds=[threshold])
     assert found.facts["borderline_edges"] >= 1
     assert disagreements(problem, found, Rule(threshold), 1.0)[0] == 0
@@ -248,14 +347,14 @@ def test_asking_for_a_number_of_edges_bisects_the_threshold() -> None:
 
 
 def test_a_staged_search_decides_early_and_nearly_as_the_exact_one() -> None:
-    problem = make_problem("llama", metric="kl_divergence", lengths=(5, 6), n=24)
-    exact, staged = search(problem, thresholds=[0.01]), search(problem, thresholds=[0.01], stages=[6, 12])
+    problem = make_problem("llama", metric="kl_divergence", lengths=(5, 6), n=32)
+    exact, staged = search(problem, thresholds=[0.01]), search(problem, thresholds=[0.01], stages=[8, 16])
     assert exact.kept is not None
     assert staged.kept is not None
     assert any("staged" in note for note in staged.notes)
     assert not exact.notes
     assert staged.facts["edges_decided_early"] > 0.3 * staged.facts["edges_tested"]
-    assert (exact.kept != staged.kept).mean() < 0.1
+    assert (exact.kept & staged.kept).sum() > 0.7 * (exact.kept | staged.kept).sum()
 
 
 def test_some_examples_of_a_problem_are_measured_as_in_the_whole() -> None:
@@ -306,10 +405,10 @@ class Stops(Quiet):
         return self.saved
 
 
-@pytest.mark.parametrize("after", [1, 7, 19, 30])
-def test_a_search_that_was_stopped_goes_on_to_the_same_bits(after: int) -> None:
-    problem = make_problem("gemma3", metric="kl_divergence", lengths=(5, 6), n=3)
-    arguments = {"thresholds": [0.01, 0.001], "rule": "signed", "warm_start": 0.8, "stages": [2]}
+@pytest.mark.parametrize("after", [7, 30])
+def test_a_search_that_was_stopped_goes_on_to_the_same_circuit(after: int) -> None:
+    problem = make_problem("gemma3", metric="kl_divergence", lengths=(5, 6), n=10)
+    arguments = {"thresholds": [0.01, 0.001], "rule": "signed", "warm_start": 0.8, "stages": [8]}
     whole = search_acdc(problem, Quiet(), **arguments)  # type: ignore[arg-type]
     stopped = Stops(after)
     with pytest.raises(KeyboardInterrupt):
@@ -317,5 +416,5 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_bits(after: int) -> None:
     stopped.after = -1
     resumed = search_acdc(problem, stopped, **arguments)  # type: ignore[arg-type]
     for ours, theirs in zip(resumed, whole, strict=True):
-        assert np.array_equal(ours.scores, theirs.scores)
+        assert np.allclose(ours.scores, theirs.scores, rtol=0, atol=1e-6)
         assert ours.kept is None or np.array_equal(ours.kept, theirs.kept)
