@@ -23,7 +23,8 @@ from acdc.patching.batches import Alternatives, Batch
 
 @dataclass(frozen=True)
 class Metric:
-    """function: (logits [read, vocab], batch, clean log-probabilities [example, vocab]) -> [example]."""
+    """function: (logits [..., read, vocab], batch, clean log-probabilities [example, vocab]) -> [..., example]; what
+    stands before are circuits, each by itself."""
 
     name: str
     function: Callable[[Tensor, Batch, Tensor | None], Tensor]
@@ -32,7 +33,7 @@ class Metric:
     has_gradient: bool
 
     def __call__(self, logits: Tensor, batch: Batch, clean_logprobs: Tensor | None = None) -> Tensor:
-        if self.needs_wrong and not bool(batch.wrong.exists.any(1).all()):
+        if self.needs_wrong and not batch.all_have_wrong:
             raise TaskError(f"metric {self.name} compares right with wrong answers and some prompts have no wrong ones")
         logits = in_full_precision(logits)
         if self.needs_clean and clean_logprobs is None:
@@ -46,10 +47,10 @@ def in_full_precision(logits: Tensor) -> Tensor:
 
 
 def _scores(logits: Tensor, batch: Batch, alternatives: Alternatives, *, normalised: bool) -> Tensor:
-    """log P of each alternative (or its plain logit), -inf where there is none: [example, alternative]."""
-    values = logits[alternatives.read, alternatives.token]
+    """log P of each alternative (or its plain logit), -inf where there is none: [..., example, alternative]."""
+    values = logits[..., alternatives.read, alternatives.token]
     if normalised or not batch.single_token:
-        values = values - logits.logsumexp(-1)[alternatives.read]
+        values = values - logits.logsumexp(-1)[..., alternatives.read]
     total = (values * alternatives.real).sum(-1)
     return total.masked_fill(~alternatives.exists, float("-inf"))
 
@@ -70,15 +71,16 @@ def _answer_logprob(logits: Tensor, batch: Batch, _: Tensor | None) -> Tensor:
 
 def _negative_kl(logits: Tensor, batch: Batch, clean_logprobs: Tensor | None) -> Tensor:
     assert clean_logprobs is not None
-    here = logits[batch.first_read].log_softmax(-1)
-    return -F.kl_div(here, clean_logprobs, reduction="none", log_target=True).sum(-1)
+    here = logits[..., batch.first_read, :].log_softmax(-1)
+    return -F.kl_div(here, clean_logprobs.expand_as(here), reduction="none", log_target=True).sum(-1)
 
 
 def _accuracy(logits: Tensor, batch: Batch, _: Tensor | None) -> Tensor:
     right = _scores(logits, batch, batch.right, normalised=True).logsumexp(-1)
     wrong = _scores(logits, batch, batch.wrong, normalised=True).logsumexp(-1)
-    best = logits.amax(-1)[batch.right.read]
-    first = ((logits[batch.right.read, batch.right.token] >= best) | ~batch.right.real).all(-1) & batch.right.exists
+    best = logits.amax(-1)[..., batch.right.read]
+    is_best = logits[..., batch.right.read, batch.right.token] >= best
+    first = (is_best | ~batch.right.real).all(-1) & batch.right.exists
     return torch.where(batch.wrong.exists.any(-1), right > wrong, first.any(-1)).to(logits.dtype)
 
 

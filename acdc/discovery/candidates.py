@@ -93,8 +93,10 @@ class Candidates:
             visit.decide(goes)
 
     def skip(self, receiver: int, kept: npt.NDArray[np.bool_]) -> None:
-        """Note which edges [senders] stay into a receiver that cannot change the metric."""
+        """Note which edges [senders] stay into a receiver that is not opened, as it cannot change the metric or the
+        search began without the others."""
         self._kept[:, receiver] = kept
+        self._needs.decide(receiver, kept)
 
     @torch.no_grad()
     def leave(self, kept: npt.NDArray[np.bool_]) -> PerExample | None:
@@ -129,7 +131,7 @@ class Candidates:
         t = self.problem.t
         largest = max(suffix.bytes_per_row(receiver) for suffix in self._suffixes)
         reads = sum(len(p.batch.read_row) for p in self.problem.prompts)
-        return largest + reads * (t.vocab_size * 8 + t.d_model * t.dtype.itemsize)
+        return largest + reads * (self._readout.bytes_per_read + t.d_model * t.dtype.itemsize)
 
     def _bytes_of_whole_forward(self) -> int:
         most = max(p.batch.n_rows * p.batch.length for p in self.problem.prompts)

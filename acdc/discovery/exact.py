@@ -53,10 +53,10 @@ class _Batch:
         self.at = Positions.of(self.t, p)
         held = Standing.bytes_needed(self.t, self.at, p.batch.n_rows)
         held += bytes_of_run(self.t, p.batch.n_rows * self.at.end)
+        self.readout = make_readout(self.t, [p], problem.objective)
         ledger.hold(self, held, self._bytes_of_edge())
         self.standing = Standing(self.t, p, self.at, self.t.graph.legal)
         self.clean = record_run(self.t, p.inputs[:, :, : self.at.end])
-        self.readout = make_readout(self.t, [p], problem.objective)
         self.full = float(self._measure(self.clean.last[:, self.at.narrow :].unsqueeze(0)).sum())
 
     def costs(self, receiver: int, senders: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -103,7 +103,7 @@ class _Batch:
 
     def _bytes_of_edge(self) -> int:
         of_rows = self.batch.n_rows * bytes_of_rerun(self.t, self.at.count(WIDE), self.at.end)
-        return of_rows + len(self.batch.read_row) * self.t.vocab_size * 8
+        return of_rows + len(self.batch.read_row) * self.readout.bytes_per_read
 
 
 class _ReadsLess(Change):

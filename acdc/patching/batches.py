@@ -7,6 +7,7 @@ the filling changes nothing that is read.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -83,6 +84,11 @@ class Batch:
     def first_row(self) -> Tensor:
         """[example]: where its rows begin. They are neighbours, and examples follow each other."""
         return self.read_row[self.first_read]
+
+    @functools.cached_property
+    def all_have_wrong(self) -> bool:
+        """Whether every example has a wrong answer. Asked once: on a GPU the answer has to be waited for."""
+        return bool(self.wrong.exists.any(1).all())
 
     def narrowed(self, places: Sequence[int]) -> tuple[Batch, Tensor]:
         """Only the examples at these places, and which rows [row] that leaves."""

@@ -9,7 +9,7 @@ from memory once, the unembedding is half as dear. Everything else is computed f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,22 +21,38 @@ from acdc.patching.circuits import Prompts
 
 VOCAB_BLOCK = 8192  # tokens at a time
 
-Readout = Callable[[Sequence[Tensor]], Tensor]
-"""Last residuals of each batch [row, read, d] -> the metric [row, example], examples batch after batch, float64."""
+_Read = Callable[[Sequence[Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Last residuals of each batch [row, read, d] -> the metric [row, example], examples batch after batch, float64.
+    bytes_per_read: what that takes for a row's read, beside the residual."""
+
+    read: _Read
+    bytes_per_read: int
+
+    def __call__(self, residuals: Sequence[Tensor]) -> Tensor:
+        return self.read(residuals)
 
 
 def make_readout(t: Transformer, prompts: Sequence[Prompts], metric: Metric) -> Readout:
+    copies = 4 * t.d_model * 8  # of the residual: normalised, in float64
     if metric is METRICS["logit_diff"] and all(p.batch.single_token for p in prompts):
-        return _batch_by_batch([_of_few_tokens(t.unembed, p.batch, metric) for p in prompts])
+        few = max(p.batch.right.token.numel() + p.batch.wrong.token.numel() for p in prompts)
+        return Readout(
+            _batch_by_batch([_of_few_tokens(t.unembed, p.batch, metric) for p in prompts]), copies + few * 32
+        )
     exact_enough = t.dtype in (torch.float32, torch.float64)
     if metric is METRICS["kl_divergence"] and t.unembed.softcap is None and exact_enough:
-        return _of_kl(t.unembed, prompts)
-    return _batch_by_batch([_of_all_logits(t.unembed, p, metric) for p in prompts])
+        return Readout(_of_kl(t.unembed, prompts), copies + min(VOCAB_BLOCK, t.vocab_size) * 2 * t.dtype.itemsize)
+    logits = t.vocab_size * (t.dtype.itemsize + 3 * max(4, t.dtype.itemsize))  # as they are, and normalised
+    return Readout(_batch_by_batch([_of_all_logits(t.unembed, p, metric) for p in prompts]), copies + logits)
 
 
-def _batch_by_batch(readers: Sequence[Callable[[Tensor], Tensor]]) -> Readout:
+def _batch_by_batch(readers: Sequence[Callable[[Tensor], Tensor]]) -> _Read:
     def read(residuals: Sequence[Tensor]) -> Tensor:
-        parts = [torch.stack([reader(row) for row in rows]) for reader, rows in zip(readers, residuals, strict=True)]
+        parts = [reader(rows) for reader, rows in zip(readers, residuals, strict=True)]
         return torch.cat(parts, 1).double()
 
     return read
@@ -58,7 +74,7 @@ def _of_few_tokens(unembed: Unembed, batch: Batch, metric: Metric) -> Callable[[
     return lambda residual: metric(few(residual), narrowed)
 
 
-def _of_kl(unembed: Unembed, prompts: Sequence[Prompts]) -> Readout:
+def _of_kl(unembed: Unembed, prompts: Sequence[Prompts]) -> _Read:
     logprobs = torch.cat([p.clean_logprobs for p in prompts]).double()  # [example, vocab]
     probabilities = logprobs.exp()
     entropy = -(probabilities * logprobs).sum(-1)  # [example]
