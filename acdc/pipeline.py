@@ -18,6 +18,7 @@ import torch
 from acdc.circuit import Choices, Circuit, Provenance
 from acdc.discovery import METHODS
 from acdc.discovery.problem import Found, Problem, add_scores
+from acdc.discovery.rehearsal import Rehearsal, rehearse_acdc
 from acdc.errors import GraphMismatch, TaskError
 from acdc.evaluation.editing import complement, edited
 from acdc.evaluation.judging import Judgement, Plan, judge
@@ -35,6 +36,7 @@ from acdc.provenance import record_run, task_card
 from acdc.selection import Kept, rank, size_of
 from acdc.setting import Setting, make_setting, top_tokens
 from acdc.spec import (
+    Acdc,
     DiscoverSpec,
     EvaluateSpec,
     JobSpec,
@@ -122,6 +124,19 @@ def _search(setting: Setting, spec: DiscoverSpec, parameters: Mapping[str, Any],
         problem = Problem(setting.t, setting.search.prompts, metric, memory, keep_examples=True)
         found.append(METHODS[spec.method.name](problem, progress, **parameters))
     return found[0] if len(found) == 1 else [add_scores([part for (part,) in found])]
+
+
+def rehearse(spec: DiscoverSpec, *, models: ModelCache, progress: Progress) -> tuple[Rehearsal, int]:
+    """What an acdc search will take here, and on how many prompts: the first stage's, where there are stages."""
+    assert isinstance(spec.method, Acdc)
+    compute = spec.compute
+    loaded = models.load(reference_of(spec.model), dtype=compute.dtype, device=compute.device, progress=progress)
+    with torch.inference_mode(False), as_found(loaded.model):
+        setting = _setting(loaded, spec, progress)
+        progress.phase("a few receivers", 0)
+        whole = Problem(setting.t, setting.search.prompts, METRICS[spec.objectives[0]], compute.memory_bytes)
+        n_prompts = min([*spec.method.stages, whole.n_examples])
+        return rehearse_acdc(whole.of(range(n_prompts))), n_prompts
 
 
 def _kept(graph: Graph, found: Found, selection: Selection) -> Kept | None:

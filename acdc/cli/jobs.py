@@ -56,19 +56,25 @@ def plan(
     method: Method = None,
     map_: Map = None,
     set_: Sets = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="load the model and time a few receivers of an acdc search")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Tell a job's seconds, memory and disk: on this machine, or with --url on the service's."""
     request = read_request(spec, sets=set_, model=model, method=method, map_name=map_)
     if session().url is None:
-        data = _planned_here(request)
+        data = _planned_here(request, measure)
     else:
+        if measure:
+            raise typer.BadParameter("measures on this machine: leave --url out", param_hint="--measure")
         with connect() as client:
             data = client.plan(request)
     answer(data, lambda: _plan(data))
 
 
-def _planned_here(request: dict[str, Any]) -> dict[str, Any]:
+def _planned_here(request: dict[str, Any], measure: bool) -> dict[str, Any]:
+    from acdc.cli.measuring import measured
     from acdc.errors import SpecError
     from acdc.plan import cached_directory, estimate, facts_of, measure_speed
     from acdc.settings import load_settings
@@ -78,7 +84,8 @@ def _planned_here(request: dict[str, Any]) -> dict[str, Any]:
     if isinstance(spec, TrySpec) or (isinstance(spec, EvaluateSpec) and spec.circuit is not None):
         raise SpecError(f"what that takes depends on circuit {spec.circuit!r}: ask the service that has it, with --url")
     cached = cached_directory(load_settings().cache_dir, spec.model)
-    return estimate(spec, facts_of(spec.model, cached), measure_speed()).to_dict()
+    data = estimate(spec, facts_of(spec.model, cached), measure_speed()).to_dict()
+    return measured(spec, data) if measure else data
 
 
 def _plan(data: dict[str, Any]) -> list[Any]:

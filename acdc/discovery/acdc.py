@@ -118,7 +118,7 @@ class _Runs:
         if saved is not None:
             self.start, self.runs = _restored(saved)
         else:
-            self.start = self.graph.legal.copy() if warm_start is None else _largest_edges(problem, warm_start)
+            self.start = self.graph.legal.copy() if warm_start is None else largest_edges(problem, warm_start)
         if warm_start is not None:
             self.notes.append(
                 f"hierarchical search: only the {int(self.start.sum()):,} edges ({warm_start:.2%}) with the largest "
@@ -175,7 +175,7 @@ def _restored(saved: Checkpoint) -> tuple[BoolMatrix, list[_Run]]:
     return saved.arrays["start"].astype(bool), runs
 
 
-def _largest_edges(problem: Problem, share: float) -> BoolMatrix:
+def largest_edges(problem: Problem, share: float) -> BoolMatrix:
     """[senders, receivers]: the share of all edges with the largest scores by integrated gradients."""
     graph = problem.t.graph
     (found,) = score_eap_ig_inputs(problem, Quiet(), steps=GUESS_STEPS)

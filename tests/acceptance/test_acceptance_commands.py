@@ -136,3 +136,24 @@ def test_local_run_stops_at_ctrl_c_and_resumes_to_the_same_circuit(
         ElementTree.parse(picture)
     lines = (out / "log.txt").read_text()
     assert "Traceback" not in lines
+
+
+def test_plan_of_an_exact_search_can_be_measured(stack: Stack, model: Path, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps({**slow(model), "method": {"name": "acdc", "thresholds": [0.1, 0.01]}}))
+    process = stack.command("plan", str(spec), "--measure", "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    answer, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said.decode()
+    [search] = [phase for phase in json.loads(answer)["phases"] if phase["name"] == "search"]
+    assert search["seconds"] > 0
+    assert search["how"].endswith(", 2 searches")
+    assert "measured at" in search["how"]
+
+
+def test_only_exact_searches_are_measured(stack: Stack, model: Path, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(quick(model)))
+    process = stack.command("plan", str(spec), "--measure", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == WRONG
+    assert b"--measure is for searches with method acdc" in said

@@ -24,6 +24,7 @@ from acdc.discovery.chain import ChainLength
 from acdc.discovery.ledger import Ledger
 from acdc.discovery.oracle import decide_again
 from acdc.discovery.problem import Found, Problem
+from acdc.discovery.rehearsal import rehearse_acdc
 from acdc.discovery.walk import Rule, receiver_order, sender_order
 from acdc.errors import ModelError, OutOfMemory, TaskError
 from acdc.graph import BoolMatrix
@@ -197,6 +198,17 @@ def test_the_length_of_a_chain_changes_no_decision(length: int, monkeypatch: pyt
     found = search(problem, thresholds=[0.003])
     assert np.array_equal(found.kept, expected.kept)
     assert np.allclose(found.scores, expected.scores, atol=1e-6)
+
+
+def test_a_rehearsal_tells_time_and_memory_within_the_budget_of_the_search() -> None:
+    problem = make_problem("llama", metric="kl_divergence", lengths=(5, 6), n=4)
+    found = rehearse_acdc(problem)
+    assert found.seconds > 0
+    assert 0 < found.edges <= problem.t.graph.n_edges
+    assert len(found.ms_per_edge) > 2
+    search(replace(problem, memory_bytes=2 * found.memory_bytes))
+    with pytest.raises(OutOfMemory, match="raise it"):
+        rehearse_acdc(replace(problem, memory_bytes=found.memory_bytes // 2))
 
 
 def test_chains_are_longer_where_a_batch_costs_more_beside_its_rows() -> None:

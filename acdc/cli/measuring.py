@@ -1,0 +1,67 @@
+"""`acdc plan --measure`: the time of an exact search from a few of its receivers, measured in a process that loads the
+model; this one never loads torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from acdc.cli.console import write_file
+from acdc.cli.failures import JobFailed
+from acdc.cli.live import LiveProgress
+from acdc.cli.processes import spawn, stop
+from acdc.errors import SpecError
+from acdc.spec import Acdc, DiscoverSpec, JobSpec
+
+GRACE_S = 5.0
+
+
+def measured(spec: JobSpec, plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan with the search phase and the search's memory as measured. Raises SpecError, JobFailed."""
+    if not isinstance(spec, DiscoverSpec) or not isinstance(spec.method, Acdc):
+        raise SpecError("--measure is for searches with method acdc: the time of other jobs is known from their shape")
+    found = _rehearse(spec)
+    from acdc.plan import BISECTION
+
+    searches = len(spec.method.thresholds) or BISECTION
+    low, high = min(found["ms_per_edge"]), max(found["ms_per_edge"])
+    how = (
+        f"measured at {len(found['ms_per_edge'])} receivers with {found['prompts']:,} prompts: about "
+        f"{found['edges']:,} tested edges at {low:.1f} to {high:.1f} ms"
+    )
+    if searches > 1:
+        how += f", {searches} searches"
+    if spec.method.stages:
+        how += "; the first stage alone: edges it leaves open take longer"
+    search = {"name": "search", "seconds": found["seconds"] * searches, "how": how}
+    phases = [search if phase["name"] == "search" else phase for phase in plan["phases"]]
+    memory = plan["memory"]
+    memory = {
+        **memory,
+        "how": f"{memory['how']}; the search was measured to need {found['memory_bytes'] / 1e6:,.0f} MB",
+    }
+    seconds = None if plan["seconds"] is None else sum(phase["seconds"] or 0.0 for phase in phases)
+    return {**plan, "phases": phases, "memory": memory, "seconds": seconds}
+
+
+def _rehearse(spec: DiscoverSpec) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="acdc-plan-") as scratch, LiveProgress() as progress:
+        file = write_file(Path(scratch) / "spec.json", spec.canonical_json)
+        process = spawn(["workers.rehearsal", str(file)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                event: dict[str, Any] = json.loads(line)
+                match event["event"]:
+                    case "phase":
+                        progress.show(event["name"], 0, event["total"])
+                    case "rehearsal":
+                        return event
+                    case "error":
+                        raise JobFailed(event["message"])
+        finally:
+            stop([process], GRACE_S)
+    raise JobFailed("measuring ended without a word; `acdc run` with the same spec says why")
