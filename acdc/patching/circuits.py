@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from acdc.patching.ablation import Ablation
 from acdc.patching.batches import Batch
 from acdc.patching.forward import NodeOutputs, record
 from acdc.patching.masked import circuit_tiles, run_masked
+from acdc.patching.prefix import Prefix, run_clean
 from acdc.patching.sizes import prepared_streams
 
 PerExample = npt.NDArray[np.float64]  # [circuit, example]
@@ -30,6 +31,7 @@ class Prompts:
     inputs: Tensor
     ablation: NodeOutputs
     clean_logprobs: Tensor
+    prefix: Prefix = field(default_factory=Prefix)
 
     def narrowed(self, examples: Sequence[int]) -> Prompts | None:
         """Only these examples, numbered as they stand there; None where none of them is here."""
@@ -39,7 +41,13 @@ class Prompts:
             return None
         batch, rows = self.batch.narrowed(local)
         batch = replace(batch, examples=tuple(number[example] for example in batch.examples))
-        return Prompts(batch, self.inputs[:, rows], self.ablation.of_rows(rows), self.clean_logprobs[local])
+        ablation, prefix = self.ablation.of_rows(rows), self.prefix.of_rows(rows)
+        return Prompts(batch, self.inputs[:, rows], ablation, self.clean_logprobs[local], prefix)
+
+    def run(self, t: Transformer, masks: Tensor) -> Tensor:
+        """What is read of every circuit: last residuals [circuit, read, d]. masks: [circuit, senders, receivers]"""
+        last = run_masked(t, self.inputs, self.ablation, masks, self.prefix)
+        return last[:, self.batch.read_row, self.batch.read_pos - self.prefix.start]
 
 
 def require_memory(t: Transformer, batches: Sequence[Batch], limit_bytes: int) -> None:
@@ -60,11 +68,11 @@ def prepare(t: Transformer, batches: Sequence[Batch], ablation: Ablation) -> lis
     """Run every batch once clean (and once corrupt for resample). Holds 2 residual streams a layer and prompt."""
     prepared = []
     for batch in batches:
-        inputs = t.embed(batch.clean)
-        _, last = record(t, batch.clean)
+        inputs, values = t.embed(batch.clean), ablation.values(t, batch)
+        last, prefix = run_clean(t, inputs, values, int(batch.read_pos.min()))
         logits = t.unembed(batch.take(last))[batch.first_read]
         logprobs = in_full_precision(logits).log_softmax(-1)
-        prepared.append(Prompts(batch, inputs, ablation.values(t, batch), logprobs))
+        prepared.append(Prompts(batch, inputs, values, logprobs, prefix))
     return prepared
 
 
@@ -87,8 +95,9 @@ def measure(
     results = {m.name: np.zeros((len(masks), n_examples(prompts))) for m in metrics}
     for p in prompts:
         examples = list(p.batch.examples)
-        for circuits in circuit_tiles(t, len(masks), p.batch.n_rows, p.batch.length, memory_bytes):
-            last = p.batch.take(run_masked(t, p.inputs, p.ablation, masks[circuits].to(t.device)))
+        n_later = p.batch.length - p.prefix.start
+        for circuits in circuit_tiles(t, len(masks), p.batch.n_rows, n_later, memory_bytes):
+            last = p.run(t, masks[circuits].to(t.device))
             for number, residual in zip(range(circuits.start, circuits.stop), last, strict=True):
                 logits = t.unembed(residual)
                 for metric in metrics:

@@ -6,6 +6,7 @@ one residual stream) is kept instead.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,7 +31,11 @@ class NodeOutputs:
         def chosen(x: Tensor) -> Tensor:  # [..., batch, pos, n]
             return x if x.shape[-3] == 1 else x[..., rows, :, :]
 
-        return NodeOutputs(chosen(self.inputs), [chosen(z) for z in self.z], [chosen(out) for out in self.mlp])
+        return self.mapped(chosen)
+
+    def mapped(self, part: Callable[[Tensor], Tensor]) -> NodeOutputs:
+        """The same part of every tensor."""
+        return NodeOutputs(part(self.inputs), [part(z) for z in self.z], [part(out) for out in self.mlp])
 
     def minus(self, other: NodeOutputs) -> NodeOutputs:
         """What changes when `other` is put in: this - other, sender by sender."""
@@ -73,7 +78,9 @@ class Ignore:
         return out
 
 
-class _Record(Ignore):
+class Recorder(Ignore):
+    """Keeps what heads and MLPs write."""
+
     def __init__(self) -> None:
         self.z: list[Tensor] = []
         self.mlps: list[Tensor] = []
@@ -85,6 +92,9 @@ class _Record(Ignore):
     def mlp(self, layer: int, out: Tensor) -> Tensor:
         self.mlps.append(out)
         return out
+
+    def outputs(self, inputs: Tensor) -> NodeOutputs:
+        return NodeOutputs(inputs, self.z, self.mlps)
 
 
 def run_plain(t: Transformer, inputs: Tensor, watcher: Watcher) -> Tensor:
@@ -110,10 +120,10 @@ def run_plain(t: Transformer, inputs: Tensor, watcher: Watcher) -> Tensor:
 @torch.no_grad()
 def record(t: Transformer, tokens: Tensor) -> tuple[NodeOutputs, Tensor]:
     """tokens: [batch, pos] -> what every sender wrote, and the last residual [batch, pos, d]."""
-    watcher = _Record()
+    watcher = Recorder()
     inputs = t.embed(tokens)
     last = run_plain(t, inputs, watcher)
-    return NodeOutputs(inputs, watcher.z, watcher.mlps), last
+    return watcher.outputs(inputs), last
 
 
 def read_all(layer: Layer, x: Tensor) -> Tensor:

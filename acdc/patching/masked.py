@@ -25,31 +25,37 @@ from acdc.errors import OutOfMemory
 from acdc.graph import Graph
 from acdc.models.transformer import Layer, Rope, Transformer
 from acdc.patching.forward import NodeOutputs
+from acdc.patching.prefix import Prefix
 from acdc.patching.sizes import masked_streams
 
 ENOUGH_TOKENS = {"cpu": 256}
 MOST_TOKENS = 8192  # of other devices
 
 
-def run_masked(t: Transformer, inputs: Tensor, ablation: NodeOutputs, masks: Tensor) -> Tensor:
+def run_masked(
+    t: Transformer, inputs: Tensor, ablation: NodeOutputs, masks: Tensor, prefix: Prefix | None = None
+) -> Tensor:
     """The last residual of every circuit on every prompt, before the final norm.
 
     inputs: [n_inputs, batch, pos, d], what the input senders write in the clean run. ablation: what cut edges carry.
-    masks: [circuit, S, R] in [0, 1]. Returns [circuit, batch, pos, d]. Differentiable in masks.
+    masks: [circuit, S, R] in [0, 1]. prefix: the positions that need not be run. Returns [circuit, batch, pos, d], of
+    those after it. Differentiable in masks.
     """
+    rope = t.rope(inputs[0])
+    prefix = prefix or Prefix()
+    inputs, ablation = prefix.later(inputs), ablation.mapped(prefix.later)
     n_circuits, (_, batch, length, d) = masks.shape[0], inputs.shape
     live = _Live(t.graph, masks)
     senders = _Senders(t, masks, live, batch, length, d)
     base = ablation.inputs.sum(0).expand(batch, length, d)  # what every receiver gets when all edges are cut
     from_inputs = inputs.sub(ablation.inputs)[live.inputs]
     senders.add(from_inputs.unsqueeze(0).expand(n_circuits, -1, -1, -1, -1))
-    rope = t.rope(inputs[0])
     for index, layer in enumerate(t.layers):
         heads, runs_mlp = live.heads[index], layer.mlp is not None and live.mlps[index]
         mlp = t.graph.receivers_of_layer(index).stop - 1
         parallel_input = senders.mix(base, [mlp])[:, 0] if t.is_parallel and runs_mlp else None
         if heads:
-            z = _heads(t, index, heads, senders, base, rope)  # [circuit, head, batch, pos, e]
+            z = _heads(t, index, heads, senders, base, rope, prefix)  # [circuit, head, batch, pos, e]
             off = z - _of_heads(ablation.z[index], heads, t.d_head)
             senders.add(_written(off, layer.w_out[heads]))
         base = base + ablation.z[index] @ layer.w_out.flatten(0, 1)
@@ -139,7 +145,9 @@ class _Senders:
         return inputs
 
 
-def _heads(t: Transformer, index: int, heads: list[int], senders: _Senders, base: Tensor, rope: Rope) -> Tensor:
+def _heads(
+    t: Transformer, index: int, heads: list[int], senders: _Senders, base: Tensor, rope: Rope, prefix: Prefix
+) -> Tensor:
     """Run heads of a layer, each of their q, k, v on an input of its own: [circuit, head, batch, pos, e]."""
     layer, first = t.layers[index], t.graph.receivers_of_layer(index).start
     group = t.n_heads // t.n_kv_heads
@@ -153,10 +161,14 @@ def _heads(t: Transformer, index: int, heads: list[int], senders: _Senders, base
     projected = torch.bmm(flat, w_read.transpose(1, 2)) * layer.read_scale(flat) + b_read.unsqueeze(1)
     by_head = projected.view(n_reads, n_circuits * batch, length, -1).transpose(0, 1)  # [n, R, pos, e]
     q, k, v = by_head.split((len(heads), len(groups), len(groups)), dim=1)
+    q, k = (t.turn(layer, norm, x, rope, prefix.start) for norm, x in ((layer.head_norm_q, q), (layer.head_norm_k, k)))
+    if prefix.start:
+        earlier = (kept[index][:, groups].repeat(n_circuits, 1, 1, 1) for kept in (prefix.keys, prefix.values))
+        k, v = (torch.cat((before, x), 2) for before, x in zip(earlier, (k, v), strict=True))
     if len(heads) < t.n_heads:  # groups of unlike size
         of_head = [groups.index(head // group) for head in heads]
         k, v = k[:, of_head], v[:, of_head]
-    z = t.share(layer, t.attend(layer, q, k, v, rope))  # a shared norm has all heads here
+    z = t.share(layer, t.attend_late(layer, q, k, v).transpose(1, 2).flatten(2))  # a shared norm has all heads here
     return z.view(n_circuits, batch, length, len(heads), -1).permute(0, 3, 1, 2, 4)
 
 

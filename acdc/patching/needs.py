@@ -2,8 +2,8 @@
 
 Seen from the output, as receivers are decided one after the other: a node is needed where a needed receiver keeps an
 edge from it. Two ranges of positions are told apart, both ending at the last position read:
-NARROW, from the first position read (usually the last token alone), and WIDE, from the first position at which any
-sender's output differs from its ablation value. Queries, MLPs and outputs are needed where their node is; keys and
+NARROW, from the first position read (usually the last token alone), and WIDE, from the first position that any circuit
+changes (patching/prefix.py). Queries, MLPs and outputs are needed where their node is; keys and
 values WIDE as soon as their head is needed at all.
 """
 
@@ -13,13 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from acdc.graph import Graph
 from acdc.models.transformer import Transformer
 from acdc.patching.circuits import Prompts
-from acdc.patching.forward import NodeOutputs, record
 
 NOT, NARROW, WIDE = 0, 1, 2
 
@@ -67,24 +64,10 @@ class Positions:
         if not t.is_causal:  # every position sees every other
             return cls(0, 0, batch.length)
         read = batch.read_pos.cpu()
-        first, last = int(read.min()), int(read.max())
-        return cls(first, min(first, _first_difference(record(t, batch.clean)[0], prompts.ablation)), last + 1)
+        return cls(int(read.min()), prompts.prefix.start, int(read.max()) + 1)
 
     def first(self, level: int) -> int:
         return self.wide if level == WIDE else self.narrow
 
     def count(self, level: int) -> int:
         return self.end - self.first(level)
-
-
-def _first_difference(clean: NodeOutputs, ablation: NodeOutputs) -> int:
-    """The first position at which any sender's output differs from its ablation value: under a causal mask no circuit
-    changes anything before it."""
-    pairs = zip((*clean.inputs, *clean.z, *clean.mlp), (*ablation.inputs, *ablation.z, *ablation.mlp), strict=True)
-    firsts = [_first_true((a != b).any(-1).any(0)) for a, b in pairs]
-    return min(firsts)
-
-
-def _first_true(flags: Tensor) -> int:
-    where = torch.nonzero(flags)
-    return int(where[0, 0]) if len(where) else len(flags)

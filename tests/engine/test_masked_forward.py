@@ -22,6 +22,7 @@ from acdc.patching.batches import make_batches
 from acdc.patching.circuits import measure, prepare, require_memory
 from acdc.patching.forward import NodeOutputs, record
 from acdc.patching.masked import run_masked
+from acdc.patching.prefix import Prefix
 
 MEMORY = 2**30
 
@@ -257,3 +258,21 @@ def test_weights_that_are_not_numbers_are_bad_weights() -> None:
     t = wrap(model)
     with pytest.raises(BadWeights, match="not finite"):
         check_parity(t, *probe_tokens(t))
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "mistral-sliding", "gemma2", "gemma3", "gpt-neox", "toy-bidirectional"]
+)
+def test_a_common_beginning_is_not_run_again_and_changes_nothing(name: str) -> None:
+    t = wrap(tiny(name))
+    pairs = [replace(pair, clean=(*pair.corrupt[:3], *pair.clean[3:])) for pair in random_pairs(4, (6, 7))]
+    prompts = prepare(t, make_batches(t, pairs, 512, MEMORY), Resample())
+    assert {p.prefix.start for p in prompts} == ({3} if t.is_causal else {0})
+    masks = (torch.rand(4, *t.graph.legal.shape, generator=torch.Generator().manual_seed(0)) < 0.3).double()
+    rest = measure(t, prompts, masks, [METRICS["kl_divergence"]], MEMORY)["kl_divergence"]
+    whole = [replace(p, prefix=Prefix()) for p in prompts]
+    assert np.allclose(rest, measure(t, whole, masks, [METRICS["kl_divergence"]], MEMORY)["kl_divergence"], atol=1e-10)
+    some = [p.narrowed([0, 1]) for p in prompts]
+    few = measure(t, [p for p in some if p], masks, [METRICS["kl_divergence"]], MEMORY)["kl_divergence"]
+    assert np.allclose(few, rest[:, :2], atol=1e-10)
+    assert {p.prefix.start for p in prepare(t, [p.batch for p in prompts], Zero())} == {0}
