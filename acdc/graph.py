@@ -237,7 +237,7 @@ class Graph:
         useful = np.zeros(self.n_senders, dtype=bool)  # [S] has a kept way to the logits
         for r in reversed(range(self.n_receivers)):
             if self.receivers[r].kind == "logits" or (feeds[r] & useful).any():
-                useful = self._join_heads(useful | kept[:, r])
+                useful = self.join_heads(useful | kept[:, r])
         return np.array([r.kind == "logits" for r in self.receivers]) | (feeds & useful[None, :]).any(1)
 
     @functools.cached_property
@@ -248,10 +248,12 @@ class Graph:
             if receiver.kind != "logits":
                 for name in self.nodes_read_by(r):
                     feeds[r, self._sender_index[name]] = True
-                feeds[r] = self._join_heads(feeds[r])
+                feeds[r] = self.join_heads(feeds[r])
         return feeds
 
-    def _join_heads(self, senders: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    def join_heads(self, senders: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """[senders] -> with all heads of a layer where there is one of them, if heads share a norm: what scales one
+        head's share is the total of all."""
         if not self.shape.heads_share_norm:
             return senders
         joined = senders.copy()

@@ -11,7 +11,7 @@ Names: d = d_model, H heads, K key/value heads, e = d_head, R = H + 2K projectio
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -127,6 +127,10 @@ class Transformer:
     @property
     def is_parallel(self) -> bool:
         return self.graph.shape.is_parallel
+
+    def kv_of(self, heads: Sequence[int]) -> list[int]:
+        """The key/value head that each head reads."""
+        return [head * self.n_kv_heads // self.n_heads for head in heads]
 
     def attend(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor, rope: Rope) -> Tensor:
         """q: [n, H, pos, e], k and v: [n, K, pos, e] as projected -> z: [n, pos, H * e], before any post-norm."""

@@ -76,11 +76,7 @@ class _Live:
     def __init__(self, graph: Graph, masks: Tensor) -> None:
         kept = graph.legal if masks.requires_grad else (masks != 0).any(0).cpu().numpy() & graph.legal
         reads = graph.reaches_logits(kept)
-        is_live = np.asarray((kept & reads[None, :]).any(1))
-        if graph.shape.heads_share_norm:  # what scales one head's share is the total of all
-            for index in range(graph.shape.n_layers):
-                heads = graph.heads_of_layer(index)
-                is_live[heads] = is_live[heads].any()
+        is_live = graph.join_heads(np.asarray((kept & reads[None, :]).any(1)))
         self.inputs = np.flatnonzero(is_live[: graph.n_inputs]).tolist()
         self.heads = [np.flatnonzero(is_live[graph.heads_of_layer(i)]).tolist() for i in range(graph.shape.n_layers)]
         self.mlps = [
@@ -150,8 +146,8 @@ def _heads(
 ) -> Tensor:
     """Run heads of a layer, each of their q, k, v on an input of its own: [circuit, head, batch, pos, e]."""
     layer, first = t.layers[index], t.graph.receivers_of_layer(index).start
-    group = t.n_heads // t.n_kv_heads
-    groups = sorted({head // group for head in heads})
+    kv = t.kv_of(heads)
+    groups = sorted(set(kv))
     keys = [t.n_heads + g for g in groups]
     reads = [*heads, *keys, *(t.n_kv_heads + key for key in keys)]  # places among the layer's q, k, v
     x = senders.mix(base, [first + read for read in reads])
@@ -166,7 +162,7 @@ def _heads(
         earlier = (kept[index][:, groups].repeat(n_circuits, 1, 1, 1) for kept in (prefix.keys, prefix.values))
         k, v = (torch.cat((before, x), 2) for before, x in zip(earlier, (k, v), strict=True))
     if len(heads) < t.n_heads:  # groups of unlike size
-        of_head = [groups.index(head // group) for head in heads]
+        of_head = [groups.index(group) for group in kv]
         k, v = k[:, of_head], v[:, of_head]
     z = t.share(layer, t.attend_late(layer, q, k, v).transpose(1, 2).flatten(2))  # a shared norm has all heads here
     return z.view(n_circuits, batch, length, len(heads), -1).permute(0, 3, 1, 2, 4)

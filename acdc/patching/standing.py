@@ -40,9 +40,6 @@ class Standing:
         self._bases = self._ablated_streams(prompts)
         self._run(prompts, None if np.array_equal(start, t.graph.legal) else start)
 
-    def kv_of(self, heads: Sequence[int]) -> list[int]:
-        return [head * self.t.n_kv_heads // self.t.n_heads for head in heads]
-
     def base(self, receiver: int, level: int) -> Tensor:
         """What a receiver reads when every edge into it is cut: [B or 1, n or 1, d]"""
         r = self.t.graph.receivers[receiver]

@@ -204,12 +204,13 @@ class Suffix:
     ) -> None:
         """Run heads over a range with what they read now, and note what they write."""
         t, standing, layer = self.t, self.standing, self.t.layers[index]
-        groups = sorted(set(standing.kv_of(heads)))
+        kv = t.kv_of(heads)
+        groups = sorted(set(kv))
         q = self._laid("q", heads, reads, standing.q[index], self.at.wide, self.at.first(level), row.n)
         k = self._laid("k", groups, reads, standing.k[index], 0, 0, row.n)
         v = self._laid("v", groups, reads, standing.v[index], 0, 0, row.n)
         if len(groups) < len(heads):
-            of_head = [groups.index(group) for group in standing.kv_of(heads)]
+            of_head = [groups.index(group) for group in kv]
             k, v = k[of_head], v[of_head]
         z = t.attend_late(layer, *(x.flatten(1, 2) for x in (q, k, v)))  # heads in the place of a batch
         z = z.unflatten(1, (row.n, self.batch.n_rows))  # [head, rows, B, n, e]
