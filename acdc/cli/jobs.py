@@ -84,8 +84,8 @@ def _planned_here(request: dict[str, Any], measure: bool) -> dict[str, Any]:
     if isinstance(spec, TrySpec) or (isinstance(spec, EvaluateSpec) and spec.circuit is not None):
         raise SpecError(f"what that takes depends on circuit {spec.circuit!r}: ask the service that has it, with --url")
     cached = cached_directory(load_settings().cache_dir, spec.model)
-    data = estimate(spec, facts_of(spec.model, cached), measure_speed()).to_dict()
-    return measured(spec, data) if measure else data
+    made = estimate(spec, facts_of(spec.model, cached), measure_speed())
+    return (measured(spec, made) if measure else made).to_dict()
 
 
 def _plan(data: dict[str, Any]) -> list[Any]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,17 @@ from acdc.cli.failures import JobFailed
 from acdc.cli.live import LiveProgress
 from acdc.cli.processes import spawn, stop
 from acdc.errors import SpecError
+from acdc.plan import BISECTION, Phase, Plan
 from acdc.spec import Acdc, DiscoverSpec, JobSpec
 
 GRACE_S = 5.0
 
 
-def measured(spec: JobSpec, plan: dict[str, Any]) -> dict[str, Any]:
+def measured(spec: JobSpec, plan: Plan) -> Plan:
     """The plan with the search phase and the search's memory as measured. Raises SpecError, JobFailed."""
     if not isinstance(spec, DiscoverSpec) or not isinstance(spec.method, Acdc):
         raise SpecError("--measure is for searches with method acdc: the time of other jobs is known from their shape")
     found = _rehearse(spec)
-    from acdc.plan import BISECTION
-
     searches = len(spec.method.thresholds) or BISECTION
     low, high = min(found["ms_per_edge"]), max(found["ms_per_edge"])
     how = (
@@ -36,15 +36,10 @@ def measured(spec: JobSpec, plan: dict[str, Any]) -> dict[str, Any]:
         how += f", {searches} searches"
     if spec.method.stages:
         how += "; the first stage alone: edges it leaves open take longer"
-    search = {"name": "search", "seconds": found["seconds"] * searches, "how": how}
-    phases = [search if phase["name"] == "search" else phase for phase in plan["phases"]]
-    memory = plan["memory"]
-    memory = {
-        **memory,
-        "how": f"{memory['how']}; the search was measured to need {found['memory_bytes'] / 1e6:,.0f} MB",
-    }
-    seconds = None if plan["seconds"] is None else sum(phase["seconds"] or 0.0 for phase in phases)
-    return {**plan, "phases": phases, "memory": memory, "seconds": seconds}
+    search = Phase("search", found["seconds"] * searches, how)
+    phases = tuple(search if phase.name == search.name else phase for phase in plan.phases)
+    needed = f"the search was measured to need {found['memory_bytes'] / 1e6:,.0f} MB"
+    return replace(plan, phases=phases, memory=replace(plan.memory, how=f"{plan.memory.how}; {needed}"))
 
 
 def _rehearse(spec: DiscoverSpec) -> dict[str, Any]:
