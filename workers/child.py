@@ -24,7 +24,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from acdc.circuit import Circuit
 from acdc.errors import AcdcError, Cancelled, OutOfMemory, StorageError, is_out_of_memory
@@ -50,6 +50,9 @@ from workers.wire import (
     decode_order,
     encode,
 )
+
+if TYPE_CHECKING:
+    from acdc.models.cache import ModelCache
 
 _STEP_EVERY_S = 0.2
 _SAVING_SHARE = 0.05  # of the time goes into writing checkpoints, at most
@@ -82,23 +85,30 @@ def acdc_engine() -> Engine:
     """The real one. torch and transformers are imported here, for the first time."""
     from functools import partial
 
+    models = engine_models()
+    from acdc.pipeline import run_job
+
+    return partial(run_job, models=models)
+
+
+def engine_models() -> ModelCache:
+    """The models of an engine process, and its threads, as the settings have them. To be called before anything imports
+    torch."""
     let_idle_threads_sleep()
     import torch
 
     from acdc.models.allowed import AllowList
     from acdc.models.cache import ModelCache
-    from acdc.pipeline import run_job
 
     settings = load_settings()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    models = ModelCache(
+    return ModelCache(
         settings.cache_dir,
         quota_bytes=settings.model_quota_bytes,
         allowed=AllowList(settings.allowed_models, settings.allowed_dirs),
         device=settings.device,
     )
-    return partial(run_job, models=models)
 
 
 # -- the process -------------------------------------------------------------------------------------------------------

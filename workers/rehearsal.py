@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from acdc.progress import Quiet
-from acdc.settings import let_idle_threads_sleep, load_settings
 from acdc.spec import DiscoverSpec, parse_job
+from workers.child import as_acdc_error, engine_models
 
 
 class _Phases(Quiet):
@@ -25,15 +25,11 @@ class _Phases(Quiet):
 
 
 def main(argv: list[str]) -> int:
-    let_idle_threads_sleep()
     spec = parse_job(json.loads(Path(argv[0]).read_text()))
     assert isinstance(spec, DiscoverSpec)
-    from acdc.models.cache import ModelCache
+    models = engine_models()
     from acdc.pipeline import rehearse
-    from workers.child import as_acdc_error
 
-    settings = load_settings()
-    models = ModelCache(settings.cache_dir, quota_bytes=settings.model_quota_bytes, device=settings.device)
     try:
         rehearsal, n_prompts = rehearse(spec, models=models, progress=_Phases())
     except Exception as error:  # noqa: BLE001 - a process border: no traceback crosses it
