@@ -48,7 +48,7 @@ UNCERTAINTY = 3.0
 BACKWARD = 2.0  # in forwards
 MASKED = 3.0  # what a masked forward costs, in bare ones
 EXACT_EDGE = 0.5  # forwards per edge: nothing before the receiver is computed again
-ACDC_EDGE = 0.05  # forwards per tested edge, as `make bench-exact` finds it
+ACDC_EDGE = 0.08  # forwards per tested edge, as `make bench-exact` finds it
 ACDC_TESTED = 0.4  # of the edges: those whose receiver still has a kept way to the output
 BISECTION = 8  # searches until a threshold keeps about as many edges as were asked for
 EFFICIENCY = 0.5  # of a large matrix product's speed, reached by a whole forward pass
@@ -338,9 +338,9 @@ def _memory(spec: PromptsSpec, size: Size, tokens: float) -> Need:
     weights, residual, graph = size.n_parameters * n_bytes, size.d_model * n_bytes, Graph(size.shape)
     in_batch = max(spec.compute.batch_tokens, tokens)
     streams = int(RESIDUALS_PER_LAYER * size.shape.n_layers * in_batch * residual)
-    logits = int(in_batch / tokens * size.vocab_size) * 4
+    logits = int(in_batch / tokens * size.vocab_size) * 8
     n_prompts = sum(_prompts(spec.task))
-    of_prompt = tokens * prepared_streams(graph, 1.0) * residual + size.vocab_size * 4
+    of_prompt = tokens * prepared_streams(graph, 1.0) * residual + size.vocab_size * 8
     if isinstance(spec, DiscoverSpec) and spec.method.name in ("acdc", "exact"):
         working = {"budget of the search": spec.compute.memory_bytes}
     else:

@@ -152,7 +152,7 @@ def test_memory_and_disk_grow_with_what_is_asked_for() -> None:
         return n_bytes
 
     one, two = ({"batch_tokens": n} for n in (64, 128))
-    streams, logits = 8 * 2 * 64 * 8 * 4, (int(12.8 * 100) - int(6.4 * 100)) * 4
+    streams, logits = 8 * 2 * 64 * 8 * 4, (int(12.8 * 100) - int(6.4 * 100)) * 8
     masked = (Graph(SIZE.shape).n_senders + 2 * (SIZE.shape.n_heads + 2 * SIZE.shape.n_kv_heads)) * 64 * 8 * 4
     assert memory(compute=two) - memory(compute=one) == streams + logits + masked
     small, large = ({"memory_bytes": n} for n in (2**24, 2**25))

@@ -55,7 +55,7 @@ def require_memory(t: Transformer, batches: Sequence[Batch], limit_bytes: int) -
     streams = prepared_streams(t.graph, t.n_heads * t.d_head / t.d_model)
     tokens = sum(batch.n_rows * batch.length for batch in batches)
     examples = sum(len(batch.examples) for batch in batches)
-    needed = int(tokens * streams * t.d_model * t.dtype.itemsize) + examples * t.vocab_size * 4
+    needed = int(tokens * streams * t.d_model * t.dtype.itemsize) + examples * t.vocab_size * 8
     if needed > limit_bytes:
         raise OutOfMemory(
             f"{examples:,} prompts of this model need {needed:,} bytes for their clean and ablated runs; the machine "
@@ -99,10 +99,10 @@ def measure(
         for circuits in circuit_tiles(t, len(masks), p.batch.n_rows, n_later, memory_bytes):
             last = p.run(t, masks[circuits].to(t.device))
             for number, residual in zip(range(circuits.start, circuits.stop), last, strict=True):
-                logits = t.unembed(residual)
+                logits = in_full_precision(t.unembed(residual))
                 for metric in metrics:
                     values = metric(logits, p.batch, p.clean_logprobs)
-                    results[metric.name][number, examples] = values.double().cpu().numpy()
+                    results[metric.name][number, examples] = values.cpu().numpy()
     return results
 
 
@@ -114,5 +114,5 @@ def measure_corrupt(t: Transformer, prompts: Sequence[Prompts], metrics: Sequenc
             logits = t.unembed(p.batch.take(record(t, p.batch.corrupt)[1]))
             for metric in metrics:
                 values = metric(logits, p.batch, p.clean_logprobs)
-                results[metric.name][0, list(p.batch.examples)] = values.double().cpu().numpy()
+                results[metric.name][0, list(p.batch.examples)] = values.cpu().numpy()
     return results

@@ -48,7 +48,7 @@ class Reader:
 
     def measure(self, read: Tensor, memory_bytes: int) -> Numbers:
         """[cell, read, d] -> [metric, cell, example]. memory_bytes: for logits, of at least one cell."""
-        logits = read.shape[1] * self.vocab_size * max(4, read.dtype.itemsize)  # in full precision
+        logits = read.shape[1] * self.vocab_size * 8  # in full precision
         most = max(1, memory_bytes // (COPIES * logits))
         with torch.no_grad():
             parts = [[readout(part).double() for part in read.split(most)] for readout in self.readouts]

@@ -208,7 +208,7 @@ def test_prompts_whose_runs_cannot_fit_are_refused_before_they_run() -> None:
     batches = make_batches(t, random_pairs(5, lengths=(6,)), 512, MEMORY)
     held = [p.ablation for p in prepare(t, batches, Resample())]
     outputs = sum(x.nbytes for one in held for x in (one.inputs, one.inputs, *one.z, *one.mlp))  # inputs of both runs
-    needed = outputs + 5 * t.vocab_size * 4
+    needed = outputs + 5 * t.vocab_size * 8
     require_memory(t, batches, needed)
     with pytest.raises(OutOfMemory, match=f"5 prompts of this model need {needed:,} bytes"):
         require_memory(t, batches, needed - 1)
