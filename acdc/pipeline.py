@@ -111,7 +111,8 @@ def discover(loaded: Loaded, spec: DiscoverSpec, progress: Progress) -> list[Res
         ranked = found.tested if found.kept is None else np.zeros_like(found.tested)
         judgement = _judge(setting, spec, found, ranked, kept, progress)
         wall_time_s = search_s + time.monotonic() - begin
-        provenance = _provenance(setting, spec, spec.method.name, recorded, objective, wall_time_s, found)
+        method = found.label or spec.method.name
+        provenance = _provenance(setting, spec, method, recorded, objective, wall_time_s, found)
         results.append(Result(found.key, _circuit(setting, found, judgement, provenance)))
     return results
 
@@ -126,17 +127,17 @@ def _search(setting: Setting, spec: DiscoverSpec, parameters: Mapping[str, Any],
     return found[0] if len(found) == 1 else [add_scores([part for (part,) in found])]
 
 
-def rehearse(spec: DiscoverSpec, *, models: ModelCache, progress: Progress) -> tuple[Rehearsal, int]:
-    """What an acdc search will take here, and on how many prompts: the first stage's, where there are stages."""
+def rehearse(spec: DiscoverSpec, *, models: ModelCache, progress: Progress) -> Rehearsal:
+    """What an acdc search will take here."""
     assert isinstance(spec.method, Acdc)
-    compute = spec.compute
+    compute, method = spec.compute, spec.method
     loaded = models.load(reference_of(spec.model), dtype=compute.dtype, device=compute.device, progress=progress)
     with torch.inference_mode(False), as_found(loaded.model):
         setting = _setting(loaded, spec, progress)
-        progress.phase("a few receivers", 0)
-        whole = Problem(setting.t, setting.search.prompts, METRICS[spec.objectives[0]], compute.memory_bytes)
-        n_prompts = min([*spec.method.stages, whole.n_examples])
-        return rehearse_acdc(whole.of(range(n_prompts))), n_prompts
+        problem = Problem(setting.t, setting.search.prompts, METRICS[spec.objectives[0]], compute.memory_bytes)
+        return rehearse_acdc(
+            problem, progress, warm_start=method.warm_start, stages=method.stages, validation=method.validation
+        )
 
 
 def _kept(graph: Graph, found: Found, selection: Selection) -> Kept | None:

@@ -338,6 +338,9 @@ METHOD_SPECS: dict[str, type[Frozen]] = {
     "exact": Exact,
     "acdc": Acdc,
 }
+FOUND_WITH = (*METHOD_SPECS, "acdc-hierarchical", "acdc-staged", "acdc-hierarchical-staged", "hypothesis")
+"""What a circuit may say that it was found with: a search that is no longer exact is not called by its method's name
+alone."""
 
 
 # -- maps: one class each; its fields are the choices of the tracing function ------------------------------------------

@@ -31,11 +31,11 @@ def main(argv: list[str]) -> int:
     from acdc.pipeline import rehearse
 
     try:
-        rehearsal, n_prompts = rehearse(spec, models=models, progress=_Phases())
+        rehearsal = rehearse(spec, models=models, progress=_Phases())
     except Exception as error:  # noqa: BLE001 - a process border: no traceback crosses it
         _tell("error", **as_acdc_error(error).to_dict())
         return 1
-    _tell("rehearsal", **asdict(rehearsal), prompts=n_prompts)
+    _tell("rehearsal", **asdict(rehearsal))
     return 0
 
 

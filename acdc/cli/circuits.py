@@ -60,12 +60,12 @@ def list_circuits(
 def _remark_on_unknown(**filters: str | None) -> None:
     """Else a mistyped name would read as a task on which nothing was found. Not refused: a service may hold circuits of
     tasks that another version knows."""
-    from acdc.spec import METHOD_SPECS, MetricName
+    from acdc.spec import FOUND_WITH, MetricName
     from acdc.tasks import TASKS
 
     known: dict[str, Sequence[str]] = {
         "task": [*sorted(TASKS), "custom"],
-        "method": [*METHOD_SPECS, "hypothesis"],
+        "method": FOUND_WITH,
         "metric": get_args(MetricName),
     }
     for kind, name in filters.items():

@@ -32,16 +32,19 @@ from acdc.discovery.attribution import score_eap_ig_inputs
 from acdc.discovery.problem import Found, Problem
 from acdc.discovery.search import Order, Search
 from acdc.discovery.walk import Rule, Walk
-from acdc.errors import TaskError
-from acdc.graph import BoolMatrix
+from acdc.errors import Fault, TaskError
+from acdc.graph import BoolMatrix, Graph
 from acdc.metrics import METRICS
-from acdc.progress import Checkpoint, Progress, Quiet
+from acdc.progress import Checkpoint, Progress
 
+RULES = ("signed", "absolute")
+ORDERS = ("reverse", "normal", "random")
 GUESS_STEPS = 5  # of the integrated gradients that choose a warm start
 CLOSE_ENOUGH = 0.1  # of the number of edges asked for
 MOST_SEARCHES = 12  # of a bisection
 SMALLEST, LARGEST = 1e-7, 10.0  # thresholds that a bisection looks between
 MANY = 0.1  # of the edges
+DRIFT = 256.0  # units of rounding that the objective by rows may be off after a whole search
 TOO_NEAR = (
     "a row decided nearer to the threshold (nearest_by_row) than rows were later seen to be off (row_error): some "
     "decisions may differ from those of a sequential search; dtype float64 settles them"
@@ -64,27 +67,62 @@ def search_acdc(
 ) -> list[Found]:
     """thresholds: one search each, the largest first, each expecting its neighbour's decisions. rule: signed, absolute.
 
-    edges: instead of thresholds, the one that keeps about so many edges, bisected. sender_order: reverse, normal or
+    edges: without thresholds, the one that keeps about so many edges, bisected. sender_order: reverse, normal or
     random (by order_seed). warm_start: search only among this share of the edges, the largest by eap-ig-inputs.
     stages: numbers of prompts to decide on first; see `Search`. validation: so many of the prompts are not searched on;
     of several thresholds, the one whose circuit has the smallest KL there comes first. pool: the same problem on
     further devices, which share the rows of a chain.
-    Checkpoints after every receiver; a run that goes on from one takes the same decisions.
+    Checkpoints after every receiver; a run that goes on from one takes the same decisions. Raises TaskError for
+    arguments that contradict each other, OutOfMemory, ModelError, Cancelled.
     """
-    if validation >= problem.n_examples:
-        raise TaskError(f"validation sets {validation} prompts aside and there are {problem.n_examples}: give fewer")
-    searched = problem.of(range(problem.n_examples - validation)) if validation else problem
+    _require_sense(problem, thresholds, rule, edges, sender_order, validation)
+    searched = without_validation(problem, validation)
     devices = [searched, *(other.of(range(searched.n_examples)) for other in pool)]
     runs = _Runs(devices, progress, rule == "absolute", Order(sender_order, order_seed), warm_start, stages)
+    if validation:
+        runs.notes.append(f"the search saw {searched.n_examples} of the prompts: the last {validation} were set aside")
     if edges is not None:
         progress.phase("acdc", 0)
-        return [_found(runs, _bisect(runs, edges), "circuit")]
+        return [_of_about(edges, _found(runs, _bisect(runs, edges), "circuit"), runs.graph)]
     thresholds = sorted(thresholds, reverse=True)
     progress.phase("acdc", problem.t.graph.n_edges * len(thresholds))
     for threshold in thresholds:
         runs.run(threshold)
     found = _results(runs)
     return _best_first(found, problem.of(range(searched.n_examples, problem.n_examples))) if validation else found
+
+
+def _require_sense(
+    problem: Problem, thresholds: Sequence[float], rule: str, edges: int | None, sender_order: str, validation: int
+) -> None:
+    faults = []
+    if bool(thresholds) == (edges is not None):
+        faults.append(Fault("thresholds", "give either thresholds or the number of edges to keep"))
+    if rule not in RULES:
+        faults.append(Fault("rule", f"{rule!r} is none of {', '.join(RULES)}"))
+    if sender_order not in ORDERS:
+        faults.append(Fault("sender_order", f"{sender_order!r} is none of {', '.join(ORDERS)}"))
+    if validation >= problem.n_examples:
+        way_out = f"sets {validation} prompts aside and there are {problem.n_examples}: give fewer"
+        faults.append(Fault("validation", way_out))
+    if validation and edges is not None:
+        faults.append(Fault("validation", "it chooses among thresholds: with edges there is one"))
+    if faults:
+        raise TaskError("this search cannot be made", faults)
+
+
+def without_validation(problem: Problem, validation: int) -> Problem:
+    """Without the last prompts, which are set aside."""
+    return problem.of(range(problem.n_examples - validation)) if validation else problem
+
+
+def stages_of(devices: Sequence[Problem], stages: Sequence[int]) -> list[list[Problem]]:
+    """What `Search` calls stages: the numbers of prompts that are smaller than all, then all. On each device."""
+    n = devices[0].n_examples
+    return [
+        *([device.of(range(few)) for device in devices] for few in sorted({s for s in stages if s < n})),
+        [*devices],
+    ]
 
 
 @dataclass
@@ -110,15 +148,17 @@ class _Runs:
         problem = devices[0]
         self.problem, self.progress, self.is_absolute, self.order = problem, progress, is_absolute, order
         self.graph = problem.t.graph
-        smaller = sorted({n for n in stages if n < problem.n_examples})
-        self.stages = [*([device.of(range(n)) for device in devices] for n in smaller), devices]
+        self.stages = stages_of(devices, stages)
+        self.label = "-".join(
+            ("acdc", *["hierarchical"] * (warm_start is not None), *["staged"] * (len(self.stages) > 1))
+        )
         self.runs: list[_Run] = []
         self.notes: list[str] = []
         saved = progress.resume()
         if saved is not None:
             self.start, self.runs = _restored(saved)
         else:
-            self.start = self.graph.legal.copy() if warm_start is None else largest_edges(problem, warm_start)
+            self.start = self.graph.legal.copy() if warm_start is None else largest_edges(problem, warm_start, progress)
         if warm_start is not None:
             self.notes.append(
                 f"hierarchical search: only the {int(self.start.sum()):,} edges ({warm_start:.2%}) with the largest "
@@ -127,7 +167,7 @@ class _Runs:
         if len(self.stages) > 1:
             sizes = ", ".join(str(stage[0].n_examples) for stage in self.stages)
             self.notes.append(f"staged search: edges were decided on {sizes} prompts, on more only where it was open")
-        if left_out := sorted(set(stages) - set(smaller)):
+        if left_out := sorted(n for n in set(stages) if n >= problem.n_examples):
             self.notes.append(f"stages of {left_out} prompts were left out: the search has {problem.n_examples}")
         self._used = 0
 
@@ -135,7 +175,8 @@ class _Runs:
         """The search at a threshold, gone on with where a checkpoint has it."""
         number, self._used = self._used, self._used + 1
         if number == len(self.runs):
-            self.runs.append(_Run(threshold, Walk.begin(self.start, self.problem.t.dtype)))
+            seen = max((run.walk.guard.row_error for run in self.runs), default=0.0)
+            self.runs.append(_Run(threshold, Walk.begin(self.start, self.problem.t.dtype, seen)))
         run = self.runs[number]
         if not run.is_done:
             rule, predicted = Rule(threshold, self.is_absolute), self._predicted(number)
@@ -175,10 +216,10 @@ def _restored(saved: Checkpoint) -> tuple[BoolMatrix, list[_Run]]:
     return saved.arrays["start"].astype(bool), runs
 
 
-def largest_edges(problem: Problem, share: float) -> BoolMatrix:
+def largest_edges(problem: Problem, share: float, progress: Progress) -> BoolMatrix:
     """[senders, receivers]: the share of all edges with the largest scores by integrated gradients."""
     graph = problem.t.graph
-    (found,) = score_eap_ig_inputs(problem, Quiet(), steps=GUESS_STEPS)
+    (found,) = score_eap_ig_inputs(replace(problem, keep_examples=False), progress, steps=GUESS_STEPS)
     sizes = graph.in_order(np.abs(found.scores))
     n = max(1, round(share * graph.n_edges))
     chosen = np.zeros(graph.n_edges, dtype=bool)
@@ -191,7 +232,7 @@ def _bisect(runs: _Runs, edges: int) -> _Run:
     threshold, so what is found is a threshold, not the only one."""
     most = int(runs.start.sum())
     if edges > most:
-        raise TaskError(f"edges asks for {edges:,} and the search has {most:,} to keep")
+        raise TaskError(f"edges asks for {edges:,} and the search has {most:,} to keep: ask for fewer")
     low, high = SMALLEST, LARGEST
     best, best_gap = None, math.inf
     for _ in range(MOST_SEARCHES):
@@ -214,8 +255,23 @@ def _results(runs: _Runs) -> list[Found]:
     survived = np.zeros(runs.graph.legal.shape, np.float32)
     for run in reversed(runs.runs):  # ascending: the largest last
         survived[run.walk.kept] = run.threshold
-    last = replace(found[-1], scores=survived, tested=runs.start.copy(), kept=None, key="thresholds", facts={})
-    return [*found, last]
+    return [
+        *found,
+        Found(survived, runs.start.copy(), key="thresholds", notes=tuple(runs.notes), label=runs.label),
+    ]
+
+
+def _of_about(edges: int, found: Found, graph: Graph) -> Found:
+    """With a note where the bisection came no nearer to the number asked for."""
+    assert found.kept is not None
+    n = int(graph.connected(found.kept).sum())
+    if abs(n - edges) <= CLOSE_ENOUGH * edges:
+        return found
+    note = (
+        f"{edges:,} edges were asked for and no threshold between {SMALLEST:g} and {LARGEST:g} that was tried "
+        f"({MOST_SEARCHES} at most) comes nearer than {n:,} connected ones; give thresholds to look elsewhere"
+    )
+    return replace(found, notes=(*found.notes, note))
 
 
 def _best_first(found: Sequence[Found], validation: Problem) -> list[Found]:
@@ -255,8 +311,13 @@ def _found(runs: _Runs, run: _Run, key: str) -> Found:
     notes = list(runs.notes)
     if not run.walk.guard.is_kept:
         notes.append(TOO_NEAR)
+    if abs(run.metric - checked) > DRIFT * torch.finfo(runs.problem.t.dtype).eps * max(1.0, abs(checked)):
+        notes.append(
+            f"the objective by rows ({run.metric:.6g}) and by the ordinary masked forward ({checked:.6g}) differ by "
+            "more than rounding should: do not rely on this circuit before dtype float64 gives the same"
+        )
     if (share := counts.get("borderline_edges", 0) / max(1, counts.get("edges_tested", 0))) > MANY:
         notes.append(
             f"{share:.0%} of the edges were decided one at a time: their costs lie within rounding of {run.threshold:g}"
         )
-    return Found(run.walk.costs, run.walk.tested, run.walk.kept, key, facts=facts, notes=tuple(notes))
+    return Found(run.walk.costs, run.walk.tested, run.walk.kept, key, facts=facts, notes=tuple(notes), label=runs.label)

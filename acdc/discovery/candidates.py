@@ -9,14 +9,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from acdc.discovery.ledger import Ledger
+from acdc.discovery.ledger import Ledger, Tiles
 from acdc.discovery.problem import Problem
-from acdc.errors import ModelError, is_out_of_memory
 from acdc.graph import BoolMatrix
 from acdc.patching.circuits import PerExample
 from acdc.patching.masked import bytes_per_token
 from acdc.patching.needs import Needs, Positions
-from acdc.patching.readout import make_readout
+from acdc.patching.readout import bytes_of_logits, make_readout
 from acdc.patching.standing import Standing
 from acdc.patching.suffix import Rooms, Suffix
 from acdc.patching.visit import Visit
@@ -36,11 +35,11 @@ class Candidates:
         t, prompts = problem.t, problem.prompts
         at = [Positions.of(t, p) for p in prompts]
         standing = sum(Standing.bytes_needed(t, of, p.batch.n_rows) for of, p in zip(at, prompts, strict=True))
-        ledger.hold(self, standing, self._bytes_of_whole_forward())
-        self._suffixes = [Suffix(t, p, of, self._kept, self._needs, rooms) for of, p in zip(at, prompts, strict=True)]
         self._readout = make_readout(t, prompts, problem.objective)
+        ledger.hold(self, standing + self._readout.bytes_held, self._bytes_of_whole_forward())
+        self._suffixes = [Suffix(t, p, of, self._kept, self._needs, rooms) for of, p in zip(at, prompts, strict=True)]
         self._bytes_of_row = 0
-        self._most_rows = 2**30  # fewer once memory has run out
+        self._tiles = Tiles(ledger, rooms.release)
         self._visits: list[Visit] = []
 
     @property
@@ -53,7 +52,7 @@ class Candidates:
         self._visits = []
         for suffix in self._suffixes:
             suffix.leave()
-        held = sum(suffix.bytes_held(receiver) for suffix in self._suffixes)
+        held = self._readout.bytes_held + sum(suffix.bytes_held(receiver) for suffix in self._suffixes)
         visits = sum(Visit.bytes_needed(suffix, receiver, len(senders)) for suffix in self._suffixes)
         self._bytes_of_row = self._bytes_per_row(receiver)
         self._ledger.hold(self, held + visits, max(self._bytes_of_row, self._bytes_of_whole_forward()))
@@ -62,29 +61,17 @@ class Candidates:
     @torch.no_grad()
     def values(self, will_go: Sequence[bool], of: range | None = None) -> PerExample:
         """The objective without each of the next senders (or those of a range of them), the ones before it gone or kept
-        as expected: [sender, example]. In tiles that fit into memory; where the device has less than was reckoned with,
-        in smaller ones."""
-        of = of or range(len(will_go))
-        found: list[PerExample] = []
-        done = of.start
-        while done < of.stop:
-            size = min(self._most_rows, max(1, self._ledger.left // self._bytes_of_row), of.stop - done)
-            try:
-                found.append(self._run(lambda visit: visit.rows(done, size, will_go)))  # noqa: B023 - called at once
-            except (RuntimeError, MemoryError) as error:
-                if size == 1 or not is_out_of_memory(error):
-                    raise
-                self._most_rows = size // 2
-                self._rooms.release()
-            else:
-                done += size
-        return np.concatenate(found)
+        as expected: [sender, example]. Finite or not: of a row that assumed a wrong decision nothing is used."""
+
+        def tile(first: int, count: int) -> PerExample:
+            return self._run(lambda visit: visit.rows(first, count, will_go))
+
+        return self._tiles.run(of or range(len(will_go)), self._bytes_of_row, tile)
 
     @torch.no_grad()
     def value(self) -> PerExample:
         """The objective as decided so far. [example]"""
-        alone: PerExample = self._run(Visit.row)[0]
-        return alone
+        return self._of_standing()
 
     @torch.no_grad()
     def decide(self, goes: Sequence[bool]) -> None:
@@ -106,24 +93,26 @@ class Candidates:
         is_changed = bool((self._kept[:, receiver] & ~kept).any())
         self._kept[:, receiver] = kept
         self._needs.decide(receiver, kept)
-        return self._run(Visit.row, commit=True)[0] if is_changed else None
+        return self._of_standing(commit=True) if is_changed else None
 
     def by_whole_forward(self, circuit: BoolMatrix) -> float:
-        """The objective's mean of any circuit, by the ordinary masked forward."""
+        """The objective's mean of any circuit, by the ordinary masked forward. Raises ModelError if it is no number."""
         self._rooms.release()
-        return self.problem.mean_with(circuit)
+        mean = self.problem.mean_with(circuit)
+        self.problem.require_finite(mean, self._visits[0].receiver)
+        return mean
+
+    def _of_standing(self, *, commit: bool = False) -> PerExample:
+        """[example]. Raises ModelError for what is no number."""
+        values: PerExample = self._run(Visit.row, commit=commit)[0]
+        self.problem.require_finite(values, self._visits[0].receiver)
+        return values
 
     def _run(self, rows_of: Callable[[Visit], Tensor], *, commit: bool = False) -> PerExample:
-        """rows_of: what the receiver reads, [row, B, n, d]. [row, example]. Raises ModelError for what is no number."""
+        """rows_of: what the receiver reads, [row, B, n, d]. [row, example]"""
         pairs = zip(self._suffixes, self._visits, strict=True)
         last = [suffix.run(visit.receiver, rows_of(visit), commit=commit) for suffix, visit in pairs]
         values: PerExample = self._readout(last).cpu().numpy()
-        if not np.isfinite(values).all():
-            receiver = self.problem.t.graph.receivers[self._visits[0].receiver].name
-            raise ModelError(
-                f"the objective {self.problem.objective.name} of a circuit without edges into {receiver} is not a "
-                "finite number: use dtype float32 or another ablation, or check the weights"
-            )
         return values
 
     def _bytes_per_row(self, receiver: int) -> int:
@@ -134,5 +123,7 @@ class Candidates:
         return largest + reads * (self._readout.bytes_per_read + t.d_model * t.dtype.itemsize)
 
     def _bytes_of_whole_forward(self) -> int:
-        most = max(p.batch.n_rows * p.batch.length for p in self.problem.prompts)
-        return most * bytes_per_token(self.problem.t)
+        t, batches = self.problem.t, [p.batch for p in self.problem.prompts]
+        tokens = max(batch.n_rows * batch.length for batch in batches)
+        reads = max(len(batch.read_row) for batch in batches)
+        return tokens * bytes_per_token(t) + reads * bytes_of_logits(t)

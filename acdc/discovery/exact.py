@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.discovery.ledger import Ledger
+from acdc.discovery.ledger import Ledger, Tiles
 from acdc.discovery.problem import Found, Problem
 from acdc.models.transformer import Transformer
-from acdc.patching.circuits import Prompts
+from acdc.patching.circuits import PerExample, Prompts
 from acdc.patching.needs import NARROW, WIDE, Positions
 from acdc.patching.readout import make_readout
 from acdc.patching.reruns import Begin, Change, attention_output, bytes_of_rerun, bytes_of_run, record_run, rerun
@@ -33,12 +33,15 @@ def score_exact(problem: Problem, progress: Progress) -> list[Found]:
     progress.phase("exact", graph.n_edges)
     ledger = Ledger(problem.memory_bytes, problem.n_examples)
     batches = [_Batch(problem, p, ledger) for p in problem.prompts]
+    for batch in batches:
+        batch.require_room()  # beside what all others hold
     done = 0
     for receiver in range(graph.n_receivers):
         senders = list(range(int(graph.n_senders_before[receiver])))
         if receiver >= start:
-            costs = sum(batch.costs(receiver, senders) for batch in batches)
-            scores[senders, receiver] = np.asarray(costs) / problem.n_examples
+            costs = np.sum([batch.costs(receiver, senders) for batch in batches], axis=0)
+            problem.require_finite(costs, receiver)
+            scores[senders, receiver] = costs / problem.n_examples
             progress.save(Checkpoint(receiver + 1, arrays={"scores": scores}))
         done += len(senders)
         progress.step(done, graph.receivers[receiver].name)
@@ -51,25 +54,30 @@ class _Batch:
     def __init__(self, problem: Problem, p: Prompts, ledger: Ledger) -> None:
         self.t, self.batch, self.ledger = problem.t, p.batch, ledger
         self.at = Positions.of(self.t, p)
-        held = Standing.bytes_needed(self.t, self.at, p.batch.n_rows)
-        held += bytes_of_run(self.t, p.batch.n_rows * self.at.end)
+        self.tiles = Tiles(ledger, lambda: None)
         self.readout = make_readout(self.t, [p], problem.objective)
-        ledger.hold(self, held, self._bytes_of_edge())
+        self.require_room()
         self.standing = Standing(self.t, p, self.at, self.t.graph.legal)
         self.clean = record_run(self.t, p.inputs[:, :, : self.at.end])
         self.full = float(self._measure(self.clean.last[:, self.at.narrow :].unsqueeze(0)).sum())
 
-    def costs(self, receiver: int, senders: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    def require_room(self) -> None:
+        """Raises OutOfMemory."""
+        held = Standing.bytes_needed(self.t, self.at, self.batch.n_rows)
+        held += bytes_of_run(self.t, self.batch.n_rows * self.at.end) + self.readout.bytes_held
+        self.ledger.hold(self, held, self._bytes_of_edge())
+
+    def costs(self, receiver: int, senders: Sequence[int]) -> PerExample:
         """m(full) - m(full without each edge), summed over examples: [sender]"""
         kind = self.t.graph.receivers[receiver].kind
         level = NARROW if kind == "logits" else WIDE
-        size = self.ledger.left // self._bytes_of_edge()
-        found = []
-        for first in range(0, len(senders), size):
-            cut = self.standing.differences(senders[first : first + size], level)  # [row, B, n, d]
-            last = self._without(receiver, cut)
-            found.append(self.full - self._measure(last).sum(1).cpu().numpy())
-        return np.concatenate(found)
+
+        def tile(first: int, count: int) -> PerExample:
+            cut = self.standing.differences(senders[first : first + count], level)  # [row, B, n, d]
+            without: PerExample = self._measure(self._without(receiver, cut)).sum(1).cpu().numpy()
+            return self.full - without
+
+        return self.tiles.run(range(len(senders)), self._bytes_of_edge(), tile)
 
     def _without(self, receiver: int, cut: Tensor) -> Tensor:
         """Last residuals [row, B, n, d] when the receiver reads so much less."""

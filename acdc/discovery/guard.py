@@ -26,8 +26,8 @@ class Guard:
     nearest: float = float("inf")
 
     @classmethod
-    def of(cls, dtype: torch.dtype) -> Guard:
-        return cls(torch.finfo(dtype).eps)
+    def of(cls, dtype: torch.dtype, row_error: float = 0.0) -> Guard:
+        return cls(torch.finfo(dtype).eps, row_error)
 
     @property
     def band(self) -> float:

@@ -1,8 +1,13 @@
-"""What a search holds in memory, against what it may."""
+"""What a search holds in memory, against what it may, and rows in tiles that fit into the rest."""
 
 from __future__ import annotations
 
-from acdc.errors import OutOfMemory
+from collections.abc import Callable
+
+import numpy as np
+
+from acdc.errors import OutOfMemory, is_out_of_memory
+from acdc.patching.circuits import PerExample
 
 
 class Ledger:
@@ -31,3 +36,29 @@ class Ledger:
 
     def release(self, holder: object) -> None:
         del self._held[holder]
+
+
+class Tiles:
+    """Rows, as many at a time as the ledger has room for. Where the device has less than was reckoned with, `free` is
+    called, and from then on they are fewer."""
+
+    def __init__(self, ledger: Ledger, free: Callable[[], None]) -> None:
+        self._ledger, self._free = ledger, free
+        self._most = 2**30
+
+    def run(self, rows: range, bytes_of_row: int, work: Callable[[int, int], PerExample]) -> PerExample:
+        """work: the first row of a tile and how many -> [row, ...]. All tiles as one array."""
+        found: list[PerExample] = []
+        done = rows.start
+        while done < rows.stop:
+            size = min(self._most, max(1, self._ledger.left // bytes_of_row), rows.stop - done)
+            try:
+                found.append(work(done, size))
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+                self._most = size // 2
+                self._free()
+            else:
+                done += size
+        return np.concatenate(found)

@@ -20,7 +20,8 @@ W = TypeVar("W")
 class Pool:
     """Replicas of the standing circuit, one a device: all are told every decision, and a chain's rows are cut into as
     many runs as there are replicas. No decision depends on how many there are, since where a row's last bits could
-    matter the first replica decides by a whole masked forward."""
+    matter the first replica decides by a whole masked forward. That takes devices of one kind: how far rows are off is
+    measured on whichever has the row."""
 
     def __init__(self, replicas: Sequence[Candidates]) -> None:
         self._replicas = list(replicas)
@@ -54,6 +55,10 @@ class Pool:
 
     def leave(self, kept: npt.NDArray[np.bool_]) -> PerExample | None:
         return self._all(lambda replica: replica.leave(kept))[0]
+
+    def require_finite(self, value: PerExample, receiver: int) -> None:
+        """Raises ModelError."""
+        self._replicas[0].problem.require_finite(value, receiver)
 
     def by_whole_forward(self, circuit: BoolMatrix) -> float:
         return self._replicas[0].by_whole_forward(circuit)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from acdc.circuit import Scores
+from acdc.errors import ModelError
 from acdc.graph import BoolMatrix
 from acdc.metrics import Metric
 from acdc.models.transformer import Transformer
@@ -56,6 +57,15 @@ class Problem:
         a shape that nothing but the prompts decides."""
         return float(self.measure(torch.from_numpy(kept[None].astype(np.float32)))[0].mean())
 
+    def require_finite(self, value: float | PerExample, receiver: int) -> None:
+        """value: the objective of a circuit that lacks edges into a receiver. Raises ModelError."""
+        if not np.isfinite(value).all():
+            raise ModelError(
+                f"the objective {self.objective.name} of a circuit without edges into "
+                f"{self.t.graph.receivers[receiver].name} is not a finite number: use dtype float32 or another "
+                "ablation, or check the weights"
+            )
+
     def full_mask(self) -> Tensor:
         """[senders, receivers], 1 at every legal edge."""
         return torch.from_numpy(self.t.graph.legal.copy()).to(self.t.dtype)
@@ -68,7 +78,8 @@ class Found:
     key: names this result among those of one search. passes: forward and backward passes over all prompts, by kind.
     facts: numbers that a reader of the scores should know, such as the completeness error of integrated gradients.
     per_example: float32 [n_examples, n_edges], edges in the graph's order: scores whose mean over examples is `scores`;
-    where there are none, why_no_examples says why. notes: what a reader must know of how it was found.
+    where there are none, why_no_examples says why. notes: what a reader must know of how it was found. label: what the
+    method is called where it did not run in its plain form.
     """
 
     scores: Scores
@@ -80,6 +91,7 @@ class Found:
     per_example: Scores | None = None
     why_no_examples: str = "the method gives no per-example scores"
     notes: tuple[str, ...] = ()
+    label: str = ""
 
 
 def add_scores(parts: Sequence[Found]) -> Found:

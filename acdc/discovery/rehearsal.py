@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from acdc.discovery.acdc import largest_edges
+from acdc.discovery.acdc import largest_edges, stages_of, without_validation
 from acdc.discovery.candidates import Candidates
 from acdc.discovery.ledger import Ledger
 from acdc.discovery.problem import Problem
 from acdc.discovery.walk import receiver_order, sender_order
-from acdc.graph import BoolMatrix
+from acdc.graph import BoolMatrix, Graph
 from acdc.patching.needs import Needs
 from acdc.patching.suffix import Rooms
+from acdc.progress import Progress
 
 LIKELY_SHARE = 0.005  # of the edges: attribution's guess at what will be kept,
 LIKELY_EDGES = 50  # and at least so many
@@ -26,39 +27,56 @@ ACCEPTED = 0.92  # of the rows, as `make bench-exact` finds it
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """Of one search at one threshold. edges: to be tested, about. seconds: on this machine. ms_per_edge: at the
-    receivers measured, from the output to the input. memory_bytes: the most that was needed at them."""
+    """Of one search at one threshold. edges: to be tested, about. prompts: that they are tested on, the first stage's.
+    seconds: on this machine. ms_per_edge: at the receivers measured, from the output to the input. memory_bytes: the
+    most that was needed at them, by all stages."""
 
     edges: int
+    prompts: int
     seconds: float
     ms_per_edge: tuple[float, ...]
     memory_bytes: int
 
 
-def rehearse_acdc(problem: Problem) -> Rehearsal:
+def rehearse_acdc(
+    problem: Problem,
+    progress: Progress,
+    *,
+    warm_start: float | None = None,
+    stages: Sequence[int] = (),
+    validation: int = 0,
+) -> Rehearsal:
     """Take attribution's strongest edges for the circuit that will be kept; with it standing, test a chain of edges at
-    receivers that have equal shares of all tests before them. Raises OutOfMemory as the search would."""
-    n_edges = problem.t.graph.n_edges
-    kept = largest_edges(problem, min(1.0, max(LIKELY_SHARE, LIKELY_EDGES / n_edges)))
-    visits = _visits(problem, kept)
-    n_senders = np.array([problem.t.graph.n_senders_before[receiver] for receiver in visits])
+    receivers that have equal shares of all tests before them. Arguments as in `search_acdc`. Raises OutOfMemory as the
+    search would."""
+    searched = without_validation(problem, validation)
+    all_stages = [stage for (stage,) in stages_of([searched], stages)]
+    graph = problem.t.graph
+    kept = largest_edges(searched, min(1.0, max(LIKELY_SHARE, LIKELY_EDGES / graph.n_edges)), progress)
+    start = graph.legal.copy() if warm_start is None else largest_edges(searched, warm_start, progress)
+    visits = [receiver for receiver in _visits(graph, kept) if start[:, receiver].any()]
+    n_senders = start[:, visits].sum(0)
     before = np.cumsum(n_senders)
     shares = (np.arange(MEASURED) + 0.5) / MEASURED * before[-1]
     places = sorted({int(np.searchsorted(before, share)) for share in shares})
-    ledger = Ledger(problem.memory_bytes, problem.n_examples)
-    measured = [_seconds_per_edge(problem, kept, visits[place], ledger) for place in places]
+    ledger = Ledger(problem.memory_bytes, searched.n_examples)
+    progress.phase("a few receivers", len(places))
+    measured = []
+    for done, place in enumerate(places, start=1):
+        measured.append(_seconds_per_edge(all_stages, start, kept, visits[place], ledger))
+        progress.step(done)
     per_edge = np.interp(np.arange(len(visits)), places, measured)
     return Rehearsal(
         edges=int(before[-1]),
+        prompts=all_stages[0].n_examples,
         seconds=float((per_edge * n_senders).sum()),
         ms_per_edge=tuple(1e3 * seconds for seconds in measured),
         memory_bytes=ledger.most,
     )
 
 
-def _visits(problem: Problem, kept: BoolMatrix) -> list[int]:
+def _visits(graph: Graph, kept: BoolMatrix) -> list[int]:
     """Receivers that can change the metric where these edges are kept, in the search's order."""
-    graph = problem.t.graph
     needs, found = Needs(graph), []
     for receiver in receiver_order(graph):
         if needs.of_receiver(receiver):
@@ -67,21 +85,27 @@ def _visits(problem: Problem, kept: BoolMatrix) -> list[int]:
     return found
 
 
-def _seconds_per_edge(problem: Problem, kept: BoolMatrix, receiver: int, ledger: Ledger) -> float:
-    graph = problem.t.graph
+def _seconds_per_edge(
+    stages: Sequence[Problem], start: BoolMatrix, kept: BoolMatrix, receiver: int, ledger: Ledger
+) -> float:
+    """On the first stage, with the others standing beside it."""
+    graph = stages[0].t.graph
     order = list(receiver_order(graph))
     decided = order[: order.index(receiver)]
-    start = graph.legal.copy()
-    start[:, decided] = kept[:, decided]
-    candidates = Candidates(problem, start, Rooms(problem.t), ledger)
-    for earlier in decided:
-        candidates.skip(earlier, kept[:, earlier])
-    senders = sender_order(graph, receiver, "reverse", 0)
-    opening = _seconds(lambda: candidates.open(receiver, senders)) / len(senders)
+    begun = start | kept
+    begun[:, decided] = kept[:, decided]
+    senders = [sender for sender in sender_order(graph, receiver, "reverse", 0) if start[sender, receiver]]
+    rooms = Rooms(stages[0].t)
+    standing = [Candidates(stage, begun, rooms, ledger) for stage in stages]
+    for candidates in standing:
+        for earlier in decided:
+            candidates.skip(earlier, kept[:, earlier])
+    opening = _seconds(lambda: [candidates.open(receiver, senders) for candidates in standing]) / len(senders)
     will_go: Sequence[bool] = [True] * min(CHAIN, len(senders))
-    candidates.values(will_go)  # what only the first batch at a receiver computes
-    rows = _seconds(lambda: candidates.values(will_go)) / len(will_go)
-    ledger.release(candidates)
+    standing[0].values(will_go)  # what only the first batch at a receiver computes
+    rows = _seconds(lambda: standing[0].values(will_go)) / len(will_go)
+    for candidates in standing:
+        ledger.release(candidates)
     return opening + rows / ACCEPTED
 
 

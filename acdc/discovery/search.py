@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from acdc.patching.needs import Needs
 from acdc.patching.suffix import Rooms
 
 STAGE_ERRORS = 3.0  # standard errors of a normal distribution that a subset's mean cost lies off the threshold
-AUDITS = 8  # depths at which rows are timed, and compared with whole masked forwards
+DEPTHS = 6  # at each, and at the logits, rows are timed and compared with whole masked forwards
 TIMED_ROWS = 8  # at least, to tell rows from what a batch costs beside them
 
 
@@ -40,7 +41,7 @@ class Search:
     walk: where the search stands. start: the edges it began with, no others are tested. predicted: those expected to
     stay.
     Counts in walk.counts: edges_tested, batched_evaluations, rows, node_recomputations, borderline_edges,
-    masked_forwards, and edges_decided_early where there are stages.
+    masked_forwards; where there are stages, edges_decided_early and rows_of_later_stages too.
     """
 
     def __init__(
@@ -69,8 +70,8 @@ class Search:
         self._later = dict(enumerate(later, start=1))
         self._whole: dict[int, float] = {}  # its mean by whole masked forwards, by stage, where known
         self._untold: list[bool] = []  # decisions that the stages have not heard of
-        self._audited: set[int] = set()  # layers
-        self._timed: set[int] = set()
+        self._timed: set[str] = set()  # see `_kind_of_visit`
+        self._tick: Callable[[], None] = lambda: None  # where a search that is to stop stops
 
     @property
     def objective(self) -> float:
@@ -109,16 +110,20 @@ class Search:
 
     def _visit(self, receiver: int, before: int, step: Callable[[int, str], None]) -> None:
         senders = self._senders(receiver)
+        self.walk.kept[:, receiver] = self.start[:, receiver]  # whole forwards read it while it is being decided on
         if not self.needs.of_receiver(receiver):
             self.walk.kept[senders, receiver] = not self.rule.cuts(0.0)
             self._skip(receiver)
             return
         self._open(receiver, senders)
-        done = 0
+        done, name = 0, self.graph.receivers[receiver].name
         while done < len(senders):
+            self._tick = functools.partial(step, before + done, name)
             done += self._chain(receiver, senders[done : done + self.length.best()])
-            step(before + done, self.graph.receivers[receiver].name)
+            step(before + done, name)
+        runs_before = self._node_runs
         self._leave(receiver)
+        self.walk.count("node_recomputations", self._node_runs - runs_before)
 
     def _open(self, receiver: int, senders: Sequence[int]) -> None:
         self.expected = {sender: not self.predicted[sender, receiver] for sender in senders}
@@ -135,14 +140,13 @@ class Search:
     def _leave(self, receiver: int) -> None:
         """Make the decisions on a receiver part of the standing circuit."""
         self._tell()
-        before, kept = self._node_runs, self.walk.kept[:, receiver]
+        kept = self.walk.kept[:, receiver]
         self.kept[:, receiver] = kept
         self.needs.decide(receiver, kept)
         metric, *later = (stage.leave(kept) for stage in self.stages)
         if metric is not None:
             self.metric = metric
             self._later = {number: value for number, value in enumerate(later, start=1) if value is not None}
-        self.walk.count("node_recomputations", self._node_runs - before)
 
     def _tell(self) -> None:
         if self._untold:
@@ -161,7 +165,7 @@ class Search:
         before = self._node_runs
         will_go = [self.expected[sender] for sender in senders]
         values = self._timed_values(receiver, will_go)
-        self._audit(receiver, senders[0], values[0])
+        self._audit(receiver, senders, will_go, values)
         self._expect(senders, will_go, values)
         self.walk.count("batched_evaluations")
         self.walk.count("rows", len(senders))
@@ -204,8 +208,11 @@ class Search:
         for number in range(last + 1):
             if number:
                 standing, without = self._on_stage(number)
+                self.walk.count("rows_of_later_stages")
+            self.stages[number].require_finite(without, receiver)
             if self._decides(number, standing, without):
-                self.walk.count("edges_decided_early", int(number < last))
+                if last:
+                    self.walk.count("edges_decided_early", int(number < last))
                 return float((standing - without).mean())
         metric, cost = self._by_whole_forwards(last, receiver, sender)
         self.walk.guard.saw(float((standing - without).mean()), cost, metric)
@@ -229,33 +236,63 @@ class Search:
 
     def _by_whole_forwards(self, number: int, receiver: int, sender: int) -> tuple[float, float]:
         """The objective as decided so far, and what the edge costs, as the oracle computes both."""
+        circuit = self._standing(receiver)
+        if number not in self._whole:
+            self._whole[number] = self._whole_forward(number, circuit)
+        circuit[sender, receiver] = False
+        metric = self._whole[number]
+        return metric, metric - self._whole_forward(number, circuit)
+
+    def _whole_forward(self, number: int, circuit: BoolMatrix) -> float:
+        self._tick()
+        self.walk.count("masked_forwards")
+        return self.stages[number].by_whole_forward(circuit)
+
+    def _standing(self, receiver: int) -> BoolMatrix:
+        """The circuit as decided so far, up to an edge into the receiver: [senders, receivers]"""
         circuit = self.kept.copy()
         circuit[:, receiver] = self.walk.kept[:, receiver]
-        if number not in self._whole:
-            self._whole[number] = self.stages[number].by_whole_forward(circuit)
-            self.walk.count("masked_forwards")
-        circuit[sender, receiver] = False
-        self.walk.count("masked_forwards")
-        metric = self._whole[number]
-        return metric, metric - self.stages[number].by_whole_forward(circuit)
+        return circuit
 
-    def _is_due(self, receiver: int, done: set[int]) -> bool:
-        """Whether to look closely: at some depths, once each. done: layers."""
+    # -- how rows do ---------------------------------------------------------------------------------------------------
+
+    def _kind_of_visit(self, receiver: int) -> str:
+        """Its depth and its range of positions: what the rounding of its rows and their time hang on."""
         layer, n_layers = self.graph.receivers[receiver].layer, self.graph.shape.n_layers
-        return layer not in done and (layer == n_layers or layer % max(1, n_layers // AUDITS) == 0)
+        depth = "logits" if layer == n_layers else str(layer * DEPTHS // n_layers)
+        return f"{depth}, range {self.needs.of_receiver(receiver)}"
 
-    def _audit(self, receiver: int, sender: int, value: PerExample) -> None:
-        """Now and then: how far a row is off."""
-        if self._is_due(receiver, self._audited):
-            self._audited.add(self.graph.receivers[receiver].layer)
-            metric, cost = self._by_whole_forwards(0, receiver, sender)
-            self.walk.guard.saw(float((self.metric - value).mean()), cost, metric)
+    def _audit(self, receiver: int, senders: Sequence[int], will_go: Sequence[bool], values: PerExample) -> None:
+        """Once for every kind of visit: how far a row is off. Of the rows whose chain goes as expected that one is
+        taken whose cost lies nearest to the threshold."""
+        kind = self._kind_of_visit(receiver)
+        if kind in self.walk.audited:
+            return
+        self.walk.audited.add(kind)
+        circuit, costs = self._standing(receiver), self._costs_as_expected(will_go, values)
+        nearest = min(range(len(costs)), key=lambda i: abs(self.rule.margin(costs[i])))
+        gone = [sender for sender, goes in zip(senders[:nearest], will_go, strict=False) if goes]
+        circuit[gone, receiver] = False
+        metric = self._whole_forward(0, circuit)
+        circuit[senders[nearest], receiver] = False
+        self.walk.guard.saw(costs[nearest], metric - self._whole_forward(0, circuit), metric)
+
+    def _costs_as_expected(self, will_go: Sequence[bool], values: PerExample) -> list[float]:
+        """By rows, up to the first decision that differs from its prediction."""
+        standing, costs = float(self.metric.mean()), []
+        for goes, value in zip(will_go, values.mean(1), strict=True):
+            costs.append(standing - float(value))
+            if self.rule.cuts(costs[-1]) != goes:
+                break
+            standing = float(value) if goes else standing
+        return costs
 
     def _timed_values(self, receiver: int, will_go: Sequence[bool]) -> PerExample:
         """The rows of a chain; now and then one row alone as well, to know what a batch costs beside its rows."""
-        if len(will_go) < TIMED_ROWS or not self._is_due(receiver, self._timed):
+        kind = self._kind_of_visit(receiver)
+        if len(will_go) < TIMED_ROWS or kind in self._timed:
             return self.stages[0].values(will_go)
-        self._timed.add(self.graph.receivers[receiver].layer)
+        self._timed.add(kind)
         self.stages[0].values(will_go)  # what only the first batch at a receiver computes
         begin = time.perf_counter()
         self.stages[0].values(will_go[:1])

@@ -54,7 +54,8 @@ def sender_order(graph: Graph, receiver: int, order: str, seed: int) -> list[int
 @dataclass
 class Walk:
     """A search under way. kept, costs, tested: [senders, receivers]; costs: what each tested edge cost when its turn
-    came. position: receivers decided. counts: see `Search`."""
+    came. position: receivers decided. counts: see `Search`. audited: kinds of visits at which rows were compared with
+    whole masked forwards."""
 
     kept: BoolMatrix
     costs: Scores
@@ -62,11 +63,12 @@ class Walk:
     guard: Guard
     position: int = 0
     counts: dict[str, int] = field(default_factory=dict)
+    audited: set[str] = field(default_factory=set)
 
     @classmethod
-    def begin(cls, kept: BoolMatrix, dtype: torch.dtype) -> Walk:
-        """dtype: of the model."""
-        return cls(kept.copy(), np.zeros(kept.shape, np.float32), np.zeros_like(kept), Guard.of(dtype))
+    def begin(cls, kept: BoolMatrix, dtype: torch.dtype, row_error: float = 0.0) -> Walk:
+        """dtype: of the model. row_error: what searches before this one saw of it."""
+        return cls(kept.copy(), np.zeros(kept.shape, np.float32), np.zeros_like(kept), Guard.of(dtype, row_error))
 
     def count(self, what: str, n: int = 1) -> None:
         self.counts[what] = self.counts.get(what, 0) + n
@@ -76,16 +78,22 @@ class Walk:
         self.costs[sender, receiver] = cost
 
     def facts(self) -> Mapping[str, object]:
-        return {"position": self.position, "counts": self.counts, "guard": self.guard.facts()}
+        return {
+            "position": self.position,
+            "counts": self.counts,
+            "guard": self.guard.facts(),
+            "audited": sorted(self.audited),
+        }
 
     def arrays(self) -> Mapping[str, Array]:
         return {"kept": self.kept, "costs": self.costs, "tested": self.tested}
 
     @classmethod
     def restored(cls, facts: Mapping[str, object], arrays: Mapping[str, Array]) -> Walk:
-        counts, guard = facts["counts"], facts["guard"]
+        counts, guard, audited = facts["counts"], facts["guard"], facts["audited"]
         assert isinstance(counts, dict)
         assert isinstance(guard, dict)
+        assert isinstance(audited, list)
         return cls(
             arrays["kept"].astype(bool),
             arrays["costs"].astype(np.float32),
@@ -93,4 +101,5 @@ class Walk:
             Guard.restored(guard),
             int(str(facts["position"])),
             {str(name): int(n) for name, n in counts.items()},
+            set(audited),
         )

@@ -17,15 +17,17 @@ from test_gradients_and_masks import make_problem
 from tiny_transformers import MAKERS, random_pairs, tiny
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from acdc.discovery import candidates
+from acdc.discovery import candidates, exact
 from acdc.discovery.acdc import search_acdc
 from acdc.discovery.candidates import Candidates
 from acdc.discovery.chain import ChainLength
+from acdc.discovery.exact import score_exact
 from acdc.discovery.ledger import Ledger
 from acdc.discovery.oracle import decide_again
 from acdc.discovery.problem import Found, Problem
 from acdc.discovery.rehearsal import rehearse_acdc
-from acdc.discovery.walk import Rule, receiver_order, sender_order
+from acdc.discovery.search import Search
+from acdc.discovery.walk import Rule, Walk, receiver_order, sender_order
 from acdc.errors import ModelError, OutOfMemory, TaskError
 from acdc.graph import BoolMatrix
 from acdc.metrics import METRICS, Metric
@@ -36,6 +38,7 @@ from acdc.patching.circuits import prepare
 from acdc.patching.needs import Needs
 from acdc.patching.suffix import Rooms
 from acdc.progress import Checkpoint, Quiet
+from acdc.spec import FOUND_WITH
 from acdc.tasks.prompts import Pair
 
 MEMORY = 2**30
@@ -202,13 +205,24 @@ def test_the_length_of_a_chain_changes_no_decision(length: int, monkeypatch: pyt
 
 def test_a_rehearsal_tells_time_and_memory_within_the_budget_of_the_search() -> None:
     problem = make_problem("llama", metric="kl_divergence", lengths=(5, 6), n=4)
-    found = rehearse_acdc(problem)
+    found = rehearse_acdc(problem, Quiet())
     assert found.seconds > 0
     assert 0 < found.edges <= problem.t.graph.n_edges
     assert len(found.ms_per_edge) > 2
     search(replace(problem, memory_bytes=2 * found.memory_bytes))
     with pytest.raises(OutOfMemory, match="raise it"):
-        rehearse_acdc(replace(problem, memory_bytes=found.memory_bytes // 2))
+        rehearse_acdc(replace(problem, memory_bytes=found.memory_bytes // 2), Quiet())
+
+
+def test_a_rehearsal_is_of_the_search_that_is_asked_for() -> None:
+    problem = make_problem("llama", metric="kl_divergence", lengths=(5,), n=12)
+    whole = rehearse_acdc(problem, Quiet())
+    assert whole.prompts == 12
+    assert rehearse_acdc(problem, Quiet(), validation=3).prompts == 9
+    staged = rehearse_acdc(problem, Quiet(), stages=[8])
+    assert staged.prompts == 8
+    assert staged.memory_bytes > whole.memory_bytes  # both stages stand beside each other
+    assert rehearse_acdc(problem, Quiet(), warm_start=0.2).edges < 0.3 * whole.edges
 
 
 def test_chains_are_longer_where_a_batch_costs_more_beside_its_rows() -> None:
@@ -248,6 +262,43 @@ def test_a_search_stays_within_its_memory_budget_which_changes_no_decision(name:
     assert refusals > 0
     assert np.array_equal(found.kept, expected)
     assert peak_bytes(lambda: search(small, stages=stages)) < budget + SMALL
+
+
+def test_exact_scores_stay_within_their_memory_budget_which_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem("llama", metric="kl_divergence", lengths=(5, 9), n=5)
+    (expected,) = score_exact(problem, Quiet())
+    budget, refusals = 1, 0
+    while True:
+        small = replace(problem, memory_bytes=budget)
+        try:
+            (found,) = score_exact(small, Quiet())
+        except OutOfMemory as error:
+            refusals, budget = refusals + 1, int(re.findall(r"needs ([\d,]+) bytes", error.message)[0].replace(",", ""))
+        else:
+            break
+    assert refusals > 1  # what one batch needs beside the others is asked for before anything is computed
+    assert np.allclose(found.scores, expected.scores, atol=1e-7)
+    assert peak_bytes(lambda: score_exact(small, Quiet())) < budget + SMALL
+
+    real, refused = exact._Batch._without, []
+
+    def without(self: Any, receiver: int, cut: torch.Tensor) -> torch.Tensor:
+        if len(cut) > 2:
+            refused.append(len(cut))
+            raise torch.OutOfMemoryError("no more than two rows here")
+        return real(self, receiver, cut)
+
+    monkeypatch.setattr(exact._Batch, "_without", without)
+    (halved,) = score_exact(problem, Quiet())
+    assert refused
+    assert np.allclose(halved.scores, expected.scores, atol=1e-7)
+
+
+def test_exact_scores_that_are_no_numbers_end_the_search() -> None:
+    problem = make_problem("llama", lengths=(5,), n=2)
+    broken = Metric("broken", lambda logits, *_: logits[:, 0] / 0, False, False, False)
+    with pytest.raises(ModelError, match=r"broken of a circuit without edges into 0\.0\.q"):
+        score_exact(replace(problem, objective=broken), Quiet())
 
 
 def wide_problem() -> Problem:
@@ -311,6 +362,79 @@ def test_an_objective_that_is_no_number_ends_the_search() -> None:
     broken = Metric("broken", lambda logits, *_: logits[:, 0] / 0, False, False, False)
     with pytest.raises(ModelError, match="broken"):
         search(replace(problem, objective=broken))
+
+
+def test_a_row_that_assumed_a_wrong_decision_may_be_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is used of the rows after an edge that stays against expectation: so nothing may hang on them."""
+    problem = make_problem("gpt2", metric="kl_divergence", lengths=(5,), n=2)
+    lowest, real = [0.0], candidates.Candidates.values
+
+    def values(self: Any, will_go: Any, of: Any = None) -> Any:
+        found = real(self, will_go, of)
+        lowest.append(found.min())
+        return found
+
+    monkeypatch.setattr(candidates.Candidates, "values", values)
+    monkeypatch.setattr(ChainLength, "best", lambda self: 1)
+    expected = search(problem, thresholds=[0.003])
+    floor, lowest[:] = min(lowest) - 1e-9, [0.0]  # below every circuit that the search really stood at or tried
+
+    def bounded(*of: Any) -> torch.Tensor:
+        value = problem.objective.function(*of)
+        return torch.where(value < floor, torch.nan, value)
+
+    monkeypatch.setattr(ChainLength, "best", lambda self: 1000)
+    found = search(replace(problem, objective=Metric("bounded", bounded, False, True, False)), thresholds=[0.003])
+    assert np.isnan(lowest).any()
+    assert np.array_equal(found.kept, expected.kept)
+
+
+def test_what_a_walk_holds_of_receivers_to_come_changes_no_decision() -> None:
+    problem = make_problem("llama", metric="kl_divergence", lengths=(5,), n=2)
+    graph, clean = problem.t.graph, search(problem, thresholds=[0.003])
+    walk = Walk.begin(graph.legal, problem.t.dtype)
+    walk.kept[:] = False
+    search_on = Search([[problem]], Rule(0.003), walk, graph.legal.copy(), np.zeros_like(graph.legal))
+    search_on.run(lambda done, name: None, lambda: None)
+    assert np.array_equal(walk.kept, clean.kept)
+
+
+def test_a_search_that_is_not_exact_is_not_called_acdc_alone() -> None:
+    problem = make_problem("gpt2", lengths=(5,), n=10)
+    labels = [
+        search(problem, **arguments).label
+        for arguments in (
+            {},
+            {"warm_start": 0.3},
+            {"stages": [8]},
+            {"stages": [10]},
+            {"warm_start": 0.3, "stages": [8]},
+        )
+    ]
+    assert labels == ["acdc", "acdc-hierarchical", "acdc-staged", "acdc", "acdc-hierarchical-staged"]
+    assert set(labels) < set(FOUND_WITH)
+
+
+def test_arguments_that_contradict_each_other_are_named_together() -> None:
+    problem = make_problem("gpt2", lengths=(5,), n=2)
+    with pytest.raises(TaskError) as caught:
+        search(problem, thresholds=[0.1], edges=5, rule="abs", sender_order="sideways", validation=2)
+    assert [fault.where for fault in caught.value.faults] == [
+        "thresholds",
+        "rule",
+        "sender_order",
+        "validation",
+        "validation",
+    ]
+
+
+def test_a_number_of_edges_that_no_threshold_gives_is_told() -> None:
+    problem = make_problem("gpt2", lengths=(5,), n=2)
+    n_edges = problem.t.graph.n_edges
+    found = search(problem, thresholds=(), edges=n_edges)  # edges that help when they are cut go at any threshold
+    assert found.kept is not None
+    assert found.kept.sum() < 0.9 * n_edges
+    assert any(f"{n_edges:,} edges were asked for" in note for note in found.notes)
 
 
 def test_borderline_edges_are_decided_alone_and_counted() -> None:
@@ -430,3 +554,5 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_circuit(after: int) -> No
     for ours, theirs in zip(resumed, whole, strict=True):
         assert np.allclose(ours.scores, theirs.scores, rtol=0, atol=1e-6)
         assert ours.kept is None or np.array_equal(ours.kept, theirs.kept)
+        for count in ("edges_tested", "masked_forwards", "borderline_edges", "edges_decided_early"):
+            assert ours.facts.get(count) == theirs.facts.get(count)  # no chance here: float64, far from the thresholds
