@@ -14,6 +14,7 @@ from acdc.cli.console import write_file
 from acdc.cli.failures import JobFailed
 from acdc.cli.live import LiveProgress
 from acdc.cli.processes import spawn, stop
+from acdc.client import faults_of
 from acdc.errors import SpecError
 from acdc.plan import BISECTION, Phase, Plan
 from acdc.spec import Acdc, DiscoverSpec, JobSpec
@@ -56,7 +57,7 @@ def _rehearse(spec: DiscoverSpec) -> dict[str, Any]:
                     case "rehearsal":
                         return event
                     case "error":
-                        raise JobFailed(event["message"])
+                        raise JobFailed(f"{event['message']} ({event['code']})", faults_of(event["faults"]))
         finally:
             stop([process], GRACE_S)
     raise JobFailed("measuring ended without a word; `acdc run` with the same spec says why")

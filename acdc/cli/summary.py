@@ -267,8 +267,15 @@ def _choices(circuit: Circuit) -> Iterator[RenderableType]:
         f"           prompts {made.task.n_search} searched, {made.task.n_held_out} held out, {made.task.n_dropped} "
         f"dropped; corruption {made.task.corruption}; seed {made.run.seed}; {made.run.wall_time_s:.0f} s"
     )
+    if made.run.facts:
+        told = (f"{name.replace('_', ' ')} {_fact(value)}" for name, value in made.run.facts.items())
+        yield f"the search {'; '.join(told)}"
     for note in made.run.notes:
         yield f"note       {note}"
+
+
+def _fact(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:.4g}"
 
 
 def _parity(value: float | None) -> str:

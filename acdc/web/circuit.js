@@ -95,7 +95,7 @@ function choices({ model, task, choices: made, run }) {
       facts([
         ...list(model, ["reference", "fingerprint", "quantisation", "tuning", "parity"]),
         ...list(task, ["corruption", "n_search", "n_held_out", "n_dropped", "sha256", "groups_search", "groups_held_out"]),
-        ...list(run, ["code_version", "engine_version", "torch_version", "dtype", "device", "threads", "seed", "wall_time_s", "peak_memory_bytes", "notes"]),
+        ...list(run, ["code_version", "engine_version", "torch_version", "dtype", "device", "threads", "seed", "wall_time_s", "peak_memory_bytes", "facts", "notes"]),
       ])));
 }
 

@@ -14,7 +14,7 @@ from acceptance_kit import Stack, assert_same, pairs, quick, slow, until
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from acdc.circuit import Circuit
-from acdc.cli.failures import CANCELLED, WRONG
+from acdc.cli.failures import CANCELLED, FAILED, WRONG
 
 
 def test_stored_circuits_are_listed_shown_and_drawn(stack: Stack, circuit_id: str, tmp_path: Path) -> None:
@@ -157,3 +157,14 @@ def test_only_exact_searches_are_measured(stack: Stack, model: Path, tmp_path: P
     _, said = process.communicate(timeout=60)
     assert process.returncode == WRONG
     assert b"--measure is for searches with method acdc" in said
+
+
+def test_plan_that_cannot_be_measured_says_every_fault(stack: Stack, model: Path, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.json"
+    rows = [{**row, "corrupt": row["corrupt"] + "a"} for row in pairs(2)]
+    spec.write_text(json.dumps({**slow(model), "task": {"name": "custom", "pairs": rows, "prompts": 1, "held_out": 1}}))
+    process = stack.command("plan", str(spec), "--measure", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == FAILED, said.decode()
+    for words in (b"0 of 2", b"row 1:", b"row 2:", b"tokens"):
+        assert words in said

@@ -39,3 +39,12 @@ def test_a_summary_says_whether_the_circuit_stays_when_prompts_are_drawn_again(f
         console.print(part)
     assert f"stability  {said}" in text.getvalue()
     assert summary_data(one)["report"]["stability"]["verdict"] == found.verdict
+
+
+def test_a_summary_tells_what_the_search_did() -> None:
+    one = circuit()
+    facts = {"edges_tested": 25858.0, "acceptance_rate": 0.9371, "row_error": 6.3e-08}
+    run = replace(one.provenance.run, facts=facts)
+    one = replace(one, provenance=replace(one.provenance, run=run))
+    said = [part for part in summarise(one) if isinstance(part, str)]
+    assert "the search edges tested 25,858; acceptance rate 0.9371; row error 6.3e-08" in said
