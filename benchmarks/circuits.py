@@ -3,7 +3,7 @@
 IOI on smollm2-135m-instruct-q4. A staged `acdc` search on 64 prompts (edges that 16 prompts leave open are decided on
 all), then `eap-ig-inputs` on the same prompts, its ranking cut where as many edges are connected; both judged on the
 same 64 held-out prompts of other templates. Prints a table, writes build/bench_circuits.json and both circuits beside
-it. A search that was stopped goes on from its last receiver: run the command again.
+it. A search that was stopped goes on from its last receiver: run the command again. What other code found is not taken.
 
     python benchmarks/circuits.py [--threshold 0.01 ...] [--prompts 64] [--stages 16] [--corruption abc] [--out FILE]
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from figures import SAY_EVERY_S
+from figures import SAY_EVERY_S, engine_hash
 
 from acdc.circuit import Circuit
 from acdc.models.cache import ModelCache
@@ -49,7 +49,8 @@ class Watched(Quiet):
     def save(self, checkpoint: Checkpoint) -> None:
         partial = self.checkpoint.with_suffix(".partial.npz")
         facts = np.array(json.dumps({"step": checkpoint.step, "facts": checkpoint.facts}))
-        np.savez(partial, facts=facts, **checkpoint.arrays)
+        arrays: dict[str, Any] = {"facts": facts, **checkpoint.arrays}
+        np.savez(partial, **arrays)
         partial.replace(self.checkpoint)
 
     def resume(self) -> Checkpoint | None:
@@ -63,16 +64,17 @@ class Watched(Quiet):
 def discover(models: ModelCache, spec: dict[str, Any], place: Path) -> list[Circuit]:
     """Every circuit of a job, from the files beside `place` if they are there already."""
     wanted = parse_job(spec)
+    of = f"{wanted.sha256[:12]}.{engine_hash()}"
     done = place.with_suffix(".done.json")
-    if done.exists() and (said := json.loads(done.read_text()))["sha256"] == wanted.sha256:
+    if done.exists() and (said := json.loads(done.read_text()))["of"] == of:
         return [Circuit.load(place.parent / name) for name in said["files"]]
-    checkpoint = place.with_suffix(f".{wanted.sha256[:12]}.npz")
+    checkpoint = place.with_suffix(f".{of}.npz")
     results = run_job(wanted, models=models, progress=Watched(checkpoint))
     circuits = [result.circuit for result in results if result.circuit is not None]
     files = [f"{place.name}.{i}.acdc" for i in range(len(circuits))]
     for circuit, name in zip(circuits, files, strict=True):
         circuit.save(place.parent / name)
-    done.write_text(json.dumps({"sha256": wanted.sha256, "files": files}))
+    done.write_text(json.dumps({"of": of, "files": files}))
     checkpoint.unlink(missing_ok=True)
     return circuits
 

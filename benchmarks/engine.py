@@ -85,7 +85,7 @@ def bare_forward(problem: Problem) -> None:
 def bare_forward_backward(problem: Problem) -> None:
     model, clean = problem.t.module, problem.prompts[0].batch.clean
     with torch.enable_grad():
-        x = model.get_input_embeddings()(clean).requires_grad_(True)
+        x = model.get_input_embeddings()(clean).requires_grad_(True)  # type: ignore[operator]
         logits = model(inputs_embeds=x, logits_to_keep=1, use_cache=False).logits[:, 0]
         torch.autograd.grad((logits[:, RIGHT] - logits[:, WRONG]).sum(), x)
 
@@ -189,7 +189,7 @@ def residuals_per_layer(arguments: argparse.Namespace) -> float:
         peaks[what] = int(done.stdout.split()[-1])
     config = make_config(arguments.shape)
     residual = (tokens // 64) * 64 * config["d_model"] * 4
-    return (peaks["eap"] - peaks["bare"]) / (residual * config["n_layers"]) + 2
+    return float((peaks["eap"] - peaks["bare"]) / (residual * config["n_layers"]) + 2)
 
 
 def make_config(shape: str) -> dict[str, int]:

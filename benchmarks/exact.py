@@ -1,14 +1,15 @@
 """make bench-exact: what exact ACDC costs next to bare forwards, to the plain oracle and to auto-circuit's ACDC.
 
-    python benchmarks/exact.py [--part ioi|oracle|small|gpt2-kl|gpt2-logit-diff] [--out FILE]
+    python benchmarks/exact.py [--part ioi|oracle|staged|small|gpt2-kl|gpt2-logit-diff] [--runs 3] [--out FILE]
 
 Each part runs alone and puts its rows into build/bench_exact.json, where those of the others stay; without --part all
-run, one after the other. Two threads. OMP_WAIT_POLICY=PASSIVE keeps waiting threads of both sides from spinning where
-other work shares the cores. The parts with auto-circuit need `make peers`.
+run, one after the other. runs: of our search, their median counts. Two threads. OMP_WAIT_POLICY=PASSIVE keeps waiting
+threads of both sides from spinning where other work shares the cores. The parts with auto-circuit need `make peers`.
 
 ioi: smollm2-135m-instruct-q4 as the demo takes it, 8 IOI prompts of one length, KL, tau 0.01. The bare forward is the
 Hugging Face model called on the same tokens, as a user would: model(tokens), logits at all positions.
 oracle: a sample of that search's decisions, taken again by the plain form of ACDC; it needs the part ioi to have run.
+staged: how many edges a staged search decides otherwise than the exact one, on the small model and 64 prompts.
 small: end to end against auto-circuit, on a trained model of 4 layers x 8 heads, d 256 (benchmarks/small_model.py).
 gpt2-*: per tested edge against auto-circuit, on GPT-2 small's shape with random weights (see `gpt2_model`).
 Both sides get the same weights, prompts, objective, tau and order; see benchmarks/peers/auto_circuit_acdc.py for how.
@@ -28,12 +29,14 @@ from typing import Any
 import numpy as np
 import torch
 from against_auto_circuit import gpt2, small
-from figures import Figure, Lines, clocks, environment, ioi_of_one_length, write
+from figures import Figure, Lines, clocks, engine_hash, environment, ioi_of_one_length, write
 from peer import THEIR_HOME
 from searching import make_problem, timed_search
+from small_model import small_model, small_pairs
 from transformers.utils import logging
 
 from acdc.circuit import Scores
+from acdc.discovery.acdc import search_acdc
 from acdc.discovery.oracle import decide_again
 from acdc.discovery.walk import Rule
 from acdc.graph import BoolMatrix, Graph
@@ -49,6 +52,7 @@ THREADS = 2
 MODEL, TAU, N_PROMPTS = "smollm2-135m-instruct-q4", 0.01, 8
 FORWARDS = 5  # timed before, in the middle of and after the search
 PER_LAYER = 6  # edges that the oracle decides on again
+STAGE, STAGED_PROMPTS, STAGED_TAUS = 16, 64, (0.1, 0.01, 0.001)
 SEARCH = Path("build/exact/ioi.npz")  # the search found, for the oracle
 
 
@@ -75,42 +79,46 @@ def load() -> tuple[Loaded, list[Pair], str]:
     return loaded, pairs, f"{MODEL}, IOI (seed 0), {N_PROMPTS} prompts of {length} tokens, KL, tau {TAU}"
 
 
-def ioi() -> list[Figure]:
+def ioi(runs: int) -> list[Figure]:
     loaded, pairs, shape = load()
-    tokens = torch.tensor([pair.clean for pair in pairs])
+    tokens = torch.tensor([pair.clean for pair in pairs], device=loaded.model.device)
     forwards: list[float] = []
 
     def measure() -> None:
         for _ in range(FORWARDS):
-            begin = time.perf_counter()
+            begin = clocks()[0]
             loaded.model(tokens)
-            forwards.append(time.perf_counter() - begin)
+            forwards.append(clocks()[0] - begin)
 
+    taken = []
     with as_found(loaded.model), torch.no_grad():
         loaded.model(tokens)  # what only the first call needs
         measure()
-        lines = Midway("ioi", measure)
-        ours = timed_search(wrap(loaded.model), pairs, "kl_divergence", TAU, lines)
-        measure()
-    seconds, cores = ours.seconds - lines.seconds
+        for run in range(runs):
+            lines = Midway(f"ioi, run {run + 1}", measure)
+            ours = timed_search(wrap(loaded.model), pairs, "kl_divergence", TAU, lines)
+            measure()
+            taken.append(ours.seconds - lines.seconds)
+            print(f"ioi, run {run + 1}: {taken[-1][0]:.0f} s", flush=True)
+    seconds, cores = np.median(taken, axis=0)
     per_edge, forward = seconds / ours.tested, statistics.median(forwards)
     SEARCH.parent.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"kept": ours.kept, "costs": ours.found.scores, "tested": ours.found.tested}
-    np.savez(SEARCH, per_edge=per_edge, **found)
+    np.savez(SEARCH, per_edge=per_edge, engine=engine_hash(), **found)
     over = (
         f"{shape}; {per_edge * 1e3:.2f} ms per tested edge over {forward * 1e3:.0f} ms, the median of {len(forwards)} "
-        f"model(tokens) before, in the middle and after; {ours.story()}"
+        f"model(tokens) before, in the middle and after each run; {ours.story()}"
     )
     whole = f"{shape}; model loading not included; {cores / 60:.1f} minutes of core time"
     return [
-        Figure("acdc-edge-over-hf-forward", per_edge / forward, "forwards", 0.06, "lower", 1, over),
-        Figure("acdc-ioi-minutes", seconds / 60, "minutes", 6.0, "lower", 1, whole),
+        Figure("acdc-edge-over-hf-forward", per_edge / forward, "forwards", 0.06, "lower", runs, over),
+        Figure("acdc-ioi-minutes", seconds / 60, "minutes", 6.0, "lower", runs, whole),
     ]
 
 
 def oracle() -> list[Figure]:
-    if not SEARCH.exists():
-        raise SystemExit("the oracle follows the decisions of the part ioi: run that first")
+    if not SEARCH.exists() or str(np.load(SEARCH)["engine"]) != engine_hash():
+        raise SystemExit("the oracle follows the decisions of the part ioi, of the same code: run that first")
     loaded, pairs, shape = load()
     with np.load(SEARCH) as arrays:
         kept, costs, tested = arrays["kept"], arrays["costs"], arrays["tested"]
@@ -152,12 +160,42 @@ def sample_of_all_depths(graph: Graph, costs: Scores, tested: BoolMatrix) -> Boo
     return only
 
 
-PARTS: dict[str, Callable[[], list[Figure]]] = {
+def staged() -> list[Figure]:
+    model, _ = small_model()
+    pairs, rows = small_pairs(STAGED_PROMPTS), []
+    with as_found(model), torch.no_grad():
+        problem = make_problem(wrap(model), pairs, "kl_divergence")
+        for tau in STAGED_TAUS:
+            begin = clocks()
+            (exact,) = search_acdc(problem, Lines("exact"), thresholds=[tau], rule="signed")
+            between = clocks()
+            (found,) = search_acdc(problem, Lines("staged"), thresholds=[tau], rule="signed", stages=[STAGE])
+            ratio = ((between - begin) / (clocks() - between))[0]
+            assert exact.kept is not None
+            assert found.kept is not None
+            differing = float((exact.kept != found.kept).sum() / exact.facts["edges_tested"])
+            early = found.facts["edges_decided_early"] / found.facts["edges_tested"]
+            story = (
+                f"tau {tau:g}: {differing:.2%} of {exact.facts['edges_tested']:.0f}, kept {int(exact.kept.sum())} and "
+                f"{int(found.kept.sum())}, {early:.0%} decided on {STAGE}, {ratio:.1f}x as fast"
+            )
+            print(f"staged: {story}", flush=True)
+            rows.append((differing, story))
+    how = (
+        f"worst of {len(rows)}; edges in one of the circuits of a staged ({STAGE}, {STAGED_PROMPTS} prompts) and an "
+        f"exact search and not in the other, over edges tested; small model, KL; "
+        + "; ".join(story for _, story in rows)
+    )
+    return [Figure("acdc-staged-decisions-differing", max(rows)[0], "of edges", None, "lower", 1, how)]
+
+
+PARTS: dict[str, Callable[[int], list[Figure]]] = {
     "ioi": ioi,
-    "oracle": oracle,
+    "oracle": lambda _: oracle(),
+    "staged": lambda _: staged(),
     "small": small,
-    "gpt2-kl": lambda: gpt2("kl_divergence"),
-    "gpt2-logit-diff": lambda: gpt2("logit_diff"),
+    "gpt2-kl": lambda runs: gpt2("kl_divergence", runs),
+    "gpt2-logit-diff": lambda runs: gpt2("logit_diff", runs),
 }
 
 
@@ -167,6 +205,7 @@ NEED_PEER = ("small", "gpt2-kl", "gpt2-logit-diff")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=list(PARTS))
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("build/bench_exact.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
@@ -177,8 +216,9 @@ def main() -> None:
             continue
         before = os.getloadavg()[0]
         begin = time.perf_counter()
-        figures = PARTS[name]()
-        facts = environment(torch.device("cpu"), wait_policy=os.environ.get("OMP_WAIT_POLICY", "default"))
+        figures = PARTS[name](arguments.runs)
+        device = torch.device("cuda" if torch.cuda.is_initialized() else "cpu")
+        facts = environment(device, wait_policy=os.environ.get("OMP_WAIT_POLICY", "default"))
         facts[f"{name} load before, after"] = [round(before, 1), round(os.getloadavg()[0], 1)]
         facts[f"{name} minutes"] = round((time.perf_counter() - begin) / 60, 1)
         write(arguments.out, figures, facts, into=True)

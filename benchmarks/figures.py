@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import time
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import torch
 import transformers
 
+import acdc
 from acdc.progress import Quiet
 from acdc.tasks import TASKS
 from acdc.tasks.prompts import Pair
@@ -45,7 +47,10 @@ class Figure:
 
 
 def clocks() -> npt.NDArray[np.float64]:
-    """Seconds now: of the clock, and of all cores that this process had, which other work disturbs less. [2]"""
+    """Seconds now: of the clock, and of all cores that this process had, which other work disturbs less. What was asked
+    of a GPU is waited for. [2]"""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return np.array([time.perf_counter(), time.process_time()])
 
 
@@ -56,8 +61,17 @@ def environment(device: torch.device, **more: object) -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "engine": engine_hash(),
         **more,
     }
+
+
+def engine_hash() -> str:
+    """Of the engine's code: what other code found or took is not kept with what this one does."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(acdc.__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def write(out: Path, figures: Sequence[Figure], facts: Mapping[str, object], *, into: bool = False) -> None:

@@ -145,7 +145,7 @@ def main() -> None:
 
 def report(arguments: argparse.Namespace, t: Transformer, batch: Batch, runs: list[dict[str, Any]]) -> None:
     def median(key: str) -> float:
-        return statistics.median(run[key] for run in runs)
+        return float(statistics.median(run[key] for run in runs))
 
     value, target = round(median("ratio"), 2), 5.0
     how = (

@@ -54,7 +54,7 @@ def ask_auto_circuit(t: Transformer, pairs: Sequence[Pair], objective: str, asks
     """Raises CalledProcessError where theirs fails, so also where the two sides' logits differ."""
     with tempfile.TemporaryDirectory(dir="build") as place:
         directory = Path(place)
-        t.module.save_pretrained(directory / "model")
+        t.module.save_pretrained(directory / "model")  # type: ignore[operator]
         job = {
             "objective": objective,
             "senders": [sender.name for sender in t.graph.senders],

@@ -94,11 +94,11 @@ def _loss(logits: Tensor, wanted: Tensor, is_fixed: Tensor, period: int) -> Tens
     return F.cross_entropy(logits[can_be_known], wanted[can_be_known])
 
 
-def small_pairs() -> list[Pair]:
+def small_pairs(n: int = N_PROMPTS) -> list[Pair]:
     """Induction: a sequence, then its beginning again; the corrupt prompt had another token at the place asked for."""
     language = Language(seed=2)
     pairs: list[Pair] = []
-    while len(pairs) < N_PROMPTS:
+    while len(pairs) < n:
         clean = language.sequences(1, PERIOD)[0].tolist()
         other = int(torch.randint(VOCAB, (1,), generator=language.generator))
         if language.is_fixed[clean[CHANGED - 1]] or other in clean:
