@@ -355,9 +355,11 @@ class Client:
     def map(self, map_id: str) -> MapInfo:
         return _map(self._get(f"/v1/maps/{_id(map_id)}"))
 
-    def map_values(self, map_id: str, **slices: Any) -> dict[str, Any]:
-        """Nested lists in the order of the axes. slices: labels by axis, like layer=["3", "4"], place="S2"."""
-        return self._get(f"/v1/maps/{_id(map_id)}/values", **slices)
+    def map_values(self, map_id: str, *, per_example: bool = False, **slices: Any) -> dict[str, Any]:
+        """Nested lists in the order of the axes. slices: labels by axis, like layer=["3", "4"], place="S2".
+        per_example: with the metric of every prompt."""
+        wanted = {**slices, "per_example": True} if per_example else slices
+        return self._get(f"/v1/maps/{_id(map_id)}/values", **wanted)
 
     def map_file(self, map_id: str) -> PatchMap:
         """The whole map, with the metric of every prompt."""

@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 
 from acdc.graph import Graph
-from acdc.spec import EVERY, Activations, Causes, Knockout, NodeSet, PatchSpec, Paths
+from acdc.node_sets import receiver_sets, sender_sets
+from acdc.spec import Activations, Causes, Knockout, PatchSpec, Paths
 from acdc.tasks import TASKS
 
 CELL = 0.15  # forwards: what all heads by role of ioi took, on a model of 30 layers
@@ -39,7 +40,7 @@ def cells_of_map(spec: PatchSpec, graph: Graph, tokens: float) -> int:
             heads |= {"k": graph.shape.n_kv_heads, "v": graph.shape.n_kv_heads}
             return n_layers * heads.get(asked.state, 1) * _places(spec, asked, tokens)
         case Causes():
-            return n_layers * len(asked.restored) * _places(spec, asked, tokens)
+            return n_layers * len(asked.rows(has_mlp=graph.shape.has_mlp)) * _places(spec, asked, tokens)
         case Knockout():
             return n_layers * (len(asked.blocked) if asked.blocked else max(1, len(_roles(spec)) - 1))
         case Paths():
@@ -65,27 +66,14 @@ def _places(spec: PatchSpec, asked: Activations | Causes, tokens: float) -> int:
 
 def _paths(asked: Paths, graph: Graph) -> int:
     """Pairs of which some sender comes before some receiver, told by layers."""
-    senders = _sides(asked.senders, graph, [sender.name for sender in graph.senders])
-    receivers = _sides(asked.receivers, graph, [receiver.name for receiver in graph.receivers])
-    writes = [min(_depth(name) + WRITES_LATER for name in one) for one in senders]
-    reads = [max(map(_depth, one)) for one in receivers]
+    writes = [min(map(_depth, names)) + WRITES_LATER for _, names in sender_sets(asked, graph) if names]
+    reads = [max(map(_depth, names)) for _, names in receiver_sets(asked, graph) if names]
     return sum(write < read for write in writes for read in reads)
-
-
-def _sides(asked: Sequence[NodeSet], graph: Graph, every: Sequence[str]) -> list[Sequence[str]]:
-    heads = [sender.name for sender in graph.senders if sender.kind == "head"]
-    mlps = [sender.name for sender in graph.senders if sender.kind == "mlp"]
-    words = dict(zip(EVERY, (heads, mlps, every), strict=True))
-    sides: list[Sequence[str]] = []
-    for one in asked:
-        is_word = len(one.nodes) == 1 and one.nodes[0] in words
-        sides += [(name,) for name in words[one.nodes[0]]] if is_word else [one.nodes]
-    return sides
 
 
 def _depth(name: str) -> float:
     """Where a node reads; a head before its layer's MLP."""
-    if name in ("embed", "pos"):
+    if name == "embed":
         return -1.0
     if name == "logits":
         return float("inf")

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -20,22 +22,25 @@ from acdc.models.architectures import wrap
 from acdc.models.loading import Loaded
 from acdc.models.parity import check_parity, probe_tokens
 from acdc.models.transformer import Transformer
+from acdc.node_sets import Labelled, receiver_sets, sender_sets
 from acdc.patch_map import Cells, PatchMap
 from acdc.patching.batches import Batch, bucket_pairs, make_batches
 from acdc.progress import Progress
 from acdc.prompting import make_prompts
 from acdc.provenance import record_run, task_card
-from acdc.spec import EVERY, Activations, Causes, Knockout, PatchSpec, Paths
-from acdc.spec import NodeSet as AskedSet
+from acdc.spec import Activations, Causes, Knockout, PatchSpec, Paths
 from acdc.tasks.prompts import Pair
 from acdc.tracing.activation import patch_activations
 from acdc.tracing.blocks import BlockModel, find_blocks
-from acdc.tracing.causal import ANSWER_PROBABILITY, Corruption, Restored, trace_causes
+from acdc.tracing.causal import ANSWER_PROBABILITY, Corruption, Restored, faults_of_trace, trace_causes
+from acdc.tracing.ends import inputs_named, senders_named
+from acdc.tracing.faults import faults_raised
 from acdc.tracing.knockout import knock_out_attention
-from acdc.tracing.paths import NodeSet, each, patch_paths, receivers_named, senders_named
-from acdc.tracing.places import common_roles, make_places, role_places
+from acdc.tracing.paths import NodeSet, patch_paths
+from acdc.tracing.places import common_roles, make_places
 from acdc.tracing.states import RESIDUALS
 
+SHOWN = 10  # labels in a fault: a word may stand for hundreds
 OUTSIDE = "the model's family has no description here: it was patched from outside, between its blocks"
 
 
@@ -80,11 +85,20 @@ def make_map(loaded: Loaded, spec: PatchSpec, progress: Progress) -> PatchMap:
         dtype=model.dtype,
         wall_time_s=time.monotonic() - begin,
         facts=cells.facts,
-        notes=() if isinstance(model, Transformer) else (OUTSIDE,),
+        notes=_notes(work, spec),
     )
     card = dataclasses.replace(loaded.card, parity=parity)
     provenance = Provenance(card, task_card(prompt_set, spec.task.seed), _choices(cells, spec), run)
     return PatchMap.of(cells, seed=spec.seed, provenance=provenance)
+
+
+def _notes(work: _Work, spec: PatchSpec) -> list[str]:
+    """What a reader should know of how the map was made."""
+    notes = [] if isinstance(work.model, Transformer) else [OUTSIDE]
+    without = sum(pair.clean == pair.corrupt for pair in work.pairs)
+    if isinstance(spec.map, Knockout) and without:
+        notes.append(f"{without} of {len(work.pairs)} prompts have no corrupt one: there is nothing to normalise by")
+    return notes
 
 
 def _checked(loaded: Loaded, spec: PatchSpec, pairs: Sequence[Pair]) -> tuple[Transformer | BlockModel, float | None]:
@@ -125,7 +139,7 @@ def _trace(work: _Work, spec: PatchSpec) -> Cells:
                 work.pairs,
                 work.batches,
                 [work.metric],
-                blocked=asked.blocked or _end_at_every_role(work.pairs),
+                blocked=asked.blocked or [("end", role) for role in common_roles(work.pairs) if role != "end"],
                 window=asked.window,
                 heads=asked.heads,
                 memory_bytes=work.memory_bytes,
@@ -135,20 +149,15 @@ def _trace(work: _Work, spec: PatchSpec) -> Cells:
 
 def _paths(work: _Work, asked: Paths) -> Cells:
     graph = work.t.graph
-    senders = [sender.name for sender in graph.senders]
-    heads = [sender.name for sender in graph.senders if sender.kind == "head"]
-    mlps = [sender.name for sender in graph.senders if sender.kind == "mlp"]
-    every = {"heads": heads, "mlps": mlps}
-    from_sets = _sets(asked.senders, {**every, "all": senders})
-    to_sets = _sets(asked.receivers, {**every, "all": [receiver.name for receiver in graph.receivers]})
-    _require_nodes(graph, from_sets, to_sets)
+    senders, receivers = sender_sets(asked, graph), receiver_sets(asked, graph)
+    _check_sets(graph, senders, receivers)
     return patch_paths(
         work.t,
         work.pairs,
         work.batches,
         [work.metric],
-        senders=from_sets,
-        receivers=to_sets,
+        senders=[NodeSet(*one) for one in senders],
+        receivers=[NodeSet(*one) for one in receivers],
         between=asked.between,
         direction=asked.direction,
         memory_bytes=work.memory_bytes,
@@ -156,40 +165,50 @@ def _paths(work: _Work, asked: Paths) -> Cells:
     )
 
 
-def _sets(asked: Sequence[AskedSet], every: dict[str, list[str]]) -> list[NodeSet]:
-    """Node sets in the order asked for, each once; a word that stands for many is replaced by them."""
-    found: dict[str, NodeSet] = {}
-    for one in asked:
-        is_word = len(one.nodes) == 1 and one.nodes[0] in EVERY
-        sets = each(every[one.nodes[0]]) if is_word else (NodeSet(one.label, one.nodes),)
-        found |= {item.label: item for item in sets}
-    if not found:
-        raise TaskError("this model has none of the nodes asked for")
-    return list(found.values())
-
-
-def _require_nodes(graph: Graph, senders: Sequence[NodeSet], receivers: Sequence[NodeSet]) -> None:
-    """Raises GraphMismatch with every name of either side that the graph has not."""
+def _check_sets(graph: Graph, senders: Sequence[Labelled], receivers: Sequence[Labelled]) -> None:
+    """Raises TaskError for sets of one label and for what the model has no nodes of, GraphMismatch where there are only
+    unknown names, with every fault of both sides."""
     faults: list[Fault] = []
-    for find, sets in ((senders_named, senders), (receivers_named, receivers)):
-        try:
-            find(graph, [name for one in sets for name in one.names])
-        except GraphMismatch as error:
-            faults += error.faults
+    unknown: list[Fault] = []
+    for where, sets, find in (("map.senders", senders, senders_named), ("map.receivers", receivers, inputs_named)):
+        faults += _faults_of_sets(where, sets)
+        unknown += faults_raised(partial(find, graph, [name for _, names in sets for name in names]))
     if faults:
-        raise GraphMismatch(f"{len(faults)} of the nodes named are not in this graph", faults)
+        raise TaskError("paths cannot run between these sets", [*faults, *unknown])
+    if unknown:
+        raise GraphMismatch(f"{len(unknown)} of the nodes named are not in this graph", unknown)
+
+
+def _faults_of_sets(where: str, sets: Sequence[Labelled]) -> Iterator[Fault]:
+    if not sets:
+        yield Fault(where, "this model has none of the nodes asked for")
+    yield from (Fault(where, f"this model has none of the nodes of {label!r}") for label, names in sets if not names)
+    if twice := sorted(label for label, n in Counter(label for label, _ in sets).items() if n > 1):
+        more = f" and {len(twice) - SHOWN} more" * (len(twice) > SHOWN)
+        way_out = "leave one out, or call sets of your own otherwise"
+        yield Fault(where, f"asked for twice: {', '.join(twice[:SHOWN])}{more}; {way_out}")
 
 
 def _causes(work: _Work, asked: Causes, seed: int) -> Cells:
-    subject = asked.subject or _changed_role(work.pairs)
-    role_places(work.pairs, list(dict.fromkeys((subject, *(asked.roles or ())))))  # all that are missing, at once
+    subject = asked.subject
+    if subject is None and asked.sigma is not None:
+        subject = _changed_role(work.pairs)
+    corruption = Corruption(subject, asked.sigma, asked.samples, seed)
+    rows = asked.rows(has_mlp=work.t.graph.shape.has_mlp)
+    restored = [Restored(one.state, one.window, one.severed) for one in rows]
+    faults = [
+        *faults_of_trace(work.t, work.pairs, corruption, restored),
+        *faults_raised(lambda: make_places(work.pairs, asked.places, asked.roles)),
+    ]
+    if faults:
+        raise TaskError("this cannot be traced", dict.fromkeys(faults))
     return trace_causes(
         work.t,
         work.pairs,
         work.batches,
         [work.metric],
-        corruption=Corruption(subject, asked.sigma, asked.samples, seed),
-        restored=[Restored(one.state, one.window, one.severed) for one in asked.restored],
+        corruption=corruption,
+        restored=restored,
         places=make_places(work.pairs, asked.places, asked.roles),
         memory_bytes=work.memory_bytes,
         progress=work.progress,
@@ -197,16 +216,18 @@ def _causes(work: _Work, asked: Causes, seed: int) -> Cells:
 
 
 def _changed_role(pairs: Sequence[Pair]) -> str:
-    """The role that holds, in every prompt, all tokens in which clean and corrupt differ; of several the shortest.
+    """The role that holds, in every prompt with a corrupt one, all tokens in which the two differ; of several the
+    shortest.
 
-    Raises TaskError where there is none.
+    Raises TaskError where there is none, or no corrupt prompt at all.
     """
     roles = common_roles(pairs)
-    fitting = [role for role in roles if all(_holds_the_change(pair, role) for pair in pairs)]
-    if not fitting:
+    changed = [pair for pair in pairs if pair.clean != pair.corrupt]
+    fitting = [role for role in roles if all(_holds_the_change(pair, role) for pair in changed)]
+    if not changed or not fitting:
+        why = "no role holds all tokens that the corruption changes" if changed else "there are no corrupt prompts"
         raise TaskError(
-            "no role holds all tokens that the corruption changes, so which is the subject? Name one as map.subject; "
-            f"the prompts have: {', '.join(roles)}"
+            f"{why}, so which is the subject? Name one as map.subject; the prompts have: {', '.join(roles)}"
         )
     return min(fitting, key=lambda role: sum(pair.roles[role][1] - pair.roles[role][0] for pair in pairs))
 
@@ -215,14 +236,6 @@ def _holds_the_change(pair: Pair, role: str) -> bool:
     start, stop = pair.roles[role]
     differs = [i for i, (clean, corrupt) in enumerate(zip(pair.clean, pair.corrupt, strict=True)) if clean != corrupt]
     return all(start <= i < stop for i in differs)
-
-
-def _end_at_every_role(pairs: Sequence[Pair]) -> list[tuple[str, str]]:
-    """Raises TaskError where the prompts have no role but their end."""
-    roles = [role for role in common_roles(pairs) if role != "end"]
-    if not roles:
-        raise TaskError("the prompts have no role to look at but their end: give spans, or name map.blocked")
-    return [("end", role) for role in roles]
 
 
 def _choices(cells: Cells, spec: PatchSpec) -> Choices:

@@ -2,8 +2,8 @@
 
 The effect of a cell is the mean over examples of metric(changed run) - metric(base run). It is stored with its 95 %
 bootstrap interval, beside the metric of every example, so that anything else can be computed from the file. Normalised,
-it is divided by the mean of metric(other run) - metric(base run): 1 means that the change takes the base run all the
-way to the other one.
+it is divided by the total effect, the mean of metric(other run) - metric(base run): 1 means that the change takes the
+base run all the way to the other one. What remains is the mean of metric(other run) - metric(changed run).
 
 One file holds it all (see acdc.container).
 """
@@ -24,12 +24,15 @@ import numpy.typing as npt
 from acdc.circuit import Provenance
 from acdc.container import pack, read_file, unpack
 from acdc.errors import MapFileError
-from acdc.evaluation.bootstrap import mean_intervals
-from acdc.evaluation.faithfulness import can_divide_by
+from acdc.evaluation.behaviour import MIN_UNITS
+from acdc.evaluation.bootstrap import mean_interval, mean_intervals
+from acdc.evaluation.faithfulness import ROUNDING, can_divide_by
 
 FORMAT = "acdc-patch-map/1"
 METRIC = "metric"
-_ARRAYS = ("per_example", "defined", "clean", "corrupt", "effect", "low", "high")
+_MEASURED = ("per_example", "defined", "clean", "corrupt")
+_DRAWN = ("effect", "low", "high", "remaining", "remaining_low", "remaining_high")
+NO_OTHER_RUN = "the prompts have no corrupt run to compare with"
 Numbers = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
@@ -51,6 +54,7 @@ class Cells:
     where there is no such cell (a pair of nodes between which no path runs); numbers there are 0. clean, corrupt: the
     metric of the two unchanged runs [metric, example]. base: which of them the changes were made in. groups: of each
     example. parameters: every choice that the numbers depend on. facts: numbers that a reader should know.
+    has_other_run: false where not every prompt has one, and then the numbers of the base run stand in its place.
     """
 
     kind: str
@@ -63,6 +67,7 @@ class Cells:
     groups: tuple[str, ...]
     parameters: Mapping[str, Any]
     facts: Mapping[str, float] = field(default_factory=dict)
+    has_other_run: bool = True
 
     def __post_init__(self) -> None:
         shape = tuple(len(axis.labels) for axis in self.axes)
@@ -99,10 +104,20 @@ class Cells:
         return self.corrupt if self.base == "clean" else self.clean
 
 
+@dataclass(frozen=True)
+class Total:
+    """The total effect: mean of metric(other run) - metric(base run), with its 95 % bootstrap interval."""
+
+    effect: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True, eq=False)
 class Normalised:
-    """A metric's effects over the denominator: effect, low, high [*axes without metric]. The interval is that of the
-    effect, divided: the denominator counts as exact. None of them where it is too small, and then `withheld` says why.
+    """A metric's effects over the denominator, the total effect: effect, low, high [*axes without metric]. The interval
+    is that of the effect, divided: the denominator counts as exact. None of them where it is too small or cannot be
+    judged, and then `withheld` says why.
     """
 
     effect: Numbers | None
@@ -115,19 +130,23 @@ class Normalised:
 @dataclass(frozen=True, eq=False)
 class PatchMap:
     """effect, low, high: [*axes], 0 where no cell is defined; the interval is drawn over `unit`s, group or example, of
-    which there are `n_units`, with `seed`. Arrays are read-only."""
+    which there are `n_units`, with `seed`. remaining, remaining_low, remaining_high: the same of what is left to the
+    other run, 0 where there is none. Arrays are read-only."""
 
     cells: Cells
     effect: Numbers
     low: Numbers
     high: Numbers
+    remaining: Numbers
+    remaining_low: Numbers
+    remaining_high: Numbers
     unit: str
     n_units: int
     seed: int
     provenance: Provenance | None = None
 
     def __post_init__(self) -> None:
-        for name in ("effect", "low", "high"):
+        for name in _DRAWN:
             array = getattr(self, name)
             if array.shape != self.shape or not np.isfinite(array).all():
                 raise MapFileError(f"{name} is not {self.shape} finite numbers")
@@ -142,10 +161,26 @@ class PatchMap:
     @classmethod
     def of(cls, cells: Cells, *, seed: int, provenance: Provenance | None = None) -> PatchMap:
         """Means and intervals of what was measured. seed: of the bootstrap."""
-        changed = cells.per_example - _spread(cells.base_metric, cells.per_example.ndim)
-        changed *= cells.defined[None, ..., None]
-        drawn = mean_intervals(changed, cells.groups, seed)
-        return cls(cells, changed.mean(-1), drawn.low, drawn.high, drawn.unit, drawn.n_units, seed, provenance)
+        n_axes, defined = cells.per_example.ndim, cells.defined[None, ..., None]
+        differences = cells.per_example - _spread(cells.base_metric, n_axes)
+        differences *= defined
+        effect, drawn = differences.mean(-1), mean_intervals(differences, cells.groups, seed)
+        np.subtract(_spread(cells.other_metric, n_axes), cells.per_example, out=differences)
+        differences *= defined & cells.has_other_run
+        remaining, left = differences.mean(-1), mean_intervals(differences, cells.groups, seed)
+        return cls(
+            cells,
+            effect=effect,
+            low=drawn.low,
+            high=drawn.high,
+            remaining=remaining,
+            remaining_low=left.low,
+            remaining_high=left.high,
+            unit=drawn.unit,
+            n_units=drawn.n_units,
+            seed=seed,
+            provenance=provenance,
+        )
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -162,25 +197,57 @@ class PatchMap:
         except ValueError:
             raise KeyError(f"no metric {metric!r} in this map; it has: {', '.join(self.cells.metrics)}") from None
 
+    def total(self, metric: str) -> Total | None:
+        """The whole way from the base run to the other one; None where there is no other. Raises KeyError."""
+        i, cells = self.metric_index(metric), self.cells
+        if not cells.has_other_run:
+            return None
+        difference = cells.other_metric[i] - cells.base_metric[i]
+        drawn = mean_interval(difference, cells.groups, self.seed)
+        return Total(float(difference.mean()), drawn.low, drawn.high)
+
     def normalised(self, metric: str) -> Normalised:
         """Effects as shares of the way from the base run to the other one.
 
-        Withheld where the difference of the two runs may have either sign (its 95 % bootstrap interval contains zero)
-        or is rounding.
+        Withheld where there is no other run; where the difference of the two may have either sign (its 95 % bootstrap
+        interval contains zero) or is rounding; and for a single prompt, of which no interval can be drawn. Raises
+        KeyError.
         """
         i = self.metric_index(metric)
-        base, other = self.cells.base_metric[i], self.cells.other_metric[i]
-        denominator = float((other - base).mean())
-        if not can_divide_by(other, base, self.cells.groups, self.seed):
-            why = f"clean and corrupt run differ by {denominator:.3g} in mean {metric}: too little to divide by"
+        denominator = float((self.cells.other_metric[i] - self.cells.base_metric[i]).mean())
+        if why := self._why_withheld(i, denominator):
             return Normalised(None, None, None, denominator, why)
         ends = np.sort(np.stack((self.low[i], self.high[i])) / denominator, axis=0)
         return Normalised(self.effect[i] / denominator, ends[0], ends[1], denominator)
 
+    def _why_withheld(self, i: int, denominator: float) -> str:
+        cells = self.cells
+        if not cells.has_other_run:
+            return NO_OTHER_RUN
+        if self.n_units < 2:
+            return "one prompt does not tell how sure its difference of clean and corrupt run is: take more"
+        if not can_divide_by(cells.other_metric[i], cells.base_metric[i], cells.groups, self.seed):
+            name = cells.metrics[i]
+            return f"clean and corrupt run differ by {denominator:.3g} in mean {name}: too little to divide by"
+        return ""
+
+    @property
+    def too_few(self) -> str:
+        """Why no cell is clear, if there are too few prompts for that."""
+        return too_few(len(self.cells.groups))
+
     @property
     def clear(self) -> Flags:
-        """[*axes], true at the cells whose interval leaves 0 out."""
-        return self.cells.defined & ((self.low > 0) | (self.high < 0))
+        """[*axes], true at the cells whose interval leaves 0 out and whose effect is above the rounding of the metric:
+        1e-6 of the largest value seen. None of them where there are `too_few` prompts."""
+        cells = self.cells
+        if self.too_few:
+            return np.zeros(self.shape, dtype=bool)
+        seen = (cells.per_example, cells.clean, cells.corrupt)
+        largest = np.max([[max(-array.min(), array.max()) for array in of] for of in zip(*seen, strict=True)], 1)
+        is_rounding = np.abs(self.effect) <= ROUNDING * largest.reshape(-1, *(1,) * (self.effect.ndim - 1))
+        clear: Flags = cells.defined & ~is_rounding & ((self.low > 0) | (self.high < 0))
+        return clear
 
     def _repr_svg_(self) -> str:
         """The heat map that a notebook shows."""
@@ -197,7 +264,9 @@ class PatchMap:
         return [dict(zip(self.columns, row, strict=True)) for row in largest]
 
     def rows(self) -> Iterator[tuple[str | float | None, ...]]:
-        """One row per metric and defined cell, in the order of `columns`; None where normalising is withheld."""
+        """One row per metric and defined cell, in the order of `columns`; None where normalising is withheld, and where
+        there is no other run to compare with."""
+        left = (self.remaining, self.remaining_low, self.remaining_high)
         for i, metric in enumerate(self.cells.metrics):
             share = self.normalised(metric)
             for cell in np.ndindex(*self.shape[1:]):
@@ -205,12 +274,13 @@ class PatchMap:
                     labels = [axis.labels[k] for axis, k in zip(self.axes[1:], cell, strict=True)]
                     raw = (float(array[(i, *cell)]) for array in (self.effect, self.low, self.high))
                     divided = (None if a is None else float(a[cell]) for a in (share.effect, share.low, share.high))
-                    yield (metric, *labels, *raw, *divided)
+                    remaining = (float(a[(i, *cell)]) if self.cells.has_other_run else None for a in left)
+                    yield (metric, *labels, *raw, *divided, *remaining)
 
     @property
     def columns(self) -> tuple[str, ...]:
         names = (axis.name for axis in self.axes)
-        return (*names, "effect", "low", "high", "normalised", "normalised_low", "normalised_high")
+        return (*names, *_DRAWN[:3], "normalised", "normalised_low", "normalised_high", *_DRAWN[3:])
 
     def to_dataframe(self) -> Any:
         """All defined cells as a pandas DataFrame."""
@@ -241,18 +311,20 @@ class PatchMap:
             "groups": cells.groups,
             "parameters": cells.parameters,
             "facts": cells.facts,
+            "has_other_run": cells.has_other_run,
             "unit": self.unit,
             "n_units": self.n_units,
             "seed": self.seed,
             "provenance": self.provenance and asdict(self.provenance),
         }
-        arrays = {name: getattr(cells, name) for name in _ARRAYS[:4]}
-        return pack(header, {**arrays, "effect": self.effect, "low": self.low, "high": self.high})
+        measured = {name: getattr(cells, name) for name in _MEASURED}
+        return pack(header, {**measured, **{name: getattr(self, name) for name in _DRAWN}})
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "map") -> PatchMap:
         """Raises MapFileError for a file that is damaged, foreign, or of a version that this code does not know."""
-        header, arrays = unpack(data, name, what="map", file_format=FORMAT, arrays=_ARRAYS, error=MapFileError)
+        wanted = (*_MEASURED, *_DRAWN)
+        header, arrays = unpack(data, name, what="map", file_format=FORMAT, arrays=wanted, error=MapFileError)
         for key, array in arrays.items():
             if array.dtype != (np.bool_ if key == "defined" else np.float64):
                 raise MapFileError(f"{name}: {key} is {array.dtype}; a map holds float64, and true or false")
@@ -264,13 +336,15 @@ class PatchMap:
                 groups=tuple(header["groups"]),
                 parameters=dict(header["parameters"]),
                 facts=dict(header["facts"]),
-                **{key: arrays[key] for key in _ARRAYS[:4]},
+                has_other_run=bool(header["has_other_run"]),
+                **{key: arrays[key] for key in _MEASURED},
             )
             provenance = header["provenance"] and Provenance.from_dict(header["provenance"])
-            drawn = str(header["unit"]), int(header["n_units"]), int(header["seed"])
+            unit, n_units, seed = str(header["unit"]), int(header["n_units"]), int(header["seed"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise MapFileError(f"{name}: the header does not describe a map ({error})") from None
-        return cls(cells, arrays["effect"], arrays["low"], arrays["high"], *drawn, provenance)
+        means = {key: arrays[key] for key in _DRAWN}
+        return cls(cells, **means, unit=unit, n_units=n_units, seed=seed, provenance=provenance)
 
     def save(self, path: Path) -> None:
         path.write_bytes(self.to_bytes())
@@ -279,6 +353,15 @@ class PatchMap:
     def load(cls, path: Path) -> PatchMap:
         """Raises MapFileError; a file that is not there is one too."""
         return cls.from_bytes(read_file(path, MapFileError), path.name)
+
+
+def too_few(n_prompts: int) -> str:
+    """Why intervals over so many prompts tell no effect from chance; empty where they do."""
+    if n_prompts >= MIN_UNITS:
+        return ""
+    return (
+        f"intervals over fewer than {MIN_UNITS} prompts tell no effect from chance, and here are {n_prompts}: take more"
+    )
 
 
 def measured_axis(metrics: Sequence[str]) -> Axis:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from acdc.errors import TaskError
 from acdc.metrics import Metric
 from acdc.progress import Progress
-from acdc.spec import PromptsSpec
+from acdc.spec import PatchSpec, PromptsSpec
 from acdc.tasks import TASKS
 from acdc.tasks.custom import build_custom
 from acdc.tasks.prompts import PromptSet, Tokenizer
@@ -19,9 +19,10 @@ def make_prompts(tokenizer: Tokenizer, spec: PromptsSpec, metric: Metric, progre
         progress.log(f"row {dropped.row} dropped: {dropped.reason}")
     without = sum(not pair.wrong for pair in (*prompt_set.search, *prompt_set.held_out))
     if metric.needs_wrong and without:
+        of_maps = "answer_probability, " if isinstance(spec, PatchSpec) else ""
         raise TaskError(
             f"metric {metric.name} compares right with wrong answers and {without} prompts have no wrong ones; "
-            "give `wrong`, or use answer_logprob or kl_divergence"
+            f"give `wrong`, or use {of_maps}answer_logprob or kl_divergence"
         )
     return prompt_set
 
@@ -39,6 +40,7 @@ def build_prompts(tokenizer: Tokenizer, spec: PromptsSpec) -> PromptSet:
             corruption=task.corruption or "given",
             seed=task.seed,
             strict=task.strict,
+            needs_corrupt=spec.needs_corrupt,
         )
     description = TASKS[task.name]
     return description.build(

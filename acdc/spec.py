@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
@@ -18,7 +19,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -30,6 +33,7 @@ from acdc.models.catalogue import CATALOGUE
 from acdc.models.reference import Reference
 from acdc.suggestions import did_you_mean
 from acdc.tasks import TASKS
+from acdc.tasks.pair_rows import refuse_taken_names
 
 MetricName = Literal["logit_diff", "prob_diff", "kl_divergence", "answer_logprob", "accuracy"]
 Rule = Literal["signed", "absolute"]
@@ -135,7 +139,8 @@ class Message(Frozen):
 
 class CustomPair(Frozen):
     """One row of the user's own prompts. `clean` and `corrupt` are text or chat messages; `corrupt` may be left out
-    with `corruption: swap_within_group`. `spans` names character ranges of the clean text."""
+    with `corruption: swap_within_group`, and for maps that need none: knockout, and causes with noise. `spans` names
+    character ranges of the clean text."""
 
     clean: str | tuple[Message, ...]
     corrupt: str | tuple[Message, ...] | None = None
@@ -148,6 +153,12 @@ class CustomPair(Frozen):
     @classmethod
     def _one_is_enough(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("spans")
+    @classmethod
+    def _names_are_free(cls, value: Mapping[str, tuple[int, int]]) -> Mapping[str, tuple[int, int]]:
+        refuse_taken_names(value)
+        return value
 
 
 class _Task(Frozen):
@@ -385,13 +396,6 @@ class Activations(_AtPlaces):
     )
 
 
-class NodeSet(Frozen):
-    """Nodes that change together, and what the map calls them."""
-
-    label: NonEmpty
-    nodes: tuple[NonEmpty, ...] = Field(min_length=1, max_length=10_000)
-
-
 def _no_number(value: object) -> object:
     """YAML reads 9.10 as the number 9.1, which is another head: so a number is refused, and not made into a name."""
     if isinstance(value, int | float):
@@ -399,21 +403,50 @@ def _no_number(value: object) -> object:
     return value
 
 
+NodeName = Annotated[NonEmpty, BeforeValidator(_no_number)]
+EveryNode = Literal["heads", "mlps", "all"]  # standing alone: each such node by itself; in a set: all of them
+EVERY: tuple[str, ...] = get_args(EveryNode)
+_LABEL = 200  # characters
+
+
+class NodeSet(Frozen):
+    """Nodes that change together, and what the map calls them."""
+
+    label: Annotated[str, Field(min_length=1, max_length=_LABEL)]
+    nodes: tuple[NodeName, ...] = Field(min_length=1, max_length=10_000)
+
+
 def _as_node_set(value: object) -> object:
-    """A node's name stands for itself; a list of names is one set."""
-    for name in value if isinstance(value, list | tuple) else (value,):
-        _no_number(name)
-    if isinstance(value, str):
-        return {"label": value, "nodes": (value,)}
-    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
-        return {"label": "+".join(value)[:200], "nodes": tuple(value)}
-    return value
+    """A node's name stands for itself, a word for every such node by itself; a list of names is one set."""
+    if isinstance(value, list | tuple):
+        names = [_no_number(name) for name in value]
+        is_set = all(isinstance(name, str) for name in names)
+        return {"label": _label_of(value), "nodes": tuple(value)} if is_set else value
+    is_name = isinstance(_no_number(value), str) and value not in EVERY
+    return {"label": value, "nodes": (value,)} if is_name else value
 
 
-_SENDER, _RECEIVER = r"embed|pos|mlp\d+|\d+\.\d+", r"logits|mlp\d+|\d+\.\d+(\.[qkv])?"
-EVERY = ("heads", "mlps", "all")  # in the place of a name: every such node by itself
+def _label_of(names: Sequence[str]) -> str:
+    """What a set without a label is called. Sets of other nodes have other labels, however long their lists are."""
+    if len(names) == 1 and names[0] in EVERY:
+        return f"{names[0]} together"
+    label = "+".join(names)
+    if len(label) <= _LABEL:
+        return label
+    end = f"… ({len(names)} nodes, {hashlib.sha256(label.encode()).hexdigest()[:12]})"
+    return label[: _LABEL - len(end)] + end
+
+
+_SENDER, _RECEIVER = r"embed|mlp\d+|\d+\.\d+", r"logits|mlp\d+|\d+\.\d+(\.[qkv])?"
 NodeSets = Annotated[
-    tuple[Annotated[NodeSet, BeforeValidator(_as_node_set)], ...],
+    tuple[
+        Annotated[
+            Annotated[EveryNode, Tag("EveryNode")] | Annotated[NodeSet, Tag("NodeSet")],
+            Discriminator(lambda value: "EveryNode" if isinstance(value, str) else "NodeSet"),
+            BeforeValidator(_as_node_set),
+        ],
+        ...,
+    ],
     Field(max_length=10_000),
     BeforeValidator(lambda value: (value,) if isinstance(value, str | int | float) else value),
 ]
@@ -425,9 +458,10 @@ class Paths(Frozen):
 
     name: Literal["paths"] = "paths"
     senders: NodeSets = Field(
-        default=(NodeSet(label="heads", nodes=("heads",)),),
+        default=("heads",),
         description="names (9.6, mlp3, embed), each by itself; sets of them that change together, as a list or with "
-        "label and nodes; heads, mlps and all stand for every such node by itself",
+        "label and nodes; heads, mlps and all stand for every such node: each by itself where the word stands alone, "
+        "all together in a set, like the one set of [[heads]]",
     )
     receivers: NodeSets = Field(
         default=(NodeSet(label="logits", nodes=("logits",)),),
@@ -441,43 +475,52 @@ class Paths(Frozen):
 
     @field_validator("senders", "receivers")
     @classmethod
-    def _names_are_nodes(cls, value: tuple[NodeSet, ...], info: ValidationInfo) -> tuple[NodeSet, ...]:
+    def _names_are_nodes(cls, value: NodeSets, info: ValidationInfo) -> NodeSets:
         if not value:
             raise ValueError("give at least one node")
         what, form = ("sender", _SENDER) if info.field_name == "senders" else ("receiver", _RECEIVER)
-        words = [one for one in value if one.nodes[0] in EVERY and len(one.nodes) == 1]
-        names = [name for one in value if one not in words for name in one.nodes]
-        if wrong := [name for name in names if not re.fullmatch(form, name)]:
+        names = {name: None for one in value if isinstance(one, NodeSet) for name in one.nodes}
+        if wrong := [name for name in names if name not in EVERY and not re.fullmatch(form, name)]:
             examples = "9.6, mlp3, embed" if what == "sender" else "9.6.q, 9.6, mlp3, logits"
+            of_pos = "; positions are a part of embed here" if "pos" in wrong else ""
             raise ValueError(
-                f"no {what}s: {', '.join(map(repr, wrong))}; they look like {examples}; {', '.join(EVERY)} stand alone"
+                f"no {what}s: {', '.join(map(repr, wrong))}; they look like {examples}, and {', '.join(EVERY)} stand "
+                f"for all such nodes{of_pos}"
             )
-        labels = [one.label for one in value]
-        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        asked = Counter((one.label, "set") if isinstance(one, NodeSet) else (one, "word") for one in value)
+        if twice := sorted(label for (label, _), n in asked.items() if n > 1):
             raise ValueError(f"asked for twice: {', '.join(map(repr, twice))}")
         return value
 
 
+SeveredName = Literal["mlp", "attention"]
+Severed = Annotated[tuple[SeveredName, ...], BeforeValidator(lambda value: () if value is None else _as_tuple(value))]
+
+
 class RestoredSpec(Frozen):
-    """A state that causal tracing restores. severed: what stays as the corrupted run had it at the restored place."""
+    """A state that causal tracing restores."""
 
     state: RestoredState
     window: int = Field(default=1, ge=1, le=1000, description="layers restored together")
-    severed: Literal["mlp", "attention"] | None = None
+    severed: Severed = Field(
+        default=(),
+        description="mlp, attention or both: what stays as the corrupted run had it at the restored place, so that the "
+        "effect is that part of the indirect one which does not pass through it there",
+    )
 
     @field_validator("severed")
     @classmethod
-    def _only_of_the_stream(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None and not str(info.data.get("state", "residual")).startswith("residual"):
+    def _only_of_the_stream(cls, value: Severed, info: ValidationInfo) -> Severed:
+        if value and not str(info.data.get("state", "residual")).startswith("residual"):
             raise ValueError("something can be severed only while the residual stream is restored")
-        return value
+        return tuple(kind for kind in get_args(SeveredName) if kind in value)  # in one order, so that equals are equal
 
 
 # What the paper shows; residual_after is its hidden state.
-_RESTORED = (
+_PAPER = (
     RestoredSpec(state="residual_after"),
-    RestoredSpec(state="residual_after", severed="mlp"),
-    RestoredSpec(state="residual_after", severed="attention"),
+    RestoredSpec(state="residual_after", severed=("mlp",)),
+    RestoredSpec(state="residual_after", severed=("attention",)),
     RestoredSpec(state="mlp", window=10),
     RestoredSpec(state="attention", window=10),
 )
@@ -488,26 +531,39 @@ class Causes(_AtPlaces):
 
     name: Literal["causes"] = "causes"
     subject: NonEmpty | None = Field(
-        default=None, description="role of the tokens made unreadable; by default the one that the corruption changes"
+        default=None,
+        description="role of the tokens made unreadable; by default the one that the corruption changes, and with "
+        "`sigma: null` the whole prompt",
     )
     sigma: float | None = Field(
         default=3.0,
         ge=0,
         le=1000,
-        description="of the noise, in standard deviations of the embeddings; null runs the corrupt prompt instead",
+        description="of the noise, in standard deviations of the embeddings; null takes the subject's tokens from the "
+        "corrupt prompt instead",
     )
     samples: int = Field(default=10, ge=1, le=1000, description="of the noise, for each prompt")
-    restored: tuple[RestoredSpec, ...] = Field(default=_RESTORED, max_length=100)
+    restored: tuple[RestoredSpec, ...] | None = Field(
+        default=None,
+        max_length=100,
+        description="by default what the paper shows, as far as the model has it: residual_after whole, with mlp and "
+        "with attention severed; mlp and attention in windows of 10 layers",
+    )
 
     @field_validator("restored")
     @classmethod
-    def _once(cls, value: tuple[RestoredSpec, ...]) -> tuple[RestoredSpec, ...]:
-        if not value:
+    def _once(cls, value: tuple[RestoredSpec, ...] | None) -> tuple[RestoredSpec, ...] | None:
+        if value == ():
             raise ValueError("give at least one state to restore")
-        asked = [(one.state, one.severed) for one in value]
-        if twice := sorted({state for state, severed in asked if asked.count((state, severed)) > 1}):
-            raise ValueError(f"asked for twice: {', '.join(twice)}; a map has one window of each")
+        if twice := [one for one, n in Counter(value or ()).items() if n > 1]:
+            raise ValueError(f"asked for twice: {', '.join(sorted({one.state for one in twice}))}, alike in all fields")
         return value
+
+    def rows(self, *, has_mlp: bool) -> tuple[RestoredSpec, ...]:
+        """What is restored in a model, one row of the map each."""
+        if self.restored is not None:
+            return self.restored
+        return tuple(one for one in _PAPER if has_mlp or (one.state != "mlp" and "mlp" not in one.severed))
 
 
 class Knockout(Frozen):
@@ -521,7 +577,7 @@ class Knockout(Frozen):
         "every other role",
     )
     window: int = Field(default=5, ge=1, le=1000, description="layers blocked together; the paper takes 9 of 48")
-    heads: tuple[Annotated[NonEmpty, BeforeValidator(_no_number)], ...] | None = Field(
+    heads: tuple[NodeName, ...] | None = Field(
         default=None, max_length=10_000, description="only these, like 9.6; all by default"
     )
 
@@ -549,7 +605,8 @@ MAP_SPECS: dict[str, type[Frozen]] = {
     "causes": Causes,
     "knockout": Knockout,
 }
-_TAGGED = {**METHOD_SPECS, **MAP_SPECS}  # what pydantic puts into the place of a fault, and no user wrote
+# What pydantic puts into the place of a fault, and no user wrote.
+_TAGGED: dict[str, type[Frozen]] = {**METHOD_SPECS, **MAP_SPECS, "NodeSet": NodeSet}
 
 
 # -- the rest of a job -------------------------------------------------------------------------------------------------
@@ -651,6 +708,11 @@ class _OnPrompts(_Request):
     model: str = "smollm2-135m-instruct-q4"
     compute: Compute = Field(default_factory=Compute)
     seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @property
+    def needs_corrupt(self) -> bool:
+        """Whether a prompt without a corrupt one is of no use."""
+        return True
 
     @field_validator("model")
     @classmethod
@@ -771,6 +833,17 @@ class PatchSpec(_OnPrompts):
         default="logit_diff", description="answer_probability is the one of the paper on causal tracing"
     )
 
+    @property
+    def needs_corrupt(self) -> bool:
+        """Noise makes its own corrupted run, and blocked attention needs no other values."""
+        match self.map:
+            case Causes(sigma=sigma):
+                return sigma is None
+            case Knockout():
+                return False
+            case _:
+                return True
+
     @field_validator("map", mode="before")
     @classmethod
     def _fields_are_of_the_default_map(cls, value: object) -> object:
@@ -835,9 +908,18 @@ def faults_of(error: ValidationError, checked: type[BaseModel]) -> list[Fault]:
     """pydantic's findings as our faults, in its order. checked: the model whose validation failed."""
     faults = []
     for finding in error.errors(include_url=False):
+        if _is_echo(finding):
+            continue
         where = ".".join(str(part) for part in finding["loc"] if part not in _TAGGED)
         faults.append(Fault(where, _message_of(finding, checked)))
     return faults
+
+
+def _is_echo(finding: Any) -> bool:
+    """A list that is called too short only because items with a fault of their own were not counted."""
+    if finding["type"] != "too_short" or not isinstance(finding["input"], list | tuple):
+        return False
+    return len(finding["input"]) >= int(finding["ctx"]["min_length"])
 
 
 def _message_of(finding: Any, checked: type[BaseModel]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,6 +44,8 @@ def plan(map: object, **fields: Any) -> Plan:
         ("paths", LAYERS * HEADS),
         ({"name": "paths", "receivers": "heads"}, HEADS * HEADS),
         ({"name": "paths", "senders": ["embed", "mlp1"], "receivers": ["mlps", "logits"]}, 3 + 1),
+        ({"name": "paths", "senders": [["heads"], ["mlps", "embed"]]}, 2),
+        ({"name": "paths", "senders": [{"label": "x", "nodes": ["all"]}], "receivers": ["mlps", ["mlps"]]}, 2 + 1),
     ],
 )
 def test_cells_are_counted_before_anything_is_loaded(map: object, cells: int) -> None:
@@ -52,6 +55,13 @@ def test_cells_are_counted_before_anything_is_loaded(map: object, cells: int) ->
 def test_cells_of_one_set_are_one() -> None:
     asked = {"name": "paths", "senders": [["0.1", "1.1"]], "receivers": [["logits", "mlp1"]]}
     assert cells_of_map(patch(asked), GRAPH, TOKENS) == 1
+
+
+def test_model_without_mlps_has_no_rows_and_sets_of_them() -> None:
+    graph = Graph(replace(SIZE.shape, has_mlp=False))
+    assert cells_of_map(patch("causes"), graph, TOKENS) == LAYERS * 3 * 3
+    asked = {"name": "paths", "senders": ["embed", ["mlps"]], "receivers": ["mlps", "logits"]}
+    assert cells_of_map(patch(asked), graph, TOKENS) == 1
 
 
 def test_map_takes_two_runs_and_its_cells_for_every_prompt() -> None:

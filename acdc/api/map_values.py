@@ -15,12 +15,14 @@ from acdc.patch_map import FORMAT, PatchMap
 
 Slices = Mapping[str, Sequence[str]]
 EVERYTHING: Slices = {}
+MOST_NUMBERS = 1_000_000  # in one answer about single prompts: some 20 MB of JSON
 
 
-def values(found: PatchMap, slices: Slices = EVERYTHING) -> dict[str, Any]:
+def values(found: PatchMap, slices: Slices = EVERYTHING, *, per_example: bool = False) -> dict[str, Any]:
     """Axes and nested lists in their order; null where there is no such cell, or normalising is withheld.
 
-    slices: by axis, the labels wanted, in that order. Raises SpecError with every axis and label that the map has not.
+    slices: by axis, the labels wanted, in that order. per_example: with the metric of every prompt. Raises SpecError
+    with every axis and label that the map has not, and where that is too much for one answer.
     """
     chosen = _chosen(found, slices)
     axes = [
@@ -30,20 +32,45 @@ def values(found: PatchMap, slices: Slices = EVERYTHING) -> dict[str, Any]:
     grid = np.ix_(*chosen)
     defined = np.broadcast_to(found.cells.defined, found.shape)[grid]
     arrays = {"effect": found.effect, "low": found.low, "high": found.high}
+    left = {name: getattr(found, name) for name in ("remaining", "remaining_low", "remaining_high")}
     shares = [found.normalised(metric) for metric in found.cells.metrics]
+    totals = {metric: found.total(metric) for metric in found.cells.metrics}
     for name, field in (("normalised", "effect"), ("normalised_low", "low"), ("normalised_high", "high")):
         parts = [getattr(share, field) for share in shares]
         whole = [np.full(found.shape[1:], np.nan) if part is None else part for part in parts]
         arrays[name] = np.stack(whole)
+    has_other_run = np.bool_(found.cells.has_other_run)
     return {
         "axes": axes,
         **{name: _nested(array[grid], defined) for name, array in arrays.items()},
+        **{name: _nested(array[grid], defined & has_other_run) for name, array in left.items()},
+        "total": {metric: total and asdict(total) for metric, total in totals.items()},
         "denominator": {metric: share.denominator for metric, share in zip(found.cells.metrics, shares, strict=True)},
         "withheld": {
             metric: share.withheld for metric, share in zip(found.cells.metrics, shares, strict=True) if share.withheld
         },
         "unit": found.unit,
         "n_units": found.n_units,
+        **({"examples": _examples(found, chosen, defined)} if per_example else {}),
+    }
+
+
+def _examples(found: PatchMap, chosen: list[list[int]], defined: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """The metric of every prompt, in the unchanged runs and for each cell of the slice."""
+    cells, n_prompts = found.cells, len(found.cells.groups)
+    if (n := defined.size * n_prompts) > MOST_NUMBERS:
+        many = f"{defined.size:,} cells of {n_prompts:,} prompts are {n:,} numbers, and one answer has {MOST_NUMBERS:,}"
+        way_out = "ask for fewer places of an axis, or take the whole file (export?format=safetensors)"
+        raise SpecError("that part of the map cannot be had", [Fault("per_example", f"{many}: {way_out}")])
+    changed = np.empty(defined.shape, dtype=object)
+    for cell in np.argwhere(defined):
+        at = tuple(places[i] for places, i in zip(chosen, cell, strict=True))
+        changed[tuple(cell)] = cells.per_example[at].tolist()
+    return {
+        "groups": list(cells.groups),
+        "clean": cells.clean[chosen[0]].tolist(),
+        "corrupt": cells.corrupt[chosen[0]].tolist() if cells.has_other_run else None,
+        "changed": changed.tolist(),
     }
 
 

@@ -38,7 +38,8 @@ class MapQuery(BaseModel):
 
 
 class Slices(BaseModel):
-    """Which part of a map: labels of an axis, in the order wanted; an axis that is left out is there as a whole."""
+    """Which part of a map: labels of an axis, in the order wanted; an axis that is left out is there as a whole.
+    per_example: the metric of every prompt too."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -50,6 +51,7 @@ class Slices(BaseModel):
     sender: list[str] = []
     receiver: list[str] = []
     blocked: list[str] = []
+    per_example: bool = False
 
 
 @router.get("", summary="List patching maps")
@@ -75,9 +77,10 @@ def get_map(services: Deps, map_id: MapId) -> MapView:
 
 @router.get("/{map_id}/values", summary="Its numbers, all or a slice", response_model=MapValuesView)
 def get_map_values(services: Deps, map_id: MapId, query: Annotated[Slices, Query()]) -> Response:
-    """Nested lists in the order of the axes. `?layer=3&layer=4&place=S2` gives these places of these axes alone."""
-    slices = query.model_dump(exclude_defaults=True)
-    return JSONResponse(map_values.values(services.patch_map(map_id), slices))
+    """Nested lists in the order of the axes. `?layer=3&layer=4&place=S2` gives these places of these axes alone;
+    `per_example=true` the metric of every prompt as well, for as many cells as go into one answer."""
+    slices = query.model_dump(exclude_defaults=True, exclude={"per_example"})
+    return JSONResponse(map_values.values(services.patch_map(map_id), slices, per_example=query.per_example))
 
 
 @router.get("/{map_id}/heatmap.svg", summary="Its picture")

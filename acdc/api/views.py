@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from acdc.patch_map import too_few
 from acdc.store import CircuitDetail, CircuitRow, JobRow, MapDetail, MapRow, ResultRow, State
 
 Item = TypeVar("Item")
@@ -243,9 +244,10 @@ class MapSummary(View):
     """A patching map in a list.
 
     kind: activation_patching, path_patching, causal_tracing or attention_knockout. base: the run that was changed.
-    n_cells: that there are; n_clear: of these, whose 95 % interval leaves 0 out. clean, corrupt: mean metric of the
-    unchanged runs. axes: all but the metric's. strongest: the cells with the largest |effect|: a label for each axis,
-    effect, low, high, and these three normalised (1 is all the way from the base run to the other one), or null.
+    n_cells: that there are; n_clear: of these, whose 95 % interval leaves 0 out; too_few: why none does, where there
+    are too few prompts to tell. clean, corrupt: mean metric of the unchanged runs. axes: all but the metric's.
+    strongest: the cells with the largest |effect|: a label for each axis, effect, low, high; these three normalised (1
+    is all the way from the base run to the other one), or null; and what remains to the other run, or null.
     """
 
     id: str
@@ -264,6 +266,7 @@ class MapSummary(View):
     base: str
     n_cells: int
     n_clear: int
+    too_few: str
     n_examples: int
     clean: float
     corrupt: float
@@ -280,10 +283,30 @@ class MapView(MapSummary):
     provenance: dict[str, Any]
 
 
+class TotalView(BaseModel):
+    effect: float
+    low: float
+    high: float
+
+
+class ExamplesView(BaseModel):
+    """The metric of every prompt. groups: of each. clean, corrupt: [metric, prompt], the unchanged runs; corrupt is
+    null where not every prompt has one. changed: nested lists like those of the cells, with a list of all prompts for
+    each number; null where there is no such cell.
+    """
+
+    groups: list[str]
+    clean: list[list[float]]
+    corrupt: list[list[float]] | None
+    changed: list[Any]
+
+
 class MapValuesView(BaseModel):
-    """Nested lists in the order of the axes; null where there is no such cell, or normalising is withheld. denominator,
-    withheld: by metric, what normalised effects are divided by, and why there are none. unit, n_units: what intervals
-    were drawn over."""
+    """Nested lists in the order of the axes; null where there is no such cell, or normalising is withheld. remaining:
+    from the changed run to the other one, null where there is no other. total: by metric, from the base run to the
+    other one, or null. denominator, withheld: by metric, what normalised effects are divided by, and why there are
+    none. unit, n_units: what intervals were drawn over. examples: with `per_example=true` only.
+    """
 
     axes: list[AxisView]
     effect: list[Any]
@@ -292,18 +315,24 @@ class MapValuesView(BaseModel):
     normalised: list[Any]
     normalised_low: list[Any]
     normalised_high: list[Any]
+    remaining: list[Any]
+    remaining_low: list[Any]
+    remaining_high: list[Any]
+    total: dict[str, TotalView | None]
     denominator: dict[str, float]
     withheld: dict[str, str]
     unit: str
     n_units: int
+    examples: ExamplesView | None = None
 
 
 def _map_fields(row: MapRow) -> dict[str, Any]:
     root = f"/v1/maps/{row.id}"
-    own = {name: getattr(row, name) for name in MapSummary.model_fields if name != "links"}
+    made = {"links", "too_few"}
+    own = {name: getattr(row, name) for name in MapSummary.model_fields if name not in made}
     job = {"job": f"/v1/jobs/{row.job_id}"} if row.job_id else {}
     parts = {part: f"{root}/{part}" for part in ("values", "heatmap.svg", "export")}
-    return {**own, "links": {"self": root, **job, **parts}}
+    return {**own, "too_few": too_few(row.n_examples), "links": {"self": root, **job, **parts}}
 
 
 def map_summary(row: MapRow) -> MapSummary:

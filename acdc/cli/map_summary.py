@@ -23,17 +23,20 @@ def summarise_map(made: PatchMap, title: str = "map") -> Iterator[RenderableType
     yield f"{title}{of}, {cells.kind.replace('_', ' ')}"
     yield f"changed    {_choices(cells.parameters)}; one thing at a time in the {cells.base} run"
     for i, metric in enumerate(cells.metrics):
-        yield (
-            f"unchanged  {metric} {cells.clean[i].mean():.3f} clean, {cells.corrupt[i].mean():.3f} corrupt, over "
-            f"{len(cells.groups)} prompts"
-        )
+        total = made.total(metric)
+        corrupt = "" if total is None else f", {cells.corrupt[i].mean():.3f} corrupt"
+        yield f"unchanged  {metric} {cells.clean[i].mean():.3f} clean{corrupt}, over {len(cells.groups)} prompts"
+        if total is not None:
+            yield f"total      {total.effect:.3f}, 95 % interval {number(total.low)} to {number(total.high)}"
         if withheld := made.normalised(metric).withheld:
             yield f"           not normalised: {withheld}"
-    yield (
-        f"cells      {n:,} ({sizes}); {int(made.clear.sum()):,} of them have a 95 % interval without 0, and 5 % of all "
-        "would by chance"
-    )
+    yield f"cells      {n:,} ({sizes}); {_how_sure(made)}"
     yield strongest_table(made)
+
+
+def _how_sure(made: PatchMap) -> str:
+    n_clear = int(made.clear.sum())
+    return made.too_few or f"{n_clear:,} of them have a 95 % interval without 0, and 5 % of all would by chance"
 
 
 def strongest_table(made: PatchMap, n: int = SHOWN) -> RenderableType:
@@ -62,6 +65,8 @@ def map_data(made: PatchMap) -> dict[str, Any]:
         "parameters": dict(cells.parameters),
         "n_cells": int(cells.defined.sum()) * len(cells.metrics),
         "n_clear": int(made.clear.sum()),
+        "too_few": made.too_few,
+        "total": {metric: total and asdict(total) for metric in cells.metrics for total in [made.total(metric)]},
         "strongest": made.strongest(SHOWN),
     }
 

@@ -1,8 +1,8 @@
 """A patching map as heat maps: rows by columns of cells, and a panel for every place of a third axis.
 
 Made to be read in black and white: the larger an effect, the darker its cell, and what is below zero is hatched. A dot
-marks a cell whose 95 % interval contains zero; where there is no such cell, nothing is drawn. Layers run across and
-places down, as in most of the literature; layer by head where heads are alone.
+marks a cell whose 95 % interval contains zero, where there are prompts enough to tell; where there is no such cell,
+nothing is drawn. Layers run across and places down, as in most of the literature; layer by head where heads are alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ from acdc.drawing.svg import (
     text_width,
     wrap,
 )
-from acdc.patch_map import PatchMap
+from acdc.patch_map import NO_OTHER_RUN, PatchMap
 
 MARGIN, GAP = 20.0, 26.0
 WIDTH = 1120.0  # that panels are laid out in, side by side
@@ -66,6 +67,7 @@ _KINDS = {
 
 Numbers = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
+Array = npt.NDArray[Any]  # either of them
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,14 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """effect, low, high, defined: [row, column]."""
+    """effect, low, high, defined, unclear: [row, column]. unclear: what carries a dot."""
 
     title: str
     effect: Numbers
     low: Numbers
     high: Numbers
     defined: Flags
+    unclear: Flags
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,9 @@ def draw_map(found: PatchMap) -> str:
     for i, panel in enumerate(panels):
         x, y = MARGIN + i % per_line * (frame.width + GAP), begin + i // per_line * line_height
         _draw_panel(drawing, panel, frame, (x, y), scale, hatch, with_titles=found.effect.size <= MAX_TITLES)
-    _draw_legend(drawing, MARGIN, end, scale, _unit(found), hatch, is_marked=frame.cell[0] >= MARKED_FROM)
+    _draw_legend(drawing, MARGIN, end, scale, _unit(found), hatch)
+    if not found.too_few:
+        _draw_dot_of_legend(drawing, MARGIN, end, is_marked=frame.cell[0] >= MARKED_FROM)
     drawing.lines(MARGIN, end + 52, notes, size=SMALL_SIZE, fill=QUIET)
     return drawing.to_string()
 
@@ -143,22 +148,20 @@ def draw_map(found: PatchMap) -> str:
 def _panels(found: PatchMap) -> tuple[Side, Side, list[Panel]]:
     """Rows, columns, and a panel for each place of all other axes."""
     sides = [Side(axis.name, axis.labels) for axis in found.axes]
-    arrays = [found.effect, found.low, found.high]
     defined = np.broadcast_to(found.cells.defined, found.shape)
-    sides, arrays, defined = _folded(sides, [*arrays], defined)
+    unclear = defined & ~found.clear & (not found.too_few)
+    sides, arrays = _folded(sides, [found.effect, found.low, found.high, defined, unclear])
     row, column = _row_and_column([side.name for side in sides])
     if column == len(sides):  # a single axis
         sides, arrays = [*sides, Side("", ("",))], [array[..., None] for array in arrays]
-        defined = defined[..., None]
     others = [i for i in range(len(sides)) if i not in (row, column)]
-    effect, low, high = (np.transpose(array, (*others, row, column)) for array in arrays)
-    defined = np.transpose(defined, (*others, row, column))
+    arrays = [np.transpose(array, (*others, row, column)) for array in arrays]
     panels = []
-    for at in np.ndindex(*effect.shape[:-2]):
+    for at in np.ndindex(*arrays[0].shape[:-2]):
         names = [
             f"{sides[i].name} {sides[i].labels[k]}" for i, k in zip(others, at, strict=True) if len(sides[i].labels) > 1
         ]
-        panels.append(Panel(", ".join(names), effect[at], low[at], high[at], defined[at]))
+        panels.append(Panel(", ".join(names), *(array[at] for array in arrays)))
     return sides[row], sides[column], panels
 
 
@@ -174,19 +177,19 @@ def _row_and_column(names: Sequence[str]) -> tuple[int, int]:
     return len(names) - 2, len(names) - 1
 
 
-def _folded(sides: list[Side], arrays: list[Numbers], defined: Flags) -> tuple[list[Side], list[Numbers], Flags]:
+def _folded(sides: list[Side], arrays: list[Array]) -> tuple[list[Side], list[Array]]:
     """A long axis of single heads, beside a short one, as layer by head: what every head tells the logits is a grid."""
     heads = [i for i, side in enumerate(sides) if len(side.labels) > 1 and all(map(_HEAD.fullmatch, side.labels))]
     if len(heads) != 1 or len(sides) != 3:
-        return sides, arrays, defined
+        return sides, arrays
     [axis] = heads
     if len(sides[3 - axis].labels) > FOLD_UP_TO:
-        return sides, arrays, defined
+        return sides, arrays
     at = [tuple(map(int, label.split("."))) for label in sides[axis].labels]
     layers, numbers = sorted({layer for layer, _ in at}), sorted({head for _, head in at})
     places = [(layers.index(layer), numbers.index(head)) for layer, head in at]
 
-    def fold(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    def fold(array: Array) -> Array:
         ahead = np.moveaxis(array, axis, -1)
         grid = np.zeros((*ahead.shape[:-1], len(layers), len(numbers)), dtype=array.dtype)
         for i, place in enumerate(places):
@@ -195,7 +198,7 @@ def _folded(sides: list[Side], arrays: list[Numbers], defined: Flags) -> tuple[l
 
     others = [side for i, side in enumerate(sides) if i != axis]
     new = [Side("layer", tuple(map(str, layers))), Side("head", tuple(map(str, numbers)))]
-    return [*others, *new], [fold(array) for array in arrays], fold(defined)  # type: ignore[misc, return-value]
+    return [*others, *new], [fold(array) for array in arrays]
 
 
 def _frame(rows: Side, columns: Side, n_panels: int) -> Frame:
@@ -232,7 +235,6 @@ def _unit(found: PatchMap) -> str:
 
 def _caption(found: PatchMap) -> list[str]:
     cells = found.cells
-    clean, corrupt = float(cells.clean[0].mean()), float(cells.corrupt[0].mean())
     other = "corrupt" if cells.base == "clean" else "clean"
     if cells.kind == "attention_knockout":
         change = "attention is blocked in the clean run"
@@ -241,8 +243,17 @@ def _caption(found: PatchMap) -> list[str]:
     choices = [f"{key} {value}" for key, value in cells.parameters.items() if isinstance(value, str | int | float)]
     return [
         f"effect of each change on {cells.metrics[0]}: {change}; {', '.join(choices)}",
-        f"unchanged: clean {signed(clean)}, corrupt {signed(corrupt)}, over {count(len(cells.groups), 'prompt')}",
+        f"unchanged: {_unchanged(found)}, over {count(len(cells.groups), 'prompt')}",
     ]
+
+
+def _unchanged(found: PatchMap) -> str:
+    cells, total = found.cells, found.total(found.cells.metrics[0])
+    clean, corrupt = (signed(float(run[0].mean())) for run in (cells.clean, cells.corrupt))
+    if total is None:
+        return f"clean {clean}; {NO_OTHER_RUN}"
+    interval = f"[{signed(total.low)}, {signed(total.high)}]"
+    return f"clean {clean}, corrupt {corrupt}; total effect {signed(total.effect)} {interval}"
 
 
 def _strongest(found: PatchMap) -> Iterator[str]:
@@ -255,10 +266,13 @@ def _strongest(found: PatchMap) -> Iterator[str]:
 
 def _notes(found: PatchMap) -> Iterator[str]:
     n, n_clear = int(found.cells.defined.sum()) * len(found.cells.metrics), int(found.clear.sum())
-    yield (
-        f"{n_clear:,} of {count(n, 'cell')} have a 95 % interval without 0, drawn over "
-        f"{count(found.n_units, found.unit)}; of many cells 5 % leave it out by chance."
-    )
+    if found.too_few:
+        yield f"No cell is marked: {found.too_few}."
+    else:
+        yield (
+            f"{n_clear:,} of {count(n, 'cell')} have a 95 % interval without 0, drawn over "
+            f"{count(found.n_units, found.unit)}; of many cells 5 % leave it out by chance."
+        )
     if found.effect.size > MAX_TITLES:
         yield f"More than {MAX_TITLES:,} cells: their numbers are in the file and the CSV, not in tooltips."
     if (~found.cells.defined).any():
@@ -309,7 +323,7 @@ def _draw_panel(
     group = drawing.group(stroke=PAGE, stroke_width=number(min(1.0, wide / 12)))
     marks = drawing.group(fill=INK)
     for i, j in np.argwhere(panel.defined):
-        effect, low, up = float(panel.effect[i, j]), float(panel.low[i, j]), float(panel.high[i, j])
+        effect = float(panel.effect[i, j])
         share = effect / scale if scale else 0.0
         x, y = x0 + j * wide, y0 + i * high
         title = _cell_title(panel, frame, int(i), int(j)) if with_titles else None
@@ -317,7 +331,7 @@ def _draw_panel(
         if share < HATCHED_BELOW:
             drawing.rect(x, y, wide, high, parent=group, fill=hatch, pointer_events="none")
         text = _value(effect, scale) if wide >= NUMBER_FROM else ""
-        _mark(drawing, (x, y), wide, text, share, is_clear=low > 0 or up < 0, parent=marks)
+        _mark(drawing, (x, y), wide, text, share, is_unclear=bool(panel.unclear[i, j]), parent=marks)
     size = len(frame.columns.labels) * wide, len(frame.rows.labels) * high
     drawing.rect(x0, y0, *size, fill="none", stroke=RULE)
 
@@ -343,7 +357,7 @@ def _mark(
     text: str,
     share: float,
     *,
-    is_clear: bool,
+    is_unclear: bool,
     parent: ET.Element,
 ) -> None:
     """The value where there is room, and a dot where the interval contains zero."""
@@ -354,7 +368,7 @@ def _mark(
             room = text_width(text, NUMBER_SIZE)
             drawing.rect(x + (cell - room) / 2, y + cell / 2 - 6, room, 12, fill=_colour(share))
         drawing.text(x + cell / 2, y + cell / 2 + 3.5, text, size=NUMBER_SIZE, anchor="middle", fill=ink)
-    if not is_clear and cell >= MARKED_FROM:
+    if is_unclear and cell >= MARKED_FROM:
         r = max(0.9, min(2.0, cell / 9))
         cy = y + cell - 2.5 * r if text else y + cell / 2
         drawing.circle(x + cell / 2, cy, r, parent=parent, fill=PAGE if ink == PAGE else DOT, pointer_events="none")
@@ -385,7 +399,7 @@ def _draw_labels(drawing: Drawing, frame: Frame, left: float, top: float) -> Non
             drawing.text(x, y, text, size=SMALL_SIZE, anchor="middle")
 
 
-def _draw_legend(drawing: Drawing, x: float, y: float, scale: float, unit: str, hatch: str, *, is_marked: bool) -> None:
+def _draw_legend(drawing: Drawing, x: float, y: float, scale: float, unit: str, hatch: str) -> None:
     step = BAR_WIDTH / STEPS
     for i in range(STEPS):
         drawing.rect(x + i * step, y, step + 0.3, BAR_HEIGHT, fill=_colour(2 * (i + 0.5) / STEPS - 1))
@@ -396,6 +410,9 @@ def _draw_legend(drawing: Drawing, x: float, y: float, scale: float, unit: str, 
         text = "0" if not share else signed(share * scale)
         drawing.text(at, y + BAR_HEIGHT + 13, text, size=SMALL_SIZE, anchor=anchor)
     drawing.text(x + BAR_WIDTH + 12, y + 10, f"effect ({unit}); hatched: below 0", size=SMALL_SIZE)
+
+
+def _draw_dot_of_legend(drawing: Drawing, x: float, y: float, *, is_marked: bool) -> None:
     if is_marked:
         drawing.circle(x + BAR_WIDTH + 15, y + BAR_HEIGHT + 9.5, 2.0, fill=DOT)
     said = "the 95 % interval contains 0" if is_marked else "too small to mark where the interval contains 0"

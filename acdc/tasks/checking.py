@@ -91,10 +91,18 @@ def check_pairs(
     corruption: str = GIVEN,
     seed: int = 0,
 ) -> CheckReport:
-    """Look at every row as `build_custom` with the same arguments would. Raises TaskError only where rows are not
-    written as pairs."""
+    """Look at every row as `build_custom` with the same arguments would, where corrupt prompts are needed. Raises
+    TaskError only where rows are not written as pairs."""
     encoder = Encoder(tokenizer)
-    prepared = prepare_rows(encoder, rows, corruption=corruption, n_search=n_search, n_held_out=n_held_out, seed=seed)
+    prepared = prepare_rows(
+        encoder,
+        rows,
+        corruption=corruption,
+        n_search=n_search,
+        n_held_out=n_held_out,
+        seed=seed,
+        needs_corrupt=True,
+    )
     halves = {row.number: "search" for row in prepared.search} | {row.number: "held_out" for row in prepared.held_out}
     checks = tuple(_check_row(encoder, row, halves.get(row.number)) for row in prepared.rows)
     return CheckReport(checks, tokenizer_adds_bos=bool(encoder.prefix))

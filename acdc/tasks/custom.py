@@ -28,20 +28,28 @@ def build_custom(
     corruption: str = GIVEN,
     seed: int = 0,
     strict: bool = False,
+    needs_corrupt: bool = True,
 ) -> PromptSet:
     """Prompts from rows (`PairRow`, or mappings with its fields), at most `n_search` and `n_held_out` of them.
 
     Fewer rows than asked for are shared out in the same proportion. Rows of a group stay on one side; a row without a
     group is a group of its own. With `swap_within_group` a row's corrupt prompt is the clean one of another row of its
     group (of its side, where no row names a group) with as many tokens and other answers; where a row has no wrong
-    answers it gets those of its partner.
+    answers it gets those of its partner. Unless `needs_corrupt`, a given corrupt prompt that is missing, of another
+    length or the same is no reason to drop a row: the clean one stands in for it.
 
     Raises TaskError where rows are not written as pairs, where `strict` and any row is unusable, and where too few are
     left to search on one and hold one out.
     """
     check_corruption(NAME, corruption, CORRUPTIONS)
     prepared = prepare_rows(
-        Encoder(tokenizer), rows, corruption=corruption, n_search=n_search, n_held_out=n_held_out, seed=seed
+        Encoder(tokenizer),
+        rows,
+        corruption=corruption,
+        n_search=n_search,
+        n_held_out=n_held_out,
+        seed=seed,
+        needs_corrupt=needs_corrupt,
     )
     dropped = tuple(Dropped(row.number, "; ".join(row.reasons)) for row in prepared.rows if row.reasons)
     faults = [Fault(f"row {drop.row}", drop.reason) for drop in dropped]
@@ -50,8 +58,19 @@ def build_custom(
     if not prepared.search or (n_held_out and not prepared.held_out):
         needed = "; two groups are needed, since one is held out" if n_held_out else ""
         raise TaskError(f"too few usable rows: {len(rows) - len(dropped)} of {len(rows)}{needed}", faults)
-    search, held_out = (tuple(row.pair() for row in side) for side in (prepared.search, prepared.held_out))
+    sides = (_groups_in_turn(side) for side in (prepared.search, prepared.held_out))
+    search, held_out = (tuple(row.pair() for row in side) for side in sides)
     return PromptSet(NAME, corruption, search[:n_search], held_out[:n_held_out], dropped)
+
+
+def _groups_in_turn(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
+    """One row of every group, then the second of each, so that any number from the beginning is of many groups."""
+    rounds: Counter[str] = Counter()
+    turns = []
+    for row in rows:
+        turns.append(rounds[row.group])
+        rounds[row.group] += 1
+    return [row for _, row in sorted(zip(turns, rows, strict=True), key=lambda pair: pair[0])]
 
 
 @dataclass(frozen=True)
@@ -64,13 +83,20 @@ class Prepared:
 
 
 def prepare_rows(
-    encoder: Encoder, rows: Sequence[object], *, corruption: str, n_search: int, n_held_out: int, seed: int
+    encoder: Encoder,
+    rows: Sequence[object],
+    *,
+    corruption: str,
+    n_search: int,
+    n_held_out: int,
+    seed: int,
+    needs_corrupt: bool,
 ) -> Prepared:
     """Encode, split and (if asked for) swap, with the reasons against every row that cannot be used.
 
     Raises TaskError where rows are not written as pairs.
     """
-    encoded = {row.number: row for row in _encode_rows(encoder, rows, corruption)}
+    encoded = {row.number: row for row in _encode_rows(encoder, rows, corruption, needs_corrupt)}
     usable = [row for row in encoded.values() if not row.reasons]
     held_out = _held_out_groups(usable, n_search, n_held_out, seed)
     search_side = [row for row in usable if row.group not in held_out]
@@ -84,13 +110,15 @@ def prepare_rows(
     return Prepared(tuple(encoded.values()), search, held)
 
 
-def _encode_rows(encoder: Encoder, rows: Sequence[object], corruption: str) -> Iterator[EncodedRow]:
+def _encode_rows(
+    encoder: Encoder, rows: Sequence[object], corruption: str, needs_corrupt: bool
+) -> Iterator[EncodedRow]:
     """Every row; one that repeats the prompts of a usable row before it is not usable."""
     is_swapped = corruption == SWAP
     seen: dict[tuple[Tokens, Tokens | None], int] = {}
     for number, row in enumerate(parse_rows(rows), start=1):
         own = replace(row, corrupt=None) if is_swapped else row
-        encoded = encode_row(encoder, own, number, needs_corrupt=not is_swapped)
+        encoded = encode_row(encoder, own, number, needs_corrupt=needs_corrupt and not is_swapped)
         if encoded.clean and not encoded.reasons:
             first = seen.setdefault((encoded.clean.tokens, encoded.corrupt.tokens if encoded.corrupt else None), number)
             if first != number:

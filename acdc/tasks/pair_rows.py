@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -10,6 +10,7 @@ from acdc.errors import Fault, TaskError
 from acdc.tasks.prompts import Span
 
 ROLES_OF_CHAT = ("system", "user", "assistant")
+TAKEN = {"all": "every position", "end": "the last token of every prompt"}  # what a span of that name would hide
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class PairRow:
 
     corrupt: None where another row's clean prompt is to be swapped in. answers, wrong: texts that may follow the
     prompt, leading space included. spans: characters [start, stop) of the clean text, or of a chat's
-    last message.
+    last message, by names of which none is TAKEN.
     """
 
     clean: Prompt
@@ -55,6 +56,12 @@ def parse_rows(rows: Sequence[object]) -> tuple[PairRow, ...]:
             f"{len({fault.where for fault in faults})} of {len(rows)} rows are not written as pairs", faults
         )
     return tuple(parsed)
+
+
+def refuse_taken_names(names: Iterable[str]) -> None:
+    """Raises ValueError for names of spans that mean something already."""
+    if taken := [f"{name!r} is {TAKEN[name]}" for name in names if name in TAKEN]:
+        raise ValueError(f"has names that are taken: {', '.join(taken)}; take others")
 
 
 def _parse_row(row: object) -> PairRow | list[str]:
@@ -119,6 +126,7 @@ def _spans(value: object) -> dict[str, Span]:
         ):
             raise ValueError(f"gives {name!r} as {_shown(ends)}; a span is two whole numbers [start, stop]")
         spans[name] = (ends[0], ends[1])
+    refuse_taken_names(spans)
     return spans
 
 

@@ -23,7 +23,10 @@ class EncodedPrompt:
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """reasons: why the row is unusable, none if it is usable. What could be encoded is there either way."""
+    """reasons: why the row is unusable, none if it is usable. What could be encoded is there either way.
+
+    corrupt: None where the row has none, or none that could be used and none is needed.
+    """
 
     number: int
     row: PairRow
@@ -39,32 +42,42 @@ class EncodedRow:
         return self.row.group if self.row.group is not None else f"row {self.number}"
 
     def pair(self) -> Pair:
-        """The row as a pair; only for a usable row that has its corrupt prompt."""
+        """The row as a pair; only for a usable row. Without a corrupt prompt its clean one stands in: such a pair is
+        for maps that take nothing from the corrupt run."""
         assert self.clean is not None
-        assert self.corrupt is not None
+        corrupt = self.corrupt or self.clean
         return Pair(
             clean=self.clean.tokens,
-            corrupt=self.corrupt.tokens,
+            corrupt=corrupt.tokens,
             answers=self.answers,
             wrong=self.wrong,
             group=self.group,
             roles=self.roles,
             clean_text=self.clean.text,
-            corrupt_text=self.corrupt.text,
+            corrupt_text=corrupt.text,
         )
 
 
 def encode_row(encoder: Encoder, row: PairRow, number: int, *, needs_corrupt: bool) -> EncodedRow:
-    """Encode a row and collect all that is wrong with it. Never raises for what the row says."""
+    """Encode a row and collect all that is wrong with it. Never raises for what the row says.
+
+    needs_corrupt: otherwise a row may have no corrupt prompt, and one of another length or with the clean one's tokens
+    is passed over.
+    """
     reasons: list[str] = []
     clean = _encode_prompt(encoder, row.clean, "clean", reasons)
     corrupt = None
     if row.corrupt is not None:
         corrupt = _encode_prompt(encoder, row.corrupt, "corrupt", reasons)
     elif needs_corrupt:
-        reasons.append("`corrupt` is missing; write one, or ask for the corruption swap_within_group")
-    if clean and corrupt:
-        reasons += _misaligned(clean, corrupt)
+        reasons.append(
+            "`corrupt` is missing; write one, or ask for the corruption swap_within_group (only maps that add noise or "
+            "block attention do without)"
+        )
+    if clean and corrupt and (misaligned := _misaligned(clean, corrupt)):
+        if needs_corrupt:
+            reasons += misaligned
+        corrupt = corrupt if needs_corrupt else None
     answers: Alternatives = ()
     wrong: Alternatives = ()
     roles: dict[str, Span] = {}

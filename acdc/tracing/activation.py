@@ -7,7 +7,7 @@ arXiv 2309.16042; Heimersheim & Nanda 2024, arXiv 2404.15255).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from acdc.patching.batches import Batch
 from acdc.progress import Progress
 from acdc.tasks.prompts import Pair
 from acdc.tracing.blocks import BlockModel
-from acdc.tracing.collecting import Collected, layer_axis
+from acdc.tracing.collecting import Collected, Outline, layer_axis
 from acdc.tracing.measuring import Numbers
 from acdc.tracing.places import Places, first_changes, starts_of
 from acdc.tracing.states import TransformerStates
@@ -47,7 +47,7 @@ def patch_activations(
     """Axes: metric, layer, (head,) place.
 
     batches: of `pairs`. kind: a state of acdc.tracing.states. direction: noising or denoising. memory_bytes: for the
-    recorded runs of one batch and the rows computed at a time. Raises TaskError, OutOfMemory, Cancelled.
+    recorded runs of one batch and the rows computed at a time. Raises TaskError, OutOfMemory, ModelError, Cancelled.
     """
     subject: Subject = TransformerStates(model) if isinstance(model, Transformer) else model
     if kind not in subject.kinds:
@@ -55,19 +55,20 @@ def patch_activations(
     base = base_of(direction)
     parts = subject.components(kind)
     heads = (Axis("head", parts),) if parts else ()
-    collected = Collected(metrics, (layer_axis(subject.n_layers), *heads, Axis("place", places.labels)), pairs)
-    progress.phase("activation patching", len(batches) * subject.n_layers)
-    for number, batch in enumerate(batches):
-        work = _Work(subject, batch, kind, places, base, metrics, memory_bytes)
-        for name, values in work.unchanged().items():
-            collected.note_run(batch, name, values)
-        for layer in range(subject.n_layers):
-            done = number * subject.n_layers + layer
-            found = work.layer(layer, progress, done)
-            collected.note(batch, (layer,), found if parts else found[:, 0])
-            progress.step(done + 1)
+    axes = layer_axis(subject.n_layers), *heads, Axis("place", places.labels)
     parameters = {"state": kind, "places": places.kind, "direction": direction}
-    return collected.cells("activation_patching", base, parameters)
+    outline = Outline("activation_patching", axes, base, parameters, subject.n_layers)
+    collected = Collected(outline, pairs, batches, metrics, memory_bytes, progress)
+    for batch, layers in collected.left():
+        work = _Work(subject, batch, kind, places, base, metrics, memory_bytes)
+        if layers.start == 0:
+            for name, values in work.unchanged().items():
+                collected.note_run(batch, name, values)
+        for layer in collected.each(layers):
+            found = work.layer(layer, collected.stop_if_cancelled)
+            collected.note(batch, (layer,), found if parts else found[:, 0])
+        del work  # its runs would stay beside those of the next batch
+    return collected.cells()
 
 
 def base_of(direction: str) -> str:
@@ -120,7 +121,7 @@ class _Work:
         runs = {"clean": self.clean, "corrupt": self.corrupt}
         return {name: self.sweep.reader.measure_run(self.subject.last(run)) for name, run in runs.items()}
 
-    def layer(self, layer: int, progress: Progress, done: int) -> Numbers:
+    def layer(self, layer: int, step: Callable[[], None]) -> Numbers:
         """[metric, part, place, example]"""
         base, other = (self.clean, self.corrupt) if self.base_name == "clean" else (self.corrupt, self.clean)
         device, reader = self.subject.device, self.sweep.reader
@@ -134,5 +135,5 @@ class _Work:
             return self.subject.patched(base, other, patch)
 
         starts = np.tile(self.starts, (self.n_parts, 1))
-        values = self.sweep(self.subject.last(base), starts, run, lambda: progress.step(done))
+        values = self.sweep(self.subject.last(base), starts, run, step)
         return values.reshape(values.shape[0], self.n_parts, len(self.places.labels), -1)

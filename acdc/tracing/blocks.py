@@ -74,6 +74,11 @@ class BlockModel:
                 hooks.enter_context(_at_input(block, before.append))
             hooks.enter_context(_at_output(self.blocks[-1], after.append))
             logits = self._run(tokens)
+        if (len(before), len(after)) != (self.n_layers, 1):
+            raise UnsupportedModel(
+                f"{type(self.module).__name__} does not run its {self.n_layers} blocks once each, one after the other, "
+                "so there is no residual stream between them to patch"
+            )
         return BlockRun(tokens, before, after[0], logits)
 
     def last(self, run: BlockRun) -> Tensor:
@@ -122,19 +127,19 @@ class BlockModel:
 
 
 def find_blocks(module: nn.Module) -> BlockModel:
-    """Find a model's blocks, and check that they are what they seem.
+    """Find a model's blocks, of one kind or of several, and check that they are what they seem.
 
-    Raises UnsupportedModel where there is no list of equal blocks; where later tokens change earlier logits; or where
-    putting another run's residual into a block, at all positions, does not give that run's logits (then something
-    passes the blocks by).
+    Raises UnsupportedModel where there is no list of blocks, or they take and give something else than a residual;
+    where later tokens change earlier logits, or these are no numbers; or where putting another run's residual into a
+    block, at all positions, does not give that run's logits (then something passes the blocks by).
     """
     config: Any = getattr(module, "config", None)
     wanted = getattr(config, "num_hidden_layers", None)
-    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList) and _is_uniform(part)]
+    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList) and len(part)]
     fitting = [part for part in lists if wanted is None or len(part) == wanted]
     if not fitting:
         raise UnsupportedModel(
-            f"{type(module).__name__} has no list of {wanted or 'some'} equal blocks, so nothing can be patched in it"
+            f"{type(module).__name__} has no list of {wanted or 'some'} blocks, so nothing can be patched in it"
         )
     embeddings: Any = module.get_input_embeddings()  # type: ignore[operator]
     found = BlockModel(
@@ -148,26 +153,24 @@ def find_blocks(module: nn.Module) -> BlockModel:
     return found
 
 
-def _is_uniform(blocks: nn.ModuleList) -> bool:
-    return len(blocks) > 0 and len({type(block) for block in blocks}) == 1
-
-
 def _check(model: BlockModel) -> None:
     name, tolerance = type(model.module).__name__, TOLERANCE[model.dtype]
     generator = torch.Generator().manual_seed(0)
     shape = (2, 1, min(PROBE_LENGTH, model.max_positions or PROBE_LENGTH))
     clean, corrupt = torch.randint(model.vocab_size, shape, generator=generator).to(model.device)
     ours, other = model.record(clean), model.record(corrupt)
+    if not bool(torch.isfinite(ours.logits).all() and torch.isfinite(other.logits).all()):
+        raise UnsupportedModel(f"{name}: logits that are no finite numbers; use dtype float32 or check the weights")
     spread = float(other.logits.max() - other.logits.min())
     changed = torch.cat((clean[:, :-1], corrupt[:, -1:]), 1)
-    if _largest(model.record(changed).logits[:, :-1] - ours.logits[:, :-1]) > tolerance * spread:
+    if not _largest(model.record(changed).logits[:, :-1] - ours.logits[:, :-1]) <= tolerance * spread:
         raise UnsupportedModel(f"{name}: a later token changes earlier predictions; only causal models can be patched")
     everywhere = torch.ones_like(clean, dtype=torch.bool)
     first = torch.zeros(1, dtype=torch.long, device=model.device)
     for layer in range(model.n_layers):
         for kind in model.kinds:
             logits, _ = model.patched(ours, other, Patch(kind, layer, first, first, everywhere, 0, 0))
-            if _largest(logits - other.logits) > tolerance * spread:
+            if not _largest(logits - other.logits) <= tolerance * spread:
                 raise UnsupportedModel(
                     f"{name}: what enters and leaves block {layer} does not determine what follows, so its residual "
                     "stream cannot be patched between blocks"
@@ -175,10 +178,21 @@ def _check(model: BlockModel) -> None:
 
 
 def _largest(difference: Tensor) -> float:
+    """Not a number where a difference is, and then it is not within any tolerance."""
     return float(difference.abs().max()) if difference.numel() else 0.0
 
 
 _Look = Callable[[Tensor], Tensor | None]
+
+
+def _residual(block: nn.Module, does: str, x: object) -> Tensor:
+    """What is taken for the stream at one end of a block. Raises UnsupportedModel where it cannot be."""
+    if not isinstance(x, Tensor):
+        raise UnsupportedModel(
+            f"a block of type {type(block).__name__} {does} {type(x).__name__} where a tensor was looked for: as its "
+            "first argument or hidden_states, and as what it returns or the first part of that"
+        )
+    return x
 
 
 @contextlib.contextmanager
@@ -186,7 +200,7 @@ def _at_input(block: nn.Module, look: _Look) -> Iterator[None]:
     """Inside: `look` sees what enters the block, and what it returns (if anything) takes its place."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        found = look(args[0] if args else kwargs["hidden_states"])
+        found = look(_residual(block, "takes", args[0] if args else kwargs.get("hidden_states")))
         if found is None:
             return args, kwargs
         return ((found, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": found})
@@ -203,7 +217,7 @@ def _at_output(block: nn.Module, look: _Look) -> Iterator[None]:
     """The same for what leaves the block."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
-        found = look(out[0] if isinstance(out, tuple) else out)
+        found = look(_residual(block, "gives", out[0] if isinstance(out, tuple) and out else out))
         if found is None:
             return out
         return (found, *out[1:]) if isinstance(out, tuple) else found

@@ -1,11 +1,18 @@
 """Causal tracing (Meng et al. 2022, arXiv 2202.05262): the subject is made unreadable, then single states are restored.
 
-The base is a corrupted run: Gaussian noise is added to the embeddings of the subject's tokens, or the pair's corrupt
-prompt is run. Its total effect is metric(clean) - metric(corrupted), the difference of the map's two runs. A cell
-restores one kind of state to its clean value, in a window of layers at one place; its indirect effect is
-metric(restored) - metric(corrupted), the map's effect. With MLPs (or attention) severed, their outputs at the restored
-place stay what they were in the corrupted run in every layer: what is left is the direct effect, along paths that avoid
-them there. Values are means over the noise samples.
+The base is a corrupted run: Gaussian noise is added to the embeddings of the subject's tokens, or these tokens, or all,
+come from the pair's corrupt prompt. A cell restores one kind of state, the mediator, to its clean value in a window of
+layers at one place. With m the metric, a mean over prompts and noise samples:
+
+  total effect     TE = m(clean) - m(corrupted), the difference of the map's two runs.
+  indirect effect  IE = m(restored) - m(corrupted), the map's effect: the mediator's share. Vig et al. 2020
+                   (arXiv 2004.12265) call it natural indirect effect, of going from the corrupted to the clean value.
+  direct effect    DE = m(clean) - m(restored) = TE - IE: what corrupting does while the mediator is held at its clean
+                   value. It is Vig et al.'s natural direct effect of the corruption, with its sign turned.
+
+With MLPs or attention severed, their outputs at the restored place stay what they were in the corrupted run, in every
+layer. That is the modified graph of Meng et al.: the effect is that part of the indirect effect which does not pass
+through later MLPs (or attention) at that place. It is no direct effect.
 
 The paper restores single layers of the stream and windows of ten layers of MLP and attention outputs; its metric is the
 probability of the answer (`ANSWER_PROBABILITY`).
@@ -13,8 +20,9 @@ probability of the answer (`ANSWER_PROBABILITY`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,9 +46,10 @@ from acdc.patching.reruns import (
 from acdc.progress import Progress
 from acdc.tasks.prompts import Pair
 from acdc.tracing.activation import memory_left
-from acdc.tracing.collecting import Collected, layer_axis
+from acdc.tracing.collecting import Collected, Outline, layer_axis
+from acdc.tracing.faults import faults_raised
 from acdc.tracing.measuring import Numbers, make_reader
-from acdc.tracing.places import Places, first_changes, pair_of_row, role_places, starts_of
+from acdc.tracing.places import EVERYWHERE, Places, first_changes, pair_of_row, role_places, starts_of
 from acdc.tracing.sweeping import Sweep
 from acdc.tracing.tiles import Tile
 from acdc.tracing.windows import window_around
@@ -61,36 +70,36 @@ ANSWER_PROBABILITY = Metric(
 
 @dataclass(frozen=True)
 class Restored:
-    """A row of the map: a state, restored in `window` layers. severed: what stays corrupted at the restored place."""
+    """A row of the map: a state, restored in `window` layers.
+
+    severed: what stays, at the restored place, as the corrupted run had it in every layer. The effect is then that part
+    of the indirect one which does not pass through it.
+    """
 
     state: str
     window: int
-    severed: str | None = None
+    severed: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
-        return self.state if self.severed is None else f"{self.state}, {self.severed} severed"
-
-
-PAPER = (
-    Restored("residual_after", 1),
-    Restored("residual_after", 1, "mlp"),
-    Restored("residual_after", 1, "attention"),
-    Restored("mlp", 10),
-    Restored("attention", 10),
-)
+        window = [] if self.window == 1 else [f"{self.window} layers"]
+        severed = [f"{' and '.join(self.severed)} severed"] if self.severed else []
+        return ", ".join((self.state, *window, *severed))
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """How the subject is made unreadable. role: of the subject's tokens. sigma: standard deviation of the noise, in
-    standard deviations of the embeddings; None for the pair's corrupt prompt instead. samples: of the noise. seed: of
-    the first of them."""
+    """How the subject is made unreadable.
 
-    role: str
-    sigma: float | None = 3.0
-    samples: int = 10
-    seed: int = 0
+    role: of the subject's tokens; None for the whole prompt, and only without noise. sigma: standard deviation of the
+    noise, in standard deviations of the embeddings; None for the tokens of the pair's corrupt prompt instead. samples:
+    of the noise. seed: of the first of them.
+    """
+
+    role: str | None
+    sigma: float | None
+    samples: int
+    seed: int
 
 
 def trace_causes(
@@ -107,30 +116,35 @@ def trace_causes(
 ) -> Cells:
     """Axes: metric, restored, layer (the middle of the window), place.
 
-    Raises TaskError for unknown states and roles, OutOfMemory, Cancelled.
+    Raises TaskError with all of `faults_of_trace`, OutOfMemory, ModelError, Cancelled.
     """
-    _check(t, corruption, restored)
-    subject = role_places(pairs, [corruption.role])
+    if faults := faults_of_trace(t, pairs, corruption, restored):
+        raise TaskError("this cannot be traced", faults)
+    subject = None if corruption.role is None else role_places(pairs, [corruption.role])
     std = embedding_std(t) if corruption.sigma is not None else 0.0
     n_samples = corruption.samples if corruption.sigma is not None else 1
     kinds = Axis("restored", tuple(one.label for one in restored))
-    collected = Collected(metrics, (kinds, layer_axis(t.n_layers), Axis("place", places.labels)), pairs)
-    progress.phase("causal tracing", len(batches) * n_samples * len(restored) * t.n_layers)
-    done = 0
-    for batch in batches:
+    axes = kinds, layer_axis(t.n_layers), Axis("place", places.labels)
+    cells = list(np.ndindex(n_samples, len(restored), t.n_layers))
+    outline = Outline(
+        "causal_tracing", axes, "corrupt", _parameters(corruption, restored, places, n_samples), len(cells)
+    )
+    collected = Collected(outline, pairs, batches, metrics, memory_bytes, progress)
+    for batch, steps in collected.left():
         work = _Work(t, batch, metrics, places, subject, memory_bytes)
-        collected.note_run(batch, "clean", work.metric_of(work.clean))
-        for sample in range(n_samples):
-            work.corrupt(corruption, sample, std)
-            collected.note_run(batch, "corrupt", work.metric_of(work.corrupted), 1 / n_samples)
-            for index, layer in np.ndindex(len(restored), t.n_layers):
-                values = work.measure(restored[index], layer, progress, done)
-                collected.note(batch, (index, layer), values, 1 / n_samples)
-                done += 1
-                progress.step(done)
-    facts = {"noise_standard_deviation": (corruption.sigma or 0.0) * std}
-    parameters = _parameters(corruption, restored, places, n_samples)
-    return collected.cells("causal_tracing", "corrupt", parameters, facts=facts)
+        if steps.start == 0:
+            collected.note_run(batch, "clean", work.metric_of(work.clean))
+        for step in collected.each(steps):
+            sample, index, layer = cells[step]
+            is_first = (index, layer) == (0, 0)
+            if is_first or step == steps.start:
+                work.corrupt(corruption, sample, std)
+            if is_first:
+                collected.note_run(batch, "corrupt", work.metric_of(work.corrupted), 1 / n_samples)
+            values = work.measure(restored[index], layer, collected.stop_if_cancelled)
+            collected.note(batch, (index, layer), values, 1 / n_samples)
+        del work  # its runs would stay beside those of the next batch
+    return collected.cells(facts={"noise_standard_deviation": (corruption.sigma or 0.0) * std})
 
 
 def _parameters(
@@ -147,26 +161,54 @@ def _parameters(
     }
 
 
-def _check(t: Transformer, corruption: Corruption, restored: Sequence[Restored]) -> None:
-    known = [state for state in STATES if t.graph.shape.has_mlp or state != "mlp"]
+def faults_of_trace(
+    t: Transformer, pairs: Sequence[Pair], corruption: Corruption, restored: Sequence[Restored]
+) -> list[Fault]:
+    """All that is wrong with what `trace_causes` is asked for, but for its places."""
+    return [*_faults_of_states(t, restored), *_faults_of_corruption(pairs, corruption)]
+
+
+def _faults_of_states(t: Transformer, restored: Sequence[Restored]) -> list[Fault]:
+    has_mlp = t.graph.shape.has_mlp
+    known, cuttable = ([kind for kind in kinds if has_mlp or kind != "mlp"] for kinds in (STATES, SEVERED))
+    way_out = f"what can be severed in this model: {', '.join(cuttable)}, and only while the stream is restored"
     faults = [
         Fault(one.label, f"no such state to restore in this model; it has: {', '.join(known)}")
         for one in restored
         if one.state not in known
     ]
     faults += [
-        Fault(one.label, f"what can be severed: {', '.join(SEVERED)}, and only while the stream is restored")
+        Fault(one.label, way_out)
         for one in restored
-        if one.severed is not None and (one.severed not in SEVERED or not one.state.startswith("residual"))
+        if one.severed and not (set(one.severed) <= set(cuttable) and one.state.startswith("residual"))
     ]
-    labels = [one.label for one in restored]
-    faults += [Fault(label, "is asked for twice") for label in sorted({x for x in labels if labels.count(x) > 1})]
-    if not restored:
-        faults.append(Fault("restored", "nothing is asked for"))
-    if corruption.samples < 1 or (corruption.sigma is not None and corruption.sigma < 0):
+    labels = Counter(one.label for one in restored)
+    faults += [Fault(label, "is asked for twice") for label, n in sorted(labels.items()) if n > 1]
+    return faults if restored else [Fault("restored", "nothing is asked for")]
+
+
+def _faults_of_corruption(pairs: Sequence[Pair], corruption: Corruption) -> list[Fault]:
+    role, sigma, faults = corruption.role, corruption.sigma, []
+    if corruption.samples < 1 or (sigma is not None and sigma < 0):
         faults.append(Fault("corruption", "needs one sample or more, and a sigma of 0 or more"))
-    if faults:
-        raise TaskError("this cannot be traced", faults)
+    if role is None:
+        return faults if sigma is None else [*faults, Fault("corruption", "noise needs a subject: name a role")]
+    if missing := faults_raised(lambda: role_places(pairs, [role])):
+        return [*faults, *missing]
+    return faults if sigma is not None else [*faults, *_same_at(pairs, role)]
+
+
+def _same_at(pairs: Sequence[Pair], role: str) -> list[Fault]:
+    """Prompts of which the corrupt one has the clean one's tokens at a role that all have."""
+    faults = []
+    for number, pair in enumerate(pairs, start=1):
+        spans = {**pair.roles, EVERYWHERE: (0, len(pair.clean))}
+        differ = [name for name, at in spans.items() if pair.clean[slice(*at)] != pair.corrupt[slice(*at)]]
+        if role not in differ:
+            others = ", ".join(name for name in differ if name != EVERYWHERE) or "none"
+            same = f"the corrupt prompt has the same tokens at {role!r}; roles at which it differs: {others}"
+            faults.append(Fault(f"prompt {number}", same))
+    return faults
 
 
 @torch.no_grad()
@@ -192,7 +234,7 @@ class _Work:
         batch: Batch,
         metrics: Sequence[Metric],
         places: Places,
-        subject: Places,
+        subject: Places | None,
         memory_bytes: int,
     ) -> None:
         self.t, self.batch = t, batch
@@ -204,7 +246,7 @@ class _Work:
         reader = make_reader(t, batch, metrics, self.clean)
         self.sweep = Sweep(reader, lambda m: bytes_of_rerun(t, m, length), left, t.device)
         self.where = places.in_batch(batch)
-        self.subject = subject.in_batch(batch)[0]
+        self.subject = None if subject is None else subject.in_prompts(batch)[0]
 
     def metric_of(self, run: Run) -> Numbers:
         """[metric, example]"""
@@ -212,23 +254,38 @@ class _Work:
 
     @torch.no_grad()
     def corrupt(self, corruption: Corruption, sample: int, std: float) -> None:
-        """Record a corrupted run. The noise of a prompt depends on the seed, the sample and its number alone."""
-        t, batch = self.t, self.batch
+        """Record a corrupted run."""
+        self.corrupted = self.clean  # lets go of the last sample's run: three would not fit
         if corruption.sigma is None:
-            self.corrupted = record_run(t, t.embed(batch.corrupt))
-            first_change = first_changes(batch)
+            replaced = self._with_tokens_replaced()
+            inputs, first_change = self.t.embed(replaced.corrupt), first_changes(replaced)
         else:
-            inputs = self.clean.inputs.clone()
-            for row, pair in enumerate(pair_of_row(batch)):
-                at = np.flatnonzero(self.subject[row])
-                rng = np.random.default_rng([corruption.seed, sample, pair])
-                noise = torch.from_numpy(rng.standard_normal((len(at), t.d_model))).to(inputs)
-                inputs[0, row, at] += corruption.sigma * std * noise
-            self.corrupted = record_run(t, inputs)
-            first_change = self.subject.argmax(-1)
-        self.starts = starts_of(self.where, first_change, is_causal=t.is_causal)
+            assert self.subject is not None
+            inputs, first_change = self._noised(corruption, sample, std), self.subject.argmax(-1)
+        self.corrupted = record_run(self.t, inputs)
+        self.starts = starts_of(self.where, first_change, is_causal=self.t.is_causal)
 
-    def measure(self, one: Restored, layer: int, progress: Progress, done: int) -> Numbers:
+    def _with_tokens_replaced(self) -> Batch:
+        """The batch with the corrupt tokens of the subject alone, and with all of them where there is no subject."""
+        batch = self.batch
+        if self.subject is None:
+            return batch
+        is_subject = torch.from_numpy(self.subject).to(batch.clean.device)
+        return replace(batch, corrupt=torch.where(is_subject, batch.corrupt, batch.clean))
+
+    def _noised(self, corruption: Corruption, sample: int, std: float) -> Tensor:
+        """Inputs [n_inputs, row, pos, d]. The noise of a prompt depends on seed, sample and its number alone."""
+        assert self.subject is not None
+        assert corruption.sigma is not None
+        inputs = self.clean.inputs.clone()
+        for row, pair in enumerate(pair_of_row(self.batch)):
+            at = np.flatnonzero(self.subject[row])
+            rng = np.random.default_rng([corruption.seed, sample, pair])
+            noise = torch.from_numpy(rng.standard_normal((len(at), self.t.d_model))).to(inputs)
+            inputs[0, row, at] += corruption.sigma * std * noise
+        return inputs
+
+    def measure(self, one: Restored, layer: int, step: Callable[[], None]) -> Numbers:
         """[metric, place, example]"""
         layers = window_around(layer, one.window, self.t.n_layers)
         first_read = self.sweep.reader.first_read
@@ -240,7 +297,7 @@ class _Work:
             begin = Begin(layers.start, tile.start, first_read, self.corrupted, rows)
             return rerun(self.t, x, begin, change), begin.first_returned
 
-        return self.sweep(self.corrupted.last, self.starts, run, lambda: progress.step(done))
+        return self.sweep(self.corrupted.last, self.starts, run, step)
 
 
 class _Restore(Change):
@@ -274,7 +331,7 @@ class _Restore(Change):
 
     def _source(self, kind: str, layer: int) -> Run | None:
         """Which run the output of a sublayer is taken from at the restored places; None leaves it as it is."""
-        if self.one.severed == kind:
+        if kind in self.one.severed:
             return self.corrupted
         return self.clean if self.one.state == kind and layer in self.layers else None
 

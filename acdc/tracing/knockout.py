@@ -6,7 +6,7 @@ in all heads or in given ones, and the rest of the model runs on. What it costs 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,8 @@ from acdc.patching.reruns import Begin, Change, bytes_of_rerun, bytes_of_run, re
 from acdc.progress import Progress
 from acdc.tasks.prompts import Pair
 from acdc.tracing.activation import memory_left
-from acdc.tracing.collecting import Collected, layer_axis
+from acdc.tracing.collecting import Collected, Outline, layer_axis
+from acdc.tracing.faults import faults_raised
 from acdc.tracing.measuring import Numbers, make_reader
 from acdc.tracing.places import pair_of_row, role_places
 from acdc.tracing.sweeping import Sweep
@@ -47,31 +48,51 @@ def knock_out_attention(
     """Axes: metric, layer (the middle of the window), blocked (from, to).
 
     blocked: (role that looks, role that it may not look at); `all` is every position. heads: as layer.head; None
-    for all.
-    Raises TaskError where a position would be left with nothing to look at, or a role is missing; GraphMismatch,
-    OutOfMemory, Cancelled.
+    for all. The other run is that of the corrupt prompts; where not every prompt has one there is none, since the mean
+    over some of them is no scale for all.
+    Raises TaskError where nothing is to be blocked, a position would be left with nothing to look at, or a role is
+    missing; GraphMismatch where only heads are; OutOfMemory, ModelError, Cancelled.
     """
+    _check(t, pairs, batches, blocked, heads)
     of_heads = None if heads is None else _heads_named(t, heads)
-    flags = [_forbidden(pairs, blocked, batch) for batch in batches]
-    _require_something_to_look_at(t, batches, flags, blocked)
+    all_have_corrupt = all(pair.clean != pair.corrupt for pair in pairs)
     windows = [window_around(layer, window, t.n_layers) for layer in range(t.n_layers)]
     edges = Axis("blocked", tuple(f"{query} -> {key}" for query, key in blocked))
-    collected = Collected(metrics, (layer_axis(t.n_layers), edges), pairs)
-    progress.phase("attention knockout", len(batches) * t.n_layers)
-    for number, (batch, forbidden) in enumerate(zip(batches, flags, strict=True)):
-        work = _Work(t, batch, metrics, forbidden, of_heads, memory_bytes)
-        for name, values in work.unchanged().items():
-            collected.note_run(batch, name, values)
-        for layer, layers in enumerate(windows):
-            done = number * t.n_layers + layer
-            collected.note(batch, (layer,), work.measure(layers, progress, done))
-            progress.step(done + 1)
     parameters = {"window": window, "heads": None if heads is None else list(heads)}
-    return collected.cells("attention_knockout", "clean", parameters)
+    outline = Outline("attention_knockout", (layer_axis(t.n_layers), edges), "clean", parameters, t.n_layers)
+    collected = Collected(outline, pairs, batches, metrics, memory_bytes, progress)
+    for batch, left in collected.left():
+        work = _Work(t, batch, metrics, _forbidden(pairs, blocked, batch), of_heads, memory_bytes)
+        if left.start == 0:
+            for name, values in work.unchanged(all_have_corrupt).items():
+                collected.note_run(batch, name, values)
+        for layer in collected.each(left):
+            collected.note(batch, (layer,), work.measure(windows[layer], collected.stop_if_cancelled))
+        del work  # its run would stay beside that of the next batch
+    return collected.cells(has_other_run=all_have_corrupt)
+
+
+def _check(
+    t: Transformer,
+    pairs: Sequence[Pair],
+    batches: Sequence[Batch],
+    blocked: Sequence[tuple[str, str]],
+    heads: Sequence[str] | None,
+) -> None:
+    """Before anything is computed. Raises TaskError with all that is wrong, unknown heads too; if these are all, it is
+    left to `_heads_named`."""
+    unknown = () if heads is None else faults_raised(lambda: _heads_named(t, heads))
+    if not blocked:
+        nothing = "the prompts have no role to look at but their end: give spans, or say who may not look at what"
+        faults: Sequence[Fault] = [Fault("blocked", nothing)]
+    elif not (faults := faults_raised(lambda: role_places(pairs, _roles(blocked)))):
+        faults = _blinded(t, pairs, batches, blocked)
+    if faults:
+        raise TaskError("this cannot be blocked", [*faults, *unknown])
 
 
 def _heads_named(t: Transformer, names: Sequence[str]) -> Tensor:
-    """[layer, head]"""
+    """[layer, head]. Raises GraphMismatch with every unknown name."""
     chosen = torch.zeros(t.n_layers, t.n_heads, dtype=torch.bool, device=t.device)
     known = {sender.name: sender for sender in t.graph.senders if sender.kind == "head"}
     if unknown := [name for name in names if name not in known]:
@@ -82,9 +103,13 @@ def _heads_named(t: Transformer, names: Sequence[str]) -> Tensor:
     return chosen
 
 
+def _roles(blocked: Sequence[tuple[str, str]]) -> list[str]:
+    return list(dict.fromkeys(role for pair in blocked for role in pair))
+
+
 def _forbidden(pairs: Sequence[Pair], blocked: Sequence[tuple[str, str]], batch: Batch) -> Flags:
     """[blocked, row, query, key]. Raises TaskError for a role that is missing."""
-    roles = list(dict.fromkeys(role for pair in blocked for role in pair))
+    roles = _roles(blocked)
     at = dict(zip(roles, role_places(pairs, roles).in_batch(batch), strict=True))
     return np.stack([at[query][:, :, None] & at[key][:, None, :] for query, key in blocked])
 
@@ -96,20 +121,25 @@ def _may_look(t: Transformer, length: int, window: int | None) -> Flags:
     return np.ones((length, length), bool) if not t.is_causal else (distance >= 0) & (distance < (window or length))
 
 
-def _require_something_to_look_at(
-    t: Transformer, batches: Sequence[Batch], flags: Sequence[Flags], blocked: Sequence[tuple[str, str]]
-) -> None:
+def _blinded(
+    t: Transformer, pairs: Sequence[Pair], batches: Sequence[Batch], blocked: Sequence[tuple[str, str]]
+) -> list[Fault]:
+    """What would leave some position with nothing to look at, and where first. Flags of one batch are held at a time:
+    they grow with the square of the length."""
     faults: dict[str, Fault] = {}
+    for batch in batches:
+        for edge, row, query in _blind_places(t, batch, _forbidden(pairs, blocked, batch)):
+            name = " -> ".join(blocked[edge])
+            where = f"prompt {pair_of_row(batch)[row] + 1}, position {query}"
+            faults.setdefault(name, Fault(name, f"{where} could look at nothing any more: block less"))
+    return list(faults.values())
+
+
+def _blind_places(t: Transformer, batch: Batch, forbidden: Flags) -> npt.NDArray[np.int64]:
+    """[n, 3]: blocked, row and query that have no key left in some layer."""
     windows = {layer.window for layer in t.layers}
-    for batch, forbidden in zip(batches, flags, strict=True):
-        for window in windows:
-            left = (_may_look(t, batch.length, window) & ~forbidden).any(-1)  # [blocked, row, query]
-            for edge, row, query in np.argwhere(~left):
-                name = " -> ".join(blocked[edge])
-                where = f"prompt {pair_of_row(batch)[row] + 1}, position {query}"
-                faults.setdefault(name, Fault(name, f"{where} could look at nothing any more"))
-    if faults:
-        raise TaskError("a position needs something left to look at: block less", faults.values())
+    left = [(_may_look(t, batch.length, window) & ~forbidden).any(-1) for window in windows]
+    return np.argwhere(~np.logical_and.reduce(left))
 
 
 class _Work:
@@ -139,14 +169,15 @@ class _Work:
         begins = concerned.argmax(-1) if t.is_causal else np.zeros(concerned.shape[:2], dtype=np.int64)
         self.starts = np.where(concerned.any(-1), begins, batch.length)
 
-    def unchanged(self) -> dict[str, Numbers]:
-        """The metrics of both runs: [metric, example]."""
-        with torch.no_grad():
-            corrupt = rerun(self.t, self.t.embed(self.batch.corrupt).sum(0), Begin())
-        last = {"clean": self.clean.last, "corrupt": corrupt}
+    def unchanged(self, has_corrupt: bool) -> dict[str, Numbers]:
+        """The metrics of both runs: [metric, example]. Without corrupt prompts the other run is the clean one."""
+        last = {"clean": self.clean.last, "corrupt": self.clean.last}
+        if has_corrupt:
+            with torch.no_grad():
+                last["corrupt"] = rerun(self.t, self.t.embed(self.batch.corrupt).sum(0), Begin())
         return {name: self.sweep.reader.measure_run(x) for name, x in last.items()}
 
-    def measure(self, layers: range, progress: Progress, done: int) -> Numbers:
+    def measure(self, layers: range, step: Callable[[], None]) -> Numbers:
         """[metric, blocked, example]"""
         starts = self.starts
         if self.of_heads is not None and not bool(self.of_heads[layers.start : layers.stop].any()):
@@ -159,7 +190,7 @@ class _Work:
             x = self.clean.before[layers.start][rows, tile.start :]
             return rerun(self.t, x, begin, _Block(layers, forbidden, self.of_heads)), begin.first_returned
 
-        return self.sweep(self.clean.last, starts, run, lambda: progress.step(done))
+        return self.sweep(self.clean.last, starts, run, step)
 
 
 class _Block(Change):

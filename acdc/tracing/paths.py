@@ -1,6 +1,6 @@
 """Path patching: what one set of nodes tells another, apart from everything else that either of them does.
 
-Sender set S, receiver set R (q, k, v inputs, MLP inputs, logits). Think of the computation as the sum of all paths
+Sender set S, receiver set R (inputs of heads, of MLPs, the logits). Think of the computation as the sum of all paths
 through it. Changed are the paths that begin at a node of S with its value from the other run, go on to a receiver of R
 through no frozen node, and from there to the logits through anything; all other paths carry the base run
 (Goldowsky-Dill et al. 2023, arXiv 2304.05969). What lies between S and R is
@@ -8,30 +8,36 @@ through no frozen node, and from there to the logits through anything; all other
   frozen  everything: only direct edges S -> R. The same as cutting these edges under resample ablation.
   heads   the heads; MLPs between are recomputed and count as part of the direct path (Wang et al. 2022,
           arXiv 2211.00593).
-  free    nothing: all paths from S to R. With R = logits this is activation patching of S.
+  free    nothing: all paths from S to R. With R = logits this is activation patching of S, but for single heads under a
+          post-norm, of which a path carries the share (below) and activation patching what enters the norm; of all
+          heads of a layer together both are the attention's output.
+
+A head as a receiver is its own q, k and v: other heads of its group go on to read what they read. A graph receiver k
+or v is that of the whole group (see acdc.tracing.ends).
 
 Computed as two streams side by side. The open one is what a receiver of R would see: nodes of S write their other value
 there, nodes that are not frozen read it. The closed one is what everything else sees: there only R's nodes differ,
-since they read the open stream. Where nothing is frozen a receiver in R sees only the open stream; where R has
-receivers in a row, what one of them tells the next is part of both.
+since they read the open stream. Where nothing is frozen a receiver in R sees only the open stream. Where R has
+receivers in a row, what one of them tells the next is part of both, by the definition above; Wang et al. note what all
+of them read in one pass, in which none of them has reacted yet.
 
-Under a post-norm a head's value is its share of the normalised sum (see acdc.models.transformer).
+Under a post-norm a head's value is its share of the normalised sum (see acdc.models.transformer), with the norm as the
+run had it that the value is of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from acdc.errors import Fault, GraphMismatch, TaskError
+from acdc.errors import TaskError
 from acdc.graph import Graph
 from acdc.metrics import Metric
-from acdc.models.transformer import Rope, Transformer
+from acdc.models.transformer import Layer, Rope, Transformer
 from acdc.patch_map import Axis, Cells
 from acdc.patching.batches import Batch
 from acdc.patching.forward import read_all
@@ -39,14 +45,14 @@ from acdc.patching.reruns import Run, bytes_of_rerun, bytes_of_run, record_run
 from acdc.progress import Progress
 from acdc.tasks.prompts import Pair
 from acdc.tracing.activation import base_of, memory_left
-from acdc.tracing.collecting import Collected
+from acdc.tracing.collecting import Collected, Outline
+from acdc.tracing.ends import Flags, Ints, inputs_named, inputs_of_layer, receiver_of_input, senders_named
 from acdc.tracing.measuring import Numbers, make_reader
 from acdc.tracing.places import first_changes
 from acdc.tracing.sweeping import Sweep
 from acdc.tracing.tiles import Tile
 
 BETWEEN = ("frozen", "heads", "free")
-Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -60,51 +66,6 @@ class NodeSet:
 def each(names: Iterable[str]) -> tuple[NodeSet, ...]:
     """A set of its own for every name."""
     return tuple(NodeSet(name, (name,)) for name in names)
-
-
-def all_senders(graph: Graph) -> tuple[NodeSet, ...]:
-    """Every sender by itself."""
-    return each(sender.name for sender in graph.senders)
-
-
-def all_receivers(graph: Graph) -> tuple[NodeSet, ...]:
-    """Every receiver by itself, q, k and v of each head apart."""
-    return each(receiver.name for receiver in graph.receivers)
-
-
-def receivers_named(graph: Graph, names: Iterable[str]) -> Flags:
-    """[receivers]. A head's name stands for its q and for k and v of its key/value head, which its group shares.
-
-    Raises GraphMismatch with every unknown name.
-    """
-    found, faults = np.zeros(graph.n_receivers, dtype=bool), []
-    heads = {sender.name: sender for sender in graph.senders if sender.kind == "head"}
-    group = graph.shape.n_heads // graph.shape.n_kv_heads
-    for name in names:
-        parts: tuple[str, ...] = (name,)
-        if name in heads:
-            layer, shared = heads[name].layer, heads[name].head // group
-            parts = (f"{name}.q", f"{layer}.{shared}.k", f"{layer}.{shared}.v")
-        try:
-            found[[graph.receiver_index(part) for part in parts]] = True
-        except GraphMismatch as error:
-            faults.append(Fault(name, error.message))
-    if faults:
-        raise GraphMismatch(f"{len(faults)} of the receivers named are not in this graph", faults)
-    return found
-
-
-def senders_named(graph: Graph, names: Iterable[str]) -> Flags:
-    """[senders]. Raises GraphMismatch with every unknown name."""
-    found, faults = np.zeros(graph.n_senders, dtype=bool), []
-    for name in names:
-        try:
-            found[graph.sender_index(name)] = True
-        except GraphMismatch as error:
-            faults.append(Fault(name, error.message))
-    if faults:
-        raise GraphMismatch(f"{len(faults)} of the senders named are not in this graph", faults)
-    return found
 
 
 def patch_paths(
@@ -123,33 +84,35 @@ def patch_paths(
     """Axes: metric, sender, receiver. A cell is defined where some sender of its set comes before some receiver.
 
     between: frozen, heads or free, as above. direction: noising (other values come from the corrupt run) or denoising.
-    Raises TaskError, GraphMismatch, OutOfMemory, Cancelled.
+    Raises TaskError, also where no cell is defined; GraphMismatch, OutOfMemory, ModelError, Cancelled.
     """
     if between not in BETWEEN:
         raise TaskError(f"between {between!r} is unknown; known are: {', '.join(BETWEEN)}")
     base = base_of(direction)
     wanted = _Wanted.of(t.graph, senders, receivers)
-    axes = Axis("sender", tuple(s.label for s in senders)), Axis("receiver", tuple(r.label for r in receivers))
-    collected = Collected(metrics, axes, pairs)
+    if not wanted.defined.any():
+        raise TaskError("no sender comes before any receiver: are they swapped?")
     groups = wanted.by_reach(t.graph, between)
-    progress.phase("path patching", len(batches) * len(groups))
-    for number, batch in enumerate(batches):
-        work = _Work(t, batch, metrics, base, between, memory_bytes)
-        for name, values in work.unchanged().items():
-            collected.note_run(batch, name, values)
-        found = np.zeros((len(metrics), *wanted.defined.shape, len(batch.examples)))
-        for index, group in enumerate(groups):
-            done = number * len(groups) + index
-            found[:, group.senders, group.receivers] = work.measure(wanted, group, progress, done)
-            progress.step(done + 1)
-        collected.note(batch, (), found)
+    axes = Axis("sender", tuple(s.label for s in senders)), Axis("receiver", tuple(r.label for r in receivers))
     parameters = {
         "between": between,
         "direction": direction,
         "senders": [[s.label, *s.names] for s in senders],
         "receivers": [[r.label, *r.names] for r in receivers],
     }
-    return collected.cells("path_patching", base, parameters, wanted.defined)
+    outline = Outline("path_patching", axes, base, parameters, len(groups))
+    collected = Collected(outline, pairs, batches, metrics, memory_bytes, progress)
+    for batch, steps in collected.left():
+        work = _Work(t, batch, metrics, base, between, memory_bytes)
+        if steps.start == 0:
+            for name, values in work.unchanged().items():
+                collected.note_run(batch, name, values)
+        for step in collected.each(steps):
+            group = groups[step]
+            values = work.measure(wanted, group, collected.stop_if_cancelled)
+            collected.note_cells(batch, (group.senders, group.receivers), values)
+        del work  # its runs would stay beside those of the next batch
+    return collected.cells(wanted.defined)
 
 
 # -- what is asked for -------------------------------------------------------------------------------------------------
@@ -163,8 +126,8 @@ class _Group:
     receiver; n_layers stands for the logits.
     """
 
-    senders: npt.NDArray[np.int64]
-    receivers: npt.NDArray[np.int64]
+    senders: Ints
+    receivers: Ints
     opens: int
     first: int
     last: int
@@ -172,10 +135,10 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """senders: [sender set, senders]; receivers: [receiver set, receivers]; defined: [sender set, receiver set]."""
+    """senders: [sender set, senders]; inputs: [receiver set, inputs]; defined: [sender set, receiver set]."""
 
     senders: Flags
-    receivers: Flags
+    inputs: Flags
     defined: Flags
 
     @classmethod
@@ -183,16 +146,17 @@ class _Wanted:
         if not senders or not receivers or not all(s.names for s in (*senders, *receivers)):
             raise TaskError("path patching needs senders and receivers, and at least one node in each set")
         s = np.stack([senders_named(graph, one.names) for one in senders])
-        r = np.stack([receivers_named(graph, one.names) for one in receivers])
-        return cls(s, r, (s.astype(int) @ graph.legal.astype(int) @ r.T.astype(int)) > 0)
+        r = np.stack([inputs_named(graph, one.names) for one in receivers])
+        legal = graph.legal[:, receiver_of_input(graph)]
+        return cls(s, r, (s.astype(int) @ legal.astype(int) @ r.T.astype(int)) > 0)
 
     def by_reach(self, graph: Graph, between: str) -> list[_Group]:
         """Defined cells, those that span the same layers together."""
         layer_of_sender = np.array([max(sender.layer, 0) for sender in graph.senders])
-        layer_of_receiver = np.array([receiver.layer for receiver in graph.receivers])
+        layer_of_input = np.array([graph.receivers[r].layer for r in receiver_of_input(graph)])
         opens = np.array([layer_of_sender[row].min() for row in self.senders])
-        first = np.array([layer_of_receiver[row].min() for row in self.receivers])
-        last = np.array([layer_of_receiver[row].max() for row in self.receivers])
+        first = np.array([layer_of_input[row].min() for row in self.inputs])
+        last = np.array([layer_of_input[row].max() for row in self.inputs])
         found: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
         for s, r in np.argwhere(self.defined):
             begin = first[r] if between == "frozen" else min(opens[s], first[r])
@@ -218,7 +182,7 @@ class _Work:
         self.base, self.other = (self.clean, self.corrupt) if base == "clean" else (self.corrupt, self.clean)
         length = batch.length
         reader = make_reader(t, batch, metrics, self.clean)
-        self.sweep = Sweep(reader, lambda m: 2 * bytes_of_rerun(t, m, length), left, t.device)
+        self.sweep = Sweep(reader, lambda m: _bytes_of_row(t, m, length), left, t.device)
         self.starts = first_changes(batch) if t.is_causal else np.zeros(batch.n_rows, dtype=np.int64)
 
     def unchanged(self) -> dict[str, Numbers]:
@@ -226,12 +190,12 @@ class _Work:
         runs = {"clean": self.clean, "corrupt": self.corrupt}
         return {name: self.sweep.reader.measure_run(run.last) for name, run in runs.items()}
 
-    def measure(self, wanted: _Wanted, group: _Group, progress: Progress, done: int) -> Numbers:
+    def measure(self, wanted: _Wanted, group: _Group, step: Callable[[], None]) -> Numbers:
         """[metric, cell, example]"""
 
         @torch.no_grad()
         def run(tile: Tile, rows: Tensor) -> tuple[Tensor, int]:
-            sends, listens = wanted.senders[group.senders[tile.cells]], wanted.receivers[group.receivers[tile.cells]]
+            sends, listens = wanted.senders[group.senders[tile.cells]], wanted.inputs[group.receivers[tile.cells]]
             streams = _Streams(
                 self.t,
                 self.base,
@@ -245,12 +209,19 @@ class _Work:
             return streams.run(group.opens, group.first, group.last), tile.start
 
         starts = np.tile(self.starts, (len(group.senders), 1))
-        return self.sweep(self.base.last, starts, run, lambda: progress.step(done))
+        return self.sweep(self.base.last, starts, run, step)
+
+
+def _bytes_of_row(t: Transformer, m: int, length: int) -> int:
+    """Two streams, and beside them k and v of every head apart: three copies of the projections, keys and values of all
+    positions."""
+    apart = 9 * m * t.n_heads * t.d_head + 4 * length * t.n_heads * t.d_head
+    return 2 * bytes_of_rerun(t, m, length) + apart * t.dtype.itemsize
 
 
 class _Streams:
     """n rows at m positions. sends: [n, senders], true where the sender's other value enters the open stream.
-    listens: [n, receivers], true where the receiver reads it."""
+    listens: [n, inputs], true where the input is read from it."""
 
     def __init__(
         self,
@@ -293,7 +264,7 @@ class _Streams:
         """is_base: no receiver so far, so that the closed stream is the base run."""
         t, layer = self.t, self.t.layers[index]
         both = opened is not closed
-        listens = self.listens[:, t.graph.receivers_of_layer(index)]
+        listens = self.listens[:, inputs_of_layer(t.graph, index)]
         before = opened, closed
         if is_base:
             share = self._share(self.base, index)
@@ -318,17 +289,31 @@ class _Streams:
     def _attend(self, index: int, opened: Tensor, closed: Tensor, listens: Tensor | None, rope: Rope) -> Tensor:
         """z', shared out, of heads whose q, k, v read the open stream where they listen: [n, m, H * e]."""
         t, layer, start = self.t, self.t.layers[index], self.start
-        projected = read_all(layer, closed)
-        if listens is not None:
-            n_attention = t.n_heads + 2 * t.n_kv_heads
-            projected = torch.where(listens[:, None, :n_attention, None], read_all(layer, opened), projected)
-        q, k, v = projected.transpose(1, 2).split((t.n_heads, t.n_kv_heads, t.n_kv_heads), dim=1)
+        if listens is None or not bool(listens[:, : 3 * t.n_heads].any()):
+            projected, each = read_all(layer, closed), 1
+        else:
+            projected, each = self._by_head(layer, opened, closed, listens), t.n_heads // t.n_kv_heads
+        n_kv = t.n_kv_heads * each
+        q, k, v = projected.transpose(1, 2).split((t.n_heads, n_kv, n_kv), dim=1)
         q, k = t.turn(layer, layer.head_norm_q, q, rope, start), t.turn(layer, layer.head_norm_k, k, rope, start)
         if start:
-            k = torch.cat((self.base.keys[index][self.rows, :, :start], k), 2)
-            earlier = self.base.projected[index][self.rows, :start, -t.n_kv_heads :]
-            v = torch.cat((earlier.transpose(1, 2), v), 2)
+            earlier = self.base.projected[index][self.rows, :start, -t.n_kv_heads :].transpose(1, 2)
+            k = torch.cat((_repeated(self.base.keys[index][self.rows, :, :start], each, 1), k), 2)
+            v = torch.cat((_repeated(earlier, each, 1), v), 2)
         return t.share(layer, t.attend_late(layer, q, k, v).transpose(1, 2).flatten(2))
+
+    def _by_head(self, layer: Layer, opened: Tensor, closed: Tensor, listens: Tensor) -> Tensor:
+        """q, k, v of each head apart, as they listen: [n, m, 3 * H, e]."""
+        t, each = self.t, self.t.n_heads // self.t.n_kv_heads
+
+        def read(stream: Tensor) -> Tensor:
+            projected = read_all(layer, stream)
+            if each == 1:
+                return projected
+            q, shared = projected[:, :, : t.n_heads], projected[:, :, t.n_heads :]
+            return torch.cat((q, _repeated(shared, each, 2)), 2)
+
+        return torch.where(listens[:, None, : 3 * t.n_heads, None], read(opened), read(closed))
 
     # -- what senders write --------------------------------------------------------------------------------------------
 
@@ -361,3 +346,8 @@ class _Streams:
             return 0.0
         mine = self._at(self.base.mlp[index]) if out is None else out
         return (self._at(self.other.mlp[index]) - mine) * sends[:, None, None]
+
+
+def _repeated(x: Tensor, n: int, dim: int) -> Tensor:
+    """What a group of n heads shares, once for each of them."""
+    return x if n == 1 else x.repeat_interleave(n, dim)

@@ -3,7 +3,10 @@
 position: counted from the beginning; only for prompts of one length.
 from_end: -1 is the last token of the prompt, down to the length of the shortest prompt.
 role: all tokens of a role (IO, S1, subject, end, ...) changed together.
-all: every position at once, those of a teacher-forced answer of several tokens too.
+all: every position at once.
+
+An answer of several tokens is teacher-forced: a row goes on after its prompt. These positions belong to the place
+`all`, and to the role `end`, since there the answer is read on; the filling after them changes nothing that is read.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from acdc.tasks.prompts import Pair
 PLACES = ("position", "from_end", "role", "all")
 Flags = npt.NDArray[np.bool_]
 EVERYWHERE = "all"
+END = "end"  # the role of a prompt's last token
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,15 @@ class Places:
     spans: tuple[tuple[tuple[int, int] | None, ...], ...]
 
     def in_batch(self, batch: Batch) -> Flags:
-        """[place, row, pos], true at each place's positions."""
+        """[place, row, pos], true at each place's positions; the role `end` goes on to the end of the row."""
+        flags = self.in_prompts(batch)
+        for place, label in enumerate(self.labels):
+            if self.kind == "role" and label == END:
+                flags[place] = np.logical_or.accumulate(flags[place], -1)
+        return flags
+
+    def in_prompts(self, batch: Batch) -> Flags:
+        """The same without the positions of an answer, but for the place `all`."""
         flags = np.zeros((len(self.labels), batch.n_rows, batch.length), dtype=bool)
         for row, pair in enumerate(pair_of_row(batch)):
             for place, spans in enumerate(self.spans):

@@ -60,7 +60,7 @@ function headline(map) {
     ["Kind", words(map.kind)], ["Task", map.task], ["Model", map.provenance.model.title], ["Axes", sizes(map)],
     ["Changed run", map.base], ["Metric", map.metric],
     ["Unchanged", `${number(map.clean)} clean, ${number(map.corrupt)} corrupt, over ${number(map.n_examples)} prompts`],
-    ["Cells", `${number(map.n_cells)}; ${number(map.n_clear)} have a 95 % interval without 0, and 5 % of all would by chance`],
+    ["Cells", `${number(map.n_cells)}; ${map.too_few || `${number(map.n_clear)} have a 95 % interval without 0, and 5 % of all would by chance`}`],
     ["Id", map.id], ["Tags", map.tags.join(", ") || null], ["Notes", map.notes],
     ["Job", map.job_id && el("a", { href: `#/jobs/${map.job_id}` }, map.job_id)], ["Stored", when(map.created_at)],
   ]);

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from acceptance_kit import Stack, pairs, until
+import torch
+from acceptance_kit import Stack, pairs
+from tiny_files import WORDS
+from transformers import MambaConfig, MambaForCausalLM
 
 from acdc.client import Job
 from acdc.models.cache import ModelCache
@@ -75,21 +79,40 @@ def test_stored_map_is_the_one_that_this_process_makes(stack: Stack, made: Job, 
     assert found.provenance.model.parity is not None
 
 
-def test_killed_engine_is_replaced_and_the_job_leaves_one_map(stack: Stack, model: Path) -> None:
-    job = stack.client.submit(patch(model, {"name": "causes", "samples": 60}))
-
-    def is_tracing() -> bool:
-        progress = stack.row(job.id).progress or {}
-        return progress.get("phase") == "causal tracing" and progress.get("done", 0) > 0
-
-    until("the middle of the map", is_tracing)
+def test_killed_engine_is_replaced_and_the_job_goes_on_to_the_same_map(
+    stack: Stack, model: Path, tmp_path: Path
+) -> None:
+    job = stack.in_the_middle(patch(model, {"name": "causes", "samples": 60}))
     stack.kill("workers.child")
     ended = stack.succeeded(job)
-    states = [event.data["state"] for event in stack.client.events(job.id) if event.kind == "state"]
-    assert states == ["queued", "running", "queued", "running", "succeeded"]
-    assert stack.row(job.id).attempt == 2
+    stack.assert_resumed(job, attempt=2)
     assert [one.id for one in stack.client.maps(job=job.id)] == list(ended.map_ids)
-    assert len(ended.map_ids) == 1
+    spec = parse_job(ended.raw["spec"])
+    assert spec.kind == "patch"
+    [whole] = run_on(ModelCache(tmp_path).load(reference_of(spec.model)), spec, Quiet())
+    assert whole.patch_map is not None
+    assert np.allclose(stack.client.map_file(ended.map_ids[0]).effect, whole.patch_map.effect, atol=1e-5)
+
+
+def test_recurrent_model_of_a_directory_goes_the_whole_way(stack: Stack, model: Path, tmp_path: Path) -> None:
+    """No description of its family is known here: it is patched between its blocks."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = MambaConfig(vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, state_size=4, expand=2)
+        MambaForCausalLM(config).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(model / name, tmp_path)
+    job = stack.succeeded(stack.client.submit(patch(tmp_path, {"state": "residual_before", "roles": ["all", "front"]})))
+    found = stack.client.map_file(job.map_ids[0])
+    assert found.axes[1].labels == ("0", "1")
+    assert found.effect.any()
+    assert np.allclose(found.cells.per_example[0, :, 0], found.cells.clean, atol=1e-5)  # all of it: the clean run
+    assert found.provenance is not None
+    assert "from outside" in found.provenance.run.notes[0]
+    examples = stack.client.map_values(job.map_ids[0], per_example=True, layer="1", place="all")["examples"]
+    assert examples["changed"] == [[[found.cells.per_example[0, 1, 0].tolist()]]]
+    assert examples["groups"] == list(found.cells.groups)
+    assert "its residual stream can be patched" in stack.failed(stack.client.submit(patch(tmp_path, "paths")))
 
 
 def test_cells_that_the_model_has_not_end_as_an_invalid_task(stack: Stack, model: Path) -> None:

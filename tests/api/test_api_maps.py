@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -14,6 +15,7 @@ from api_samples import PAIRS
 from fastapi.testclient import TestClient
 from store_samples import patch_map
 
+from acdc.api import map_values
 from acdc.patch_map import PatchMap
 from acdc.spec import parse_job
 from acdc.store import Artefacts, NewMap, Store
@@ -115,6 +117,64 @@ def test_values_are_those_of_the_file_and_empty_where_there_is_no_cell(
     assert values["withheld"] == {}
 
 
+def test_values_tell_the_total_effect_and_what_remains_of_it(client: TestClient, map_id: str, made: PatchMap) -> None:
+    values = client.get(f"/v1/maps/{map_id}/values").json()
+    total = made.total("logit_diff")
+    assert total is not None
+    assert values["total"] == {"logit_diff": {"effect": total.effect, "low": total.low, "high": total.high}}
+    assert values["remaining"][0] == [[made.remaining[0, 0, 0], None], made.remaining[0, 1].tolist()]
+    assert values["remaining_high"][0][1][0] == made.remaining_high[0, 1, 0]
+
+
+def test_without_a_corrupt_run_there_is_no_total_and_nothing_remains(
+    client: TestClient, store: Store, artefacts: Artefacts, made: PatchMap
+) -> None:
+    cells = replace(made.cells, base="clean", corrupt=made.cells.clean.copy(), has_other_run=False)
+    alone = finish(client, store, artefacts, PatchMap.of(cells, seed=0, provenance=made.provenance), OTHER)
+    values = client.get(f"/v1/maps/{alone}/values?per_example=true").json()
+    assert values["total"] == {"logit_diff": None}
+    assert values["examples"]["corrupt"] is None
+    assert values["remaining"] == values["remaining_low"] == [[[None, None], [None, None]]]
+    assert values["withheld"] == {"logit_diff": "the prompts have no corrupt run to compare with"}
+    assert values["effect"][0][1][0] is not None
+
+
+def test_too_few_prompts_are_told_where_clear_cells_would_be_counted(
+    client: TestClient, store: Store, artefacts: Artefacts, made: PatchMap
+) -> None:
+    cells = made.cells
+    few = {name: getattr(cells, name)[..., :4].copy() for name in ("per_example", "clean", "corrupt")}
+    made = PatchMap.of(replace(cells, **few, groups=cells.groups[:4]), seed=0, provenance=made.provenance)
+    shown = client.get(f"/v1/maps/{finish(client, store, artefacts, made)}").json()
+    assert shown["n_clear"] == 0
+    assert "fewer than 6 prompts tell no effect from chance, and here are 4" in shown["too_few"]
+
+
+def test_numbers_of_every_prompt_are_given_with_their_groups_when_asked_for(
+    client: TestClient, map_id: str, made: PatchMap
+) -> None:
+    assert "examples" not in client.get(f"/v1/maps/{map_id}/values").json()
+    values = client.get(f"/v1/maps/{map_id}/values?per_example=true&place=end&place=S2").json()
+    examples, changed = values["examples"], made.cells.per_example[0]
+    assert examples["groups"] == list("abcdefgh")
+    assert examples["changed"] == [[[None, changed[0, 0].tolist()], [changed[1, 1].tolist(), changed[1, 0].tolist()]]]
+    assert (examples["clean"], examples["corrupt"]) == (made.cells.clean.tolist(), made.cells.corrupt.tolist())
+    mean = np.mean(np.subtract(examples["changed"][0][1][1], examples["corrupt"][0]))
+    assert mean == pytest.approx(values["effect"][0][1][1])
+
+
+def test_more_numbers_than_go_into_one_answer_are_refused_with_the_way_out(
+    client: TestClient, map_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(map_values, "MOST_NUMBERS", 16)
+    answer = client.get(f"/v1/maps/{map_id}/values?per_example=true")
+    assert answer.status_code == 422
+    [fault] = answer.json()["errors"]
+    assert fault["where"] == "per_example"
+    assert "4 cells of 8 prompts are 32 numbers, and one answer has 16: ask for fewer places" in fault["message"]
+    assert client.get(f"/v1/maps/{map_id}/values?per_example=true&layer=1").status_code == 200
+
+
 def test_slice_is_that_part_of_the_whole(client: TestClient, map_id: str) -> None:
     whole = client.get(f"/v1/maps/{map_id}/values").json()
     part = client.get(f"/v1/maps/{map_id}/values?layer=1&place=end&place=S2").json()
@@ -135,8 +195,6 @@ def test_slice_that_the_map_has_not_names_every_fault(client: TestClient, map_id
 def test_normalising_by_nothing_is_withheld_with_the_reason(
     client: TestClient, store: Store, artefacts: Artefacts, made: PatchMap
 ) -> None:
-    from dataclasses import replace
-
     cells = replace(made.cells, clean=made.cells.corrupt.copy())
     flat = finish(client, store, artefacts, PatchMap.of(cells, seed=0, provenance=made.provenance), OTHER)
     values = client.get(f"/v1/maps/{flat}/values").json()

@@ -74,10 +74,31 @@ def test_summary_names_what_was_changed_and_the_strongest_cells_with_intervals()
         "map: ioi on toy, activation patching",
         "state mlp, places role, direction denoising; one thing at a time in the corrupt run",
         f"logit_diff {made.cells.clean.mean():.3f} clean, {made.cells.corrupt.mean():.3f} corrupt, over 8 prompts",
+        f"total      {made.total('logit_diff').effect:.3f}, 95 % interval 3.",  # type: ignore[union-attr]
         "3 (2 layer x 2 place); 2 of them have a 95 % interval without 0",
     ):
         assert words in text
     assert "not normalised" not in text
+
+
+def test_summary_of_a_map_without_corrupt_runs_compares_with_nothing() -> None:
+    cells = patch_map().cells
+    alone = PatchMap.of(replace(cells, base="clean", corrupt=cells.clean.copy(), has_other_run=False), seed=0)
+    text = text_of(alone)
+    assert f"logit_diff {cells.clean.mean():.3f} clean, over 8 prompts" in text
+    assert "total" not in text
+    assert "not normalised: the prompts have no corrupt run to compare with" in text
+    assert map_data(alone)["total"] == {"logit_diff": None}
+
+
+def test_summary_of_too_few_prompts_counts_no_clear_cells_and_says_why() -> None:
+    cells = patch_map().cells
+    few = {name: getattr(cells, name)[..., :4].copy() for name in ("per_example", "clean", "corrupt")}
+    made = PatchMap.of(replace(cells, **few, groups=cells.groups[:4]), seed=0)
+    assert "3 (2 layer x 2 place); intervals over fewer than 6 prompts tell no effect from chance" in text_of(made)
+    assert "without 0" not in text_of(made)
+    assert map_data(made)["n_clear"] == 0
+    assert map_data(made)["too_few"] == made.too_few
 
 
 def test_strongest_cells_are_a_table_with_the_largest_first() -> None:

@@ -179,6 +179,34 @@ def test_cells_with_zero_in_their_interval_have_a_dot(found: PatchMap) -> None:
     assert len(dots) == unclear.sum() + 1  # and the one of the legend
 
 
+def of_prompts(found: PatchMap, n: int) -> PatchMap:
+    """The map of the first n prompts."""
+    cells = found.cells
+    arrays = {name: getattr(cells, name)[..., :n].copy() for name in ("per_example", "clean", "corrupt")}
+    return PatchMap.of(replace(cells, **arrays, groups=cells.groups[:n]), seed=0)
+
+
+def test_of_too_few_prompts_no_cell_has_a_dot_and_the_picture_says_why() -> None:
+    root = parse(of_prompts(MAPS["3 x 3"], 5))
+    assert not list(root.iter(f"{SVG}circle"))
+    texts = " ".join(element.text or "" for element in root.iter(f"{SVG}text"))
+    assert "No cell is marked: intervals over fewer than 6 prompts tell no effect from chance" in texts
+    assert "the 95 % interval contains 0" not in texts
+    assert list(parse(of_prompts(MAPS["3 x 3"], 6)).iter(f"{SVG}circle"))
+
+
+def test_caption_tells_the_total_effect_with_its_interval() -> None:
+    found = MAPS["3 x 3"]
+    total = found.total("logit_diff")
+    assert total is not None
+    texts = " ".join(element.text or "" for element in parse(found).iter(f"{SVG}text"))
+    assert f"total effect +{total.effect:.3g} [+{total.low:.3g}, +{total.high:.3g}]" in texts
+    alone = replace(found.cells, clean=found.cells.corrupt.copy(), has_other_run=False)
+    texts = " ".join(element.text or "" for element in parse(PatchMap.of(alone, seed=0)).iter(f"{SVG}text"))
+    assert "the prompts have no corrupt run to compare with" in texts
+    assert "total effect" not in texts
+
+
 def test_heads_are_a_grid_of_layer_by_head_with_a_panel_for_each_place() -> None:
     texts = [element.text for element in parse(MAPS["heads by role"]).iter(f"{SVG}text")]
     assert [text for text in texts if (text or "").startswith("place ")] == [f"place {r}" for r in ROLES.labels]

@@ -66,6 +66,13 @@ def test_rows_of_a_group_stay_on_one_side(gemma):
         assert not {pair.group for pair in prompts.search} & {pair.group for pair in prompts.held_out}
 
 
+def test_prompts_are_taken_from_the_groups_in_turn(gemma):
+    rows = [{**row, "group": group} for row, group in zip(GOOD, "aaabb", strict=True)]
+    prompts = build(gemma, rows, n_search=4, n_held_out=0)
+    wanted = [GOOD[i]["clean"] for i in (0, 3, 1, 4)]
+    assert [pair.clean_text for pair in prompts.search] == wanted
+
+
 def test_rows_of_a_single_group_cannot_be_split(gemma):
     with pytest.raises(TaskError, match="two groups are needed"):
         build(gemma, [{**row, "group": "all"} for row in GOOD])
@@ -100,6 +107,37 @@ def test_an_unusable_row_is_dropped_with_its_number_and_reason(gpt2, change, rea
     found = reasons(gpt2, {**GOOD[0], **change})
     assert list(found) == [1]
     assert reason in found[1]
+
+
+@pytest.mark.parametrize("corrupt", [None, "So Ben is a friend of Linda, isn't", "So Ben is a friend, isn't"])
+def test_where_no_corrupt_prompt_is_needed_the_clean_one_stands_in_for_what_does_not_fit(gpt2, corrupt):
+    row = {**GOOD[0], "clean": "So Ben is a friend, isn't", "corrupt": corrupt}
+    prompts = build(gpt2, [*GOOD, row], needs_corrupt=False, n_search=9, n_held_out=0)
+    assert prompts.dropped == ()
+    *given, pair = prompts.search
+    assert (pair.corrupt, pair.corrupt_text) == (pair.clean, pair.clean_text)
+    assert given == list(build(gpt2, GOOD, n_search=9, n_held_out=0).search)  # theirs fit and are kept
+    with pytest.raises(TaskError, match="too few"):
+        build(gpt2, [row], n_held_out=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"corrupt": ""}, "corrupt is empty"),
+        ({"corrupt": [{"role": "user", "content": "Hi"}]}, "has no chat template"),
+        ({"corrupt": None, "clean": GOOD[1]["clean"], "answers": [""]}, "an empty answer"),
+    ],
+)
+def test_what_else_is_wrong_with_a_row_is_told_where_no_corrupt_prompt_is_needed_too(gpt2, change, reason):
+    (dropped,) = build(gpt2, [*GOOD, {**GOOD[0], **change}], needs_corrupt=False).dropped
+    assert reason in dropped.reason
+
+
+def test_prompts_without_corrupt_ones_are_told_apart_by_their_text(gemma):
+    row = {**GOOD[0], "corrupt": None}
+    (dropped,) = build(gemma, [*GOOD, row, row], needs_corrupt=False).dropped
+    assert (dropped.row, dropped.reason) == (7, "the same prompts as row 6")
 
 
 def test_text_that_a_tokenizer_loses_is_a_reason(gemma):
@@ -233,6 +271,7 @@ def test_files_are_json_lists_or_lines(tmp_path, form, gemma):
         ('[{"clean": "a"}, 3, {"clean": 4, "answers": "b", "colour": 1}]', ["row 1", "row 2", "row 3", "row 3"]),
         ('[{"clean": "a", "answers": [1], "spans": {"x": [1]}, "group": 3}]', ["row 1"] * 3),
         ('[{"clean": [{"role": "robot", "content": "x"}], "answers": "b"}]', ["row 1"]),
+        ('[{"clean": "a", "answers": "b", "spans": {"all": [0, 1], "end": [0, 1]}}]', ["row 1"]),
         ("[1, 2", []),
         ("\n", []),
     ],
@@ -243,6 +282,13 @@ def test_faults_of_a_file_are_told_together_by_row(tmp_path, text, faults):
     with pytest.raises(TaskError) as refusal:
         read_pairs(path)
     assert [fault.where for fault in refusal.value.faults] == faults
+
+
+def test_names_of_spans_that_mean_something_already_are_refused(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"clean": "a", "answers": "b", "spans": {"verb": [0, 1], "end": [0, 1]}}')
+    with pytest.raises(TaskError, match="`spans` has names that are taken: 'end' is the last token of every prompt"):
+        read_pairs(path)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):

@@ -143,7 +143,7 @@ def test_memory_and_batches_change_nothing(kind: str) -> None:
     with pytest.raises(OutOfMemory, match="one prompt from 8 positions"):
         run(model, [replace(pairs[1], corrupt=tuple(reversed(pairs[1].clean)))], kind, memory_bytes=least - 1)
     with pytest.raises(OutOfMemory, match="recorded runs"):
-        run(model, pairs[1:2], kind, memory_bytes=100)
+        run(model, pairs[1:2], kind, memory_bytes=4000)
 
 
 def test_a_role_is_patched_as_a_whole_wherever_it_stands() -> None:
@@ -185,6 +185,19 @@ def test_an_answer_of_several_tokens_is_patched_in_all_its_rows() -> None:
     for number, metric in enumerate(metrics):
         expected = metric(logits[batch.read_row, batch.read_pos], batch).numpy()
         assert np.abs(cells.per_example[number, 1, 2, 4] - expected).max() < 1e-8
+
+
+def test_the_end_goes_on_where_the_rest_of_an_answer_is_read_and_other_roles_do_not() -> None:
+    """Rows of one pair: the bare prompt of 6 and two tokens of filling, then the prompt with the first answer's."""
+    pair = replace(random_pairs(1)[0], answers=((1, 2, 3),), wrong=((5,),))
+    (batch,) = make_batches(wrap(tiny("gpt2")), [pair], 512, MEMORY)
+    places = role_places([pair], ["first", "end", "all"])
+    assert (batch.n_rows, batch.length) == (2, 8)
+    positions = [[np.flatnonzero(row).tolist() for row in place] for place in places.in_batch(batch)]
+    assert positions == [[[0]] * 2, [[5, 6, 7]] * 2, [list(range(8))] * 2]
+    assert np.flatnonzero(places.in_prompts(batch)[1, 0]).tolist() == [5]
+    from_end = make_places([pair], "from_end")
+    assert np.flatnonzero(from_end.in_batch(batch)[-1, 0]).tolist() == [5]
 
 
 @pytest.mark.parametrize("metric", sorted(METRICS))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -151,8 +153,116 @@ def test_a_bidirectional_model_is_refused() -> None:
 
 
 def test_a_model_without_blocks_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedModel, match="Linear has no list of some equal blocks"):
+    with pytest.raises(UnsupportedModel, match="Linear has no list of some blocks"):
         find_blocks(nn.Linear(2, 2))
+
+
+class Mixes(nn.Module):
+    """A block that carries a state from position to position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * torch.tanh(x).cumsum(1)
+
+
+class Scales(nn.Module):
+    """A block of another type, that wants its input by name and gives a tuple."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(d, d)
+
+    def forward(self, *, hidden_states: Tensor) -> tuple[Tensor, None]:
+        return hidden_states + torch.tanh(self.map(hidden_states)), None
+
+
+class Hybrid(nn.Module):
+    """Blocks of two types in one list."""
+
+    def __init__(self, d: int = 8) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCAB, d)
+        self.blocks = nn.ModuleList([Mixes(), Scales(d), Mixes(), Scales(d)])
+        self.head = nn.Linear(d, VOCAB)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed
+
+    def forward(self, tokens: Tensor) -> Any:
+        x = self.embed(tokens)
+        for block in self.blocks:
+            x = block(hidden_states=x)[0] if isinstance(block, Scales) else block(x)
+        return SimpleNamespace(logits=self.head(x))
+
+
+def hybrid() -> Hybrid:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Hybrid().double().eval()
+
+
+def test_blocks_of_several_types_are_judged_by_what_they_do() -> None:
+    model, pairs = hybrid(), random_pairs(3, (5,))
+    cells = run(find_blocks(model), pairs, "residual_before")
+    assert cells.per_example.shape[1:3] == (4, 5)
+    clean, corrupt = (model.embed(torch.tensor([getattr(p, name) for p in pairs])) for name in ("clean", "corrupt"))
+    x, theirs = (model.blocks[1](hidden_states=model.blocks[0](one))[0].detach() for one in (clean, corrupt))
+    x[:, 2] = theirs[:, 2]  # the stream before block 2 at position 2
+    logits = model.head(model.blocks[3](hidden_states=model.blocks[2](x))[0])[:, -1].detach()
+    (batch,) = bucket_pairs(find_blocks(model), pairs, 512)
+    assert np.abs(cells.per_example[0, 2, 2] - METRICS["logit_diff"](logits, batch).numpy()).max() < 1e-9
+
+
+def in_a_dictionary(block: nn.Module) -> None:
+    block.forward = lambda x: {"x": x}  # type: ignore[assignment, method-assign]
+
+
+def never(block: nn.Module) -> None:
+    """The block is passed by: the model calls its `forward` without it."""
+    block.__class__ = Passed
+
+
+class Passed(Mixes):
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.forward(x)
+
+
+@pytest.mark.parametrize(
+    ("breaks", "says"),
+    [
+        (in_a_dictionary, "a block of type Mixes gives dict where a tensor was looked for"),
+        (never, "Hybrid does not run its 4 blocks once each"),
+    ],
+)
+def test_blocks_without_a_residual_in_and_out_are_refused_in_words(
+    breaks: Callable[[nn.Module], None], says: str
+) -> None:
+    model = hybrid()
+    model.blocks[3] = Mixes()
+    breaks(model.blocks[3])
+    with pytest.raises(UnsupportedModel, match=says):
+        find_blocks(model)
+    assert hooks_of(model) == 0
+
+
+def test_model_whose_blocks_take_their_input_by_another_name_is_refused_in_words() -> None:
+    class Named(nn.Module):
+        def forward(self, *, stream: Tensor) -> Tensor:
+            return stream
+
+    model = hybrid()
+    model.blocks = nn.ModuleList([Named(), Named()])
+    model.forward = lambda tokens: model.blocks[0](stream=model.embed(tokens))  # type: ignore[method-assign]
+    with pytest.raises(UnsupportedModel, match="a block of type Named takes NoneType where a tensor was looked for"):
+        find_blocks(model)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_refused(value: float) -> None:
+    model = mamba()
+    with torch.no_grad():
+        model.lm_head.weight[3, 0] = value
+    with pytest.raises(UnsupportedModel, match=r"logits that are no finite numbers; use dtype float32"):
+        find_blocks(model)
 
 
 def test_an_empty_prompt_set_is_refused() -> None:

@@ -78,6 +78,73 @@ def test_normalised_one_is_all_the_way_to_the_other_run(base: str) -> None:
     assert share.denominator == pytest.approx((ends[0] - ends[1])[0].mean())
 
 
+@pytest.mark.parametrize("base", ["clean", "corrupt"])
+def test_total_and_what_remains_are_means_of_differences_with_intervals_of_their_own(base: str) -> None:
+    measured = cells(base=base)
+    found = PatchMap.of(measured, seed=3)
+    start, end = measured.base_metric, measured.other_metric
+    for i, metric in enumerate(measured.metrics):
+        total, interval = found.total(metric), mean_interval(end[i] - start[i], measured.groups, 3)
+        assert total is not None
+        assert (total.effect, total.low, total.high) == ((end[i] - start[i]).mean(), interval.low, interval.high)
+        for cell in ((0, 1), (1, 0)):
+            left = end[i] - measured.per_example[(i, *cell)]
+            interval = mean_interval(left, measured.groups, 3)
+            ends = found.remaining_low[(i, *cell)], found.remaining_high[(i, *cell)]
+            assert found.remaining[(i, *cell)] == pytest.approx(left.mean())
+            assert ends == pytest.approx((interval.low, interval.high))
+            assert found.effect[(i, *cell)] + found.remaining[(i, *cell)] == pytest.approx(total.effect)
+    assert found.remaining[0, 1, 2] == found.remaining_low[0, 1, 2] == 0
+    with pytest.raises(KeyError, match="no metric 'loss'"):
+        found.total("loss")
+
+
+def test_without_another_run_there_is_no_total_and_nothing_remains_or_is_normalised(tmp_path: Path) -> None:
+    alone = replace(cells(), corrupt=cells().clean.copy(), has_other_run=False)
+    PatchMap.of(alone, seed=0).save(tmp_path / "m")
+    for found in (PatchMap.of(alone, seed=0), PatchMap.load(tmp_path / "m")):
+        assert found.total("kl") is None
+        assert found.normalised("kl").withheld == "the prompts have no corrupt run to compare with"
+        assert not found.remaining.any()
+        assert not found.remaining_high.any()
+        lines = list(csv.DictReader(io.StringIO(found.to_csv())))
+        empty = ("normalised", "normalised_low", "remaining", "remaining_low", "remaining_high")
+        assert {line[name] for line in lines for name in empty} == {""}
+        assert all(float(line["effect"]) for line in lines)
+
+
+# -- how sure ----------------------------------------------------------------------------------------------------------
+
+
+def strong(n: int) -> Cells:
+    """Effects of 3 on n prompts, which differ little."""
+    draw = np.random.default_rng(0)
+    measured = cells(n)
+    changed = measured.clean[:, None, None] + 3 + 0.1 * draw.normal(size=(2, 2, 3, n))
+    return replace(measured, per_example=changed * measured.defined[None, ..., None])
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 6, 12])
+def test_of_fewer_than_six_prompts_no_cell_is_clear_and_it_is_said_why(n: int) -> None:
+    found = PatchMap.of(strong(n), seed=0)
+    assert found.clear.sum() == (0 if n < 6 else 2 * 5)
+    assert (f"fewer than 6 prompts tell no effect from chance, and here are {n}" in found.too_few) == (n < 6)
+    assert bool(found.too_few) == (n < 6)
+
+
+def test_one_prompt_is_not_normalised_and_two_that_agree_are() -> None:
+    assert "one prompt does not tell how sure" in PatchMap.of(strong(1), seed=0).normalised("kl").withheld
+    assert PatchMap.of(strong(2), seed=0).normalised("kl").effect is not None
+
+
+@pytest.mark.parametrize(("size", "n_clear"), [(1e-9, 0), (1e-4, 2 * 5)])
+def test_rounding_of_the_metric_is_never_clear(size: float, n_clear: int) -> None:
+    """Metrics are about 5: float32 tells no difference of theirs below 1e-6."""
+    measured = strong(12)
+    changed = (measured.clean[:, None, None] + size) * measured.defined[None, ..., None]
+    assert PatchMap.of(replace(measured, per_example=changed), seed=0).clear.sum() == n_clear
+
+
 def test_normalised_is_withheld_with_the_reason_where_the_runs_hardly_differ() -> None:
     measured = cells()
     alike = replace(measured, corrupt=measured.clean + np.array([[1e-9], [3.0]]))
@@ -100,6 +167,8 @@ def test_tables_hold_every_defined_cell_and_read_back_to_the_bit() -> None:
     assert row.effect == found.effect[1, 1, 1]
     lines = list(csv.DictReader(io.StringIO(found.to_csv())))
     assert [float(line["effect"]) for line in lines] == frame.effect.tolist()
+    assert [float(line["remaining_high"]) for line in lines] == frame.remaining_high.tolist()
+    assert row.remaining_low == found.remaining_low[1, 1, 1]
     assert {line["normalised"] for line in lines} == {""}
     read = pandas.read_csv(io.StringIO(PatchMap.of(cells(), seed=0).to_csv()))
     assert read.normalised.notna().all()
@@ -121,7 +190,7 @@ def test_what_is_loaded_is_what_was_saved_to_the_bit(tmp_path: Path, provenance:
     saved.save(file)
     loaded = PatchMap.load(file)
     assert loaded.to_bytes() == saved.to_bytes() == file.read_bytes()
-    for name in ("effect", "low", "high"):
+    for name in ("effect", "low", "high", "remaining", "remaining_low", "remaining_high"):
         assert np.array_equal(getattr(loaded, name), getattr(saved, name))
     for name in ("per_example", "defined", "clean", "corrupt"):
         assert np.array_equal(getattr(loaded.cells, name), getattr(saved.cells, name))
@@ -154,7 +223,8 @@ def test_damaged_and_foreign_files_are_refused_by_name(tmp_path: Path) -> None:
 def test_a_file_with_another_header_or_other_types_is_refused() -> None:
     saved = PatchMap.of(cells(), seed=0)
     arrays = {name: getattr(saved.cells, name) for name in ("per_example", "defined", "clean", "corrupt")}
-    arrays |= {name: getattr(saved, name) for name in ("effect", "low", "high")}
+    drawn = ("effect", "low", "high", "remaining", "remaining_low", "remaining_high")
+    arrays |= {name: getattr(saved, name) for name in drawn}
     raw = saved.to_bytes()
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(json.loads(json.loads(raw[8 : 8 + length])["__metadata__"]["acdc"])["header"])
@@ -170,6 +240,7 @@ def test_a_file_with_another_header_or_other_types_is_refused() -> None:
     for name, array in [
         ("effect", saved.effect.astype(np.float32)),
         ("low", saved.low * np.nan),
+        ("remaining", saved.remaining[:, :1]),
         ("clean", saved.cells.clean * np.inf),
     ]:
         with pytest.raises(MapFileError):
