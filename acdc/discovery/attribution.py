@@ -26,7 +26,7 @@ from acdc.discovery.problem import Found, Problem
 from acdc.errors import TaskError
 from acdc.models.transformer import Transformer
 from acdc.patching.circuits import Prompts
-from acdc.patching.forward import Ignore, NodeOutputs, record, run_plain
+from acdc.patching.forward import Ignore, NodeOutputs, record_from, run_plain
 from acdc.patching.gradients import EdgeScores, bytes_per_example, gradients_at_receivers
 from acdc.progress import Progress
 
@@ -41,9 +41,9 @@ def score_eap(problem: Problem, progress: Progress) -> list[Found]:
     scores = _edge_scores(problem)
     progress.phase("attribution", len(problem.prompts))
     for done, p in enumerate(problem.prompts):
-        clean, _ = record(problem.t, p.batch.clean)
-        gradients, _ = gradients_at_receivers(problem.t, clean.inputs, problem.mean_of(p))
-        scores.add(p.batch, clean.minus(p.ablation), gradients, 1.0)
+        clean, ablation, _ = _later(problem.t, p)
+        gradients, _ = gradients_at_receivers(problem.t, clean.inputs, problem.mean_of(p), prefix=p.prefix)
+        scores.add(p.batch, clean.minus(ablation), gradients, 1.0)
         progress.step(done + 1)
     return [_found(problem, scores, {"forward": 2, "forward_backward": 1}, {})]
 
@@ -57,14 +57,14 @@ def score_eap_ig_inputs(problem: Problem, progress: Progress, *, steps: int) -> 
     progress.phase("attribution", len(problem.prompts) * steps)
     change = 0.0
     for done, p in enumerate(problem.prompts):
-        clean, last = record(t, p.batch.clean)
-        differences = clean.minus(p.ablation)
+        clean, ablation, last = _later(t, p)
+        differences = clean.minus(ablation)
         for number, alpha in enumerate(_path(problem, steps)):
-            inputs = p.ablation.inputs + alpha * differences.inputs
-            gradients, _ = gradients_at_receivers(t, inputs, problem.mean_of(p))
+            inputs = ablation.inputs + alpha * differences.inputs
+            gradients, _ = gradients_at_receivers(t, inputs, problem.mean_of(p), prefix=p.prefix)
             scores.add(p.batch, differences, gradients, 1.0 / steps)
             progress.step(done * steps + number + 1)
-        change += _change(problem, p, clean, last)
+        change += _change(problem, p, ablation, last)
     attributed = float(scores.result()[: t.graph.n_inputs].sum())
     error = abs(attributed - change) / max(abs(change), 1e-12)
     return [_found(problem, scores, {"forward": 2, "forward_backward": steps}, {"completeness_error": error})]
@@ -78,16 +78,22 @@ def score_eap_ig_activations(problem: Problem, progress: Progress, *, steps: int
     progress.phase("attribution", len(problem.prompts) * len(units) * steps)
     done = 0
     for p in problem.prompts:
-        clean, _ = record(t, p.batch.clean)
-        differences = clean.minus(p.ablation)
+        clean, ablation, _ = _later(t, p)
+        differences = clean.minus(ablation)
         for unit in units:
             for alpha in _path(problem, steps):
-                watcher = _OnPath(unit, clean, p.ablation, alpha)
-                gradients, _ = gradients_at_receivers(t, watcher.inputs, problem.mean_of(p), watcher)
+                watcher = _OnPath(unit, clean, ablation, alpha)
+                gradients, _ = gradients_at_receivers(t, watcher.inputs, problem.mean_of(p), watcher, p.prefix)
                 scores.add(p.batch, differences, gradients, 1.0 / steps, unit.senders)
                 done += 1
                 progress.step(done)
     return [_found(problem, scores, {"forward": 2, "forward_backward": steps * len(units)}, {})]
+
+
+def _later(t: Transformer, p: Prompts) -> tuple[NodeOutputs, NodeOutputs, Tensor]:
+    """After the prefix of a batch: the clean run, the ablation values, and the clean run's last residual."""
+    clean, last = record_from(t, p.prefix.later(p.inputs), p.prefix)
+    return clean, p.ablation.mapped(p.prefix.later), last
 
 
 class _Unit:
@@ -134,9 +140,10 @@ def _path(problem: Problem, steps: int) -> list[float]:
 
 
 @torch.no_grad()
-def _change(problem: Problem, p: Prompts, clean: NodeOutputs, last: Tensor) -> float:
-    """m(clean) - m(embeddings ablated), this batch's part. last: the clean run's last residual."""
-    ablated = run_plain(problem.t, p.ablation.inputs.expand_as(clean.inputs), Ignore())
+def _change(problem: Problem, p: Prompts, ablation: NodeOutputs, last: Tensor) -> float:
+    """m(clean) - m(embeddings ablated), this batch's part. ablation, last: as `_later` gives them."""
+    inputs = ablation.inputs.expand(-1, *last.shape)
+    ablated = run_plain(problem.t, inputs, Ignore(), p.prefix)
     return float(problem.mean_of(p)(last) - problem.mean_of(p)(ablated))
 
 

@@ -40,10 +40,11 @@ class Problem:
         return replace(self, prompts=[p for p in parts if p is not None])
 
     def mean_of(self, p: Prompts) -> Callable[[Tensor], Tensor]:
-        """Last residual [row, pos, d] -> this batch's part of the objective's mean over all examples."""
+        """Last residual [row, positions after the prefix, d] -> this batch's part of the objective's mean over all
+        examples."""
 
         def objective(residual: Tensor) -> Tensor:
-            logits = self.t.unembed(p.batch.take(residual))
+            logits = self.t.unembed(p.read(residual))
             return self.objective(logits, p.batch, p.clean_logprobs).sum() / self.n_examples
 
         return objective

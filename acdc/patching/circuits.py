@@ -15,9 +15,9 @@ from acdc.metrics import Metric, in_full_precision
 from acdc.models.transformer import Transformer
 from acdc.patching.ablation import Ablation
 from acdc.patching.batches import Batch
-from acdc.patching.forward import NodeOutputs, record
+from acdc.patching.forward import NodeOutputs, Prefix, record
 from acdc.patching.masked import circuit_tiles, run_masked
-from acdc.patching.prefix import Prefix, run_clean
+from acdc.patching.prefix import run_clean
 from acdc.patching.sizes import prepared_streams
 
 PerExample = npt.NDArray[np.float64]  # [circuit, example]
@@ -46,8 +46,11 @@ class Prompts:
 
     def run(self, t: Transformer, masks: Tensor) -> Tensor:
         """What is read of every circuit: last residuals [circuit, read, d]. masks: [circuit, senders, receivers]"""
-        last = run_masked(t, self.inputs, self.ablation, masks, self.prefix)
-        return last[:, self.batch.read_row, self.batch.read_pos - self.prefix.start]
+        return self.read(run_masked(t, self.inputs, self.ablation, masks, self.prefix))
+
+    def read(self, last: Tensor) -> Tensor:
+        """[..., row, positions after the prefix, d] -> what is read of it [..., read, d]"""
+        return last[..., self.batch.read_row, self.batch.read_pos - self.prefix.start, :]
 
 
 def require_memory(t: Transformer, batches: Sequence[Batch], limit_bytes: int) -> None:

@@ -7,7 +7,7 @@ one residual stream) is kept instead.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -44,6 +44,26 @@ class NodeOutputs:
             [a - b for a, b in zip(self.z, other.z, strict=True)],
             [a - b for a, b in zip(self.mlp, other.mlp, strict=True)],
         )
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What later positions see of those at the beginning of a batch, which need not be run again.
+
+    start: the first position that a circuit may change, at most the first that is read. keys (turned), values: per
+    layer, of the positions before it, [row, K, start, e]; none where it is 0.
+    """
+
+    start: int = 0
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+    def of_rows(self, rows: Tensor) -> Prefix:
+        return Prefix(self.start, [k[rows] for k in self.keys], [v[rows] for v in self.values])
+
+    def later(self, values: Tensor) -> Tensor:
+        """[..., pos or 1, n] from `start` on."""
+        return values[..., self.start :, :] if values.shape[-2] > 1 else values
 
 
 class Watcher(Protocol):
@@ -97,13 +117,17 @@ class Recorder(Ignore):
         return NodeOutputs(inputs, self.z, self.mlps)
 
 
-def run_plain(t: Transformer, inputs: Tensor, watcher: Watcher) -> Tensor:
-    """inputs: [n_inputs, batch, pos, d] -> the last residual [batch, pos, d], before the final norm."""
+NOTHING_BEFORE = Prefix()
+
+
+def run_plain(t: Transformer, inputs: Tensor, watcher: Watcher, prefix: Prefix = NOTHING_BEFORE) -> Tensor:
+    """inputs: [n_inputs, batch, pos, d], of the positions after the prefix -> the last residual [batch, pos, d] there,
+    before the final norm."""
     x = inputs.sum(0)
-    rope = t.rope(x)
+    rope = t.rope(x.new_empty(1, prefix.start + x.shape[1], 1))
     for index, layer in enumerate(t.layers):
         projected = watcher.read(index, x, read_all(layer, x))
-        z = watcher.heads(index, t.share(layer, _attend(t, layer, projected, rope)))
+        z = watcher.heads(index, t.share(layer, _attend(t, index, projected, rope, prefix)))
         attention = z @ layer.w_out.flatten(0, 1)
         if layer.b_out is not None:
             attention = attention + layer.b_out
@@ -117,12 +141,16 @@ def run_plain(t: Transformer, inputs: Tensor, watcher: Watcher) -> Tensor:
     return x
 
 
-@torch.no_grad()
 def record(t: Transformer, tokens: Tensor) -> tuple[NodeOutputs, Tensor]:
     """tokens: [batch, pos] -> what every sender wrote, and the last residual [batch, pos, d]."""
+    return record_from(t, t.embed(tokens))
+
+
+@torch.no_grad()
+def record_from(t: Transformer, inputs: Tensor, prefix: Prefix = NOTHING_BEFORE) -> tuple[NodeOutputs, Tensor]:
+    """The same from what the input senders wrote [n_inputs, batch, pos, d] at the positions after the prefix."""
     watcher = Recorder()
-    inputs = t.embed(tokens)
-    last = run_plain(t, inputs, watcher)
+    last = run_plain(t, inputs, watcher, prefix)
     return watcher.outputs(inputs), last
 
 
@@ -133,7 +161,12 @@ def read_all(layer: Layer, x: Tensor) -> Tensor:
     return projected
 
 
-def _attend(t: Transformer, layer: Layer, projected: Tensor, rope: Rope) -> Tensor:
-    by_head = projected.transpose(1, 2)  # [batch, R, pos, e]
+def _attend(t: Transformer, index: int, projected: Tensor, rope: Rope, prefix: Prefix) -> Tensor:
+    layer, by_head = t.layers[index], projected.transpose(1, 2)  # [batch, R, pos, e]
     q, k, v = by_head.split((t.n_heads, t.n_kv_heads, t.n_kv_heads), dim=1)
-    return t.attend(layer, q, k, v, rope)
+    if not prefix.start:
+        return t.attend(layer, q, k, v, rope)
+    q = t.turn(layer, layer.head_norm_q, q, rope, prefix.start)
+    k = torch.cat((prefix.keys[index], t.turn(layer, layer.head_norm_k, k, rope, prefix.start)), 2)
+    v = torch.cat((prefix.values[index], v), 2)
+    return t.attend_late(layer, q, k, v).transpose(1, 2).flatten(2)

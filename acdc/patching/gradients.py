@@ -27,7 +27,7 @@ from torch import Tensor
 from acdc.graph import Graph
 from acdc.models.transformer import Transformer
 from acdc.patching.batches import Batch
-from acdc.patching.forward import Ignore, NodeOutputs, Watcher, run_plain
+from acdc.patching.forward import NOTHING_BEFORE, Ignore, NodeOutputs, Prefix, Watcher, run_plain
 
 TILE = 64  # tokens in a product; more does not make them faster, only larger
 
@@ -70,16 +70,20 @@ class _Tap(Ignore):
 
 
 def gradients_at_receivers(
-    t: Transformer, inputs: Tensor, objective: Callable[[Tensor], Tensor], watcher: Watcher | None = None
+    t: Transformer,
+    inputs: Tensor,
+    objective: Callable[[Tensor], Tensor],
+    watcher: Watcher | None = None,
+    prefix: Prefix = NOTHING_BEFORE,
 ) -> tuple[ReceiverGradients, Tensor]:
-    """One forward and backward.
+    """One forward and backward of the positions after the prefix: gradients at others would meet differences of 0.
 
     inputs: [n_inputs, batch, pos, d]. objective: last residual [batch, pos, d] -> a scalar. watcher: may put in others
     outputs. Returns gradients, and the objective's value. Receivers that the objective cannot see get gradient 0.
     """
     tap = _Tap(watcher if watcher is not None else Ignore())
     with torch.enable_grad():
-        last = run_plain(t, inputs.detach().requires_grad_(True), tap)
+        last = run_plain(t, inputs.detach().requires_grad_(True), tap, prefix)
         last = last.view_as(last)
         value = objective(last)
         wanted = [*tap.projected, *tap.mlp_inputs, last]
@@ -121,11 +125,13 @@ class EdgeScores:
         weight: float,
         senders: slice = slice(None),
     ) -> None:
-        """scores += weight * <difference, gradient>, for the given senders only. batch: whose both are."""
+        """scores += weight * <difference, gradient>, for the given senders only. batch: whose both are, at the same of
+        its positions."""
         if len(differences.z) and differences.z[0].shape[:2] != gradients.x[0].shape[:2]:
             raise ValueError("differences and gradients are of different batches")
         rows = range(*senders.indices(self.t.graph.n_senders))
-        n_tokens = [batch.n_rows * batch.length] if self.parts is None else _tokens_of_examples(batch)
+        n_rows, n_pos = gradients.last.shape[:2]
+        n_tokens = [n_rows * n_pos] if self.parts is None else _tokens_of_examples(batch, n_pos)
         for tile in _tiles(n_tokens, self.tile):
             update = weight * self._products(differences, gradients, tile, rows)
             self.scores[senders] += update.sum(0)
@@ -228,10 +234,10 @@ def _tiles(n_tokens: Sequence[int], most: int) -> Iterator[_Tile]:
             first, start, left = first + count, stop, left - count
 
 
-def _tokens_of_examples(batch: Batch) -> list[int]:
-    """Of each example of a batch; an answer of several tokens gives it several rows."""
+def _tokens_of_examples(batch: Batch, n_pos: int) -> list[int]:
+    """Of each example of a batch, n_pos a row; an answer of several tokens gives it several rows."""
     first = [*batch.first_row.tolist(), batch.n_rows]
-    return [(stop - start) * batch.length for start, stop in itertools.pairwise(first)]
+    return [(stop - start) * n_pos for start, stop in itertools.pairwise(first)]
 
 
 def _blocks(x: Tensor, tile: _Tile) -> Tensor:

@@ -24,8 +24,7 @@ from torch import Tensor
 from acdc.errors import OutOfMemory
 from acdc.graph import Graph
 from acdc.models.transformer import Layer, Rope, Transformer
-from acdc.patching.forward import NodeOutputs
-from acdc.patching.prefix import Prefix
+from acdc.patching.forward import NOTHING_BEFORE, NodeOutputs, Prefix
 from acdc.patching.sizes import masked_streams
 
 ENOUGH_TOKENS = {"cpu": 256}
@@ -33,7 +32,7 @@ MOST_TOKENS = 8192  # of other devices
 
 
 def run_masked(
-    t: Transformer, inputs: Tensor, ablation: NodeOutputs, masks: Tensor, prefix: Prefix | None = None
+    t: Transformer, inputs: Tensor, ablation: NodeOutputs, masks: Tensor, prefix: Prefix = NOTHING_BEFORE
 ) -> Tensor:
     """The last residual of every circuit on every prompt, before the final norm.
 
@@ -42,7 +41,6 @@ def run_masked(
     those after it. Differentiable in masks.
     """
     rope = t.rope(inputs[0])
-    prefix = prefix or Prefix()
     inputs, ablation = prefix.later(inputs), ablation.mapped(prefix.later)
     n_circuits, (_, batch, length, d) = masks.shape[0], inputs.shape
     live = _Live(t.graph, masks)

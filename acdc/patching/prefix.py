@@ -1,35 +1,17 @@
-"""The positions at the beginning of prompts that no circuit changes, and what later ones see of them.
+"""The positions at the beginning of prompts that no circuit changes.
 
 Under a causal mask, where every sender's clean output equals its ablation value at all positions before p, every
-circuit leaves them as they are: pairs that first differ late in the prompt need a masked forward of the rest alone.
+circuit leaves them as they are, and no difference is found there: pairs that first differ late in the prompt need
+masked forwards, and gradients, of the rest alone.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from acdc.models.transformer import Transformer
-from acdc.patching.forward import NodeOutputs, Recorder, run_plain
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """start: the first position that a circuit may change, at most the first that is read. keys (turned), values: per
-    layer, of the positions before it, [row, K, start, e]; none where it is 0."""
-
-    start: int = 0
-    keys: list[Tensor] = field(default_factory=list)
-    values: list[Tensor] = field(default_factory=list)
-
-    def of_rows(self, rows: Tensor) -> Prefix:
-        return Prefix(self.start, [k[rows] for k in self.keys], [v[rows] for v in self.values])
-
-    def later(self, values: Tensor) -> Tensor:
-        """[..., pos or 1, n] from `start` on."""
-        return values[..., self.start :, :] if values.shape[-2] > 1 else values
+from acdc.patching.forward import NodeOutputs, Prefix, Recorder, run_plain
 
 
 class _ReadsToo(Recorder):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from tiny_transformers import MAKERS, random_pairs, tiny
@@ -15,6 +18,7 @@ from acdc.models.architectures import wrap
 from acdc.patching.ablation import Ablation, Resample, Zero, mean_over
 from acdc.patching.batches import make_batches
 from acdc.patching.circuits import prepare
+from acdc.patching.forward import Prefix
 from acdc.patching.masked import run_masked
 from acdc.progress import Quiet
 
@@ -33,7 +37,10 @@ def make_problem(
 def mask_gradient(problem: Problem, mask: Tensor) -> Tensor:
     """dm/dM at `mask`, by autograd through the masked forward."""
     mask = mask.double().requires_grad_(True)
-    total = sum(problem.mean_of(p)(run_masked(problem.t, p.inputs, p.ablation, mask[None])[0]) for p in problem.prompts)
+    total = sum(
+        problem.mean_of(p)(run_masked(problem.t, p.inputs, p.ablation, mask[None], p.prefix)[0])
+        for p in problem.prompts
+    )
     assert isinstance(total, Tensor)
     (gradient,) = torch.autograd.grad(total, mask)
     return gradient * problem.full_mask()
@@ -50,6 +57,23 @@ def test_eap_is_the_gradient_of_the_metric_with_respect_to_the_mask(name: str, a
     (found,) = score_eap(problem, Quiet())
     expected = mask_gradient(problem, problem.full_mask())
     assert relative(torch.from_numpy(found.scores), expected) < 1e-5
+
+
+@pytest.mark.parametrize("method", [score_eap, score_eap_ig_inputs, score_eap_ig_activations])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral-sliding", "gemma2", "gpt-neox", "toy-bidirectional"])
+def test_a_common_beginning_takes_no_part_in_attribution(name: str, method: Any) -> None:
+    t = wrap(tiny(name))
+    pairs = [replace(pair, clean=(*pair.corrupt[:3], *pair.clean[3:])) for pair in random_pairs(4, (6, 7))]
+    prompts = prepare(t, make_batches(t, pairs, 512, MEMORY), Resample())
+    assert {p.prefix.start for p in prompts} == ({3} if t.is_causal else {0})
+    arguments = {} if method is score_eap else {"steps": 2}
+    found, whole = (
+        method(Problem(t, some, METRICS["logit_diff"], MEMORY, keep_examples=True), Quiet(), **arguments)[0]
+        for some in (prompts, [replace(p, prefix=Prefix()) for p in prompts])
+    )
+    assert relative(torch.from_numpy(found.scores), torch.from_numpy(whole.scores)) < 1e-6
+    assert relative(torch.from_numpy(found.per_example), torch.from_numpy(whole.per_example)) < 1e-6
+    assert found.facts == pytest.approx(whole.facts)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt-neox", "gemma3"])

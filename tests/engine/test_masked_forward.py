@@ -20,9 +20,8 @@ from acdc.models.transformer import Transformer, as_found
 from acdc.patching.ablation import Resample, Zero, mean_over
 from acdc.patching.batches import make_batches
 from acdc.patching.circuits import measure, prepare, require_memory
-from acdc.patching.forward import NodeOutputs, record
+from acdc.patching.forward import NodeOutputs, Prefix, record
 from acdc.patching.masked import run_masked
-from acdc.patching.prefix import Prefix
 
 MEMORY = 2**30
 
