@@ -48,6 +48,9 @@ class Server:
         """Stop it, start it: as pg_ctl does."""
         self.package.pg_ctl(["-w", *arguments], pgdata=self.data, user=self.handle.system_user)
 
+    def stop(self) -> None:
+        self.control("-m", "fast", "stop")
+
     def start(self) -> None:
         self.control("-o", f'-h "" -k {self.data}', "-l", str(self.handle.log), "start")
 
@@ -63,6 +66,7 @@ def postgres() -> Iterator[Server]:
         handle = package.get_server(data, cleanup_mode="delete")
         stack.callback(handle.cleanup)
         server = Server(package, handle, data)
+        stack.callback(server.stop)  # a test may have started it again, as a process that the handle does not know
         with administrator(server.url) as connection:  # nothing here has to survive a power cut
             for setting in ("fsync", "full_page_writes"):
                 connection.execute(text(f"ALTER SYSTEM SET {setting} = off"))
