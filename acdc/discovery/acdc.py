@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from acdc.circuit import Scores
 from acdc.discovery.attribution import score_eap_ig_inputs
 from acdc.discovery.problem import Found, Problem
 from acdc.discovery.search import Order, Search
@@ -158,7 +159,9 @@ class _Runs:
         if saved is not None:
             self.start, self.runs = _restored(saved)
         else:
-            self.start = self.graph.legal.copy() if warm_start is None else largest_edges(problem, warm_start, progress)
+            self.start = self.graph.legal.copy()
+            if warm_start is not None:
+                self.start = largest_edges(self.graph, guessed_scores(problem, progress), warm_start)
         if warm_start is not None:
             self.notes.append(
                 f"hierarchical search: only the {int(self.start.sum()):,} edges ({warm_start:.2%}) with the largest "
@@ -216,11 +219,15 @@ def _restored(saved: Checkpoint) -> tuple[BoolMatrix, list[_Run]]:
     return saved.arrays["start"].astype(bool), runs
 
 
-def largest_edges(problem: Problem, share: float, progress: Progress) -> BoolMatrix:
-    """[senders, receivers]: the share of all edges with the largest scores by integrated gradients."""
-    graph = problem.t.graph
+def guessed_scores(problem: Problem, progress: Progress) -> Scores:
+    """By integrated gradients of few steps, [senders, receivers]."""
     (found,) = score_eap_ig_inputs(replace(problem, keep_examples=False), progress, steps=GUESS_STEPS)
-    sizes = graph.in_order(np.abs(found.scores))
+    return found.scores
+
+
+def largest_edges(graph: Graph, scores: Scores, share: float) -> BoolMatrix:
+    """[senders, receivers]: the share of all edges with the largest scores."""
+    sizes = graph.in_order(np.abs(scores))
     n = max(1, round(share * graph.n_edges))
     chosen = np.zeros(graph.n_edges, dtype=bool)
     chosen[np.argsort(-sizes, kind="stable")[:n]] = True

@@ -107,7 +107,7 @@ class _Batch:
 
     def _measure(self, last: Tensor) -> Tensor:
         """[row, B, n, d] -> the objective [row, example]"""
-        return self.readout([last[:, self.batch.read_row, self.batch.read_pos - self.at.narrow]])
+        return self.readout([self.batch.take(last, self.at.narrow)])
 
     def _bytes_of_edge(self) -> int:
         of_rows = self.batch.n_rows * bytes_of_rerun(self.t, self.at.count(WIDE), self.at.end)

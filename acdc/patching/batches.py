@@ -110,9 +110,9 @@ class Batch:
         )
         return found, rows
 
-    def take(self, residual: Tensor) -> Tensor:
-        """[..., row, pos, d] -> [..., read, d]"""
-        return residual[..., self.read_row, self.read_pos, :]
+    def take(self, residual: Tensor, first: int = 0) -> Tensor:
+        """[..., row, positions from `first` on, d] -> [..., read, d]"""
+        return residual[..., self.read_row, self.read_pos - first, :]
 
 
 def make_batches(t: Transformer, pairs: Sequence[Pair], batch_tokens: int, memory_bytes: int) -> list[Batch]:

@@ -50,7 +50,7 @@ class Prompts:
 
     def read(self, last: Tensor) -> Tensor:
         """[..., row, positions after the prefix, d] -> what is read of it [..., read, d]"""
-        return last[..., self.batch.read_row, self.batch.read_pos - self.prefix.start, :]
+        return self.batch.take(last, self.prefix.start)
 
 
 def require_memory(t: Transformer, batches: Sequence[Batch], limit_bytes: int) -> None:

@@ -117,7 +117,7 @@ class Suffix:
             self._written.update(row.written())
             self.unchanged.clear()
         residual = arrival.x[0].expand(len(x), -1, -1, -1)
-        return residual[:, self.batch.read_row, self.batch.read_pos - self.at.narrow]
+        return self.batch.take(residual, self.at.narrow)
 
     def room(self, receiver: int, level: int, n_rows: int) -> Tensor:
         """Room for what senders after the receiver write over a range, used by each run: [sender, rows, B, n, d]"""
