@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peak_memory import peak_bytes
+from stopping import Keeps
 from test_gradients_and_masks import make_problem
 from tiny_transformers import MAKERS, random_pairs, tiny
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -524,21 +525,18 @@ def test_a_threshold_is_chosen_by_kl_on_prompts_that_were_not_searched_on() -> N
         search(problem, validation=6)
 
 
-class Stops(Quiet):
+class Stops(Keeps):
     """Stops the search after so many checkpoints."""
 
     def __init__(self, after: int) -> None:
-        self.after, self.saved = after, None  # type: ignore[var-annotated]
+        super().__init__()
+        self.after = after
 
     def save(self, checkpoint: Checkpoint) -> None:
-        arrays = {name: np.array(array) for name, array in checkpoint.arrays.items()}
-        self.saved = Checkpoint(checkpoint.step, dict(checkpoint.facts), arrays)
+        super().save(checkpoint)
         self.after -= 1
         if self.after == 0:
             raise KeyboardInterrupt
-
-    def resume(self) -> Checkpoint | None:
-        return self.saved
 
 
 @pytest.mark.parametrize("after", [7, 30])

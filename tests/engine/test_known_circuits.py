@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hand_wired import RESAMPLE_CIRCUIT, ZERO_CIRCUIT, induction_model, induction_pairs
+from stopping import StopsAt
 from tiny_transformers import random_pairs, tiny
 
 from acdc.discovery.acdc import search_acdc
@@ -106,25 +107,6 @@ def test_the_walk_goes_from_the_output_to_the_input() -> None:
     walk = [graph.receivers[r].name for r in receiver_order(graph)]
     one = ["mlp1", "1.1.q", "1.0.q", "1.0.k", "1.0.v"]
     assert walk == ["logits", *one, *(name.replace("1", "0", 1) for name in one)]
-
-
-class StopsAt(Quiet):
-    """Keeps the latest checkpoint and stops the search at a given step."""
-
-    def __init__(self, stop: int, saved: Checkpoint | None = None) -> None:
-        self.stop, self.saved, self.steps = stop, saved, 0
-
-    def step(self, done: int, note: str = "") -> None:
-        self.steps += 1
-        if self.steps == self.stop:
-            raise Cancelled("stopped by the test")
-
-    def save(self, checkpoint: Checkpoint) -> None:
-        arrays = {name: np.array(array) for name, array in checkpoint.arrays.items()}
-        self.saved = Checkpoint(checkpoint.step, dict(checkpoint.facts), arrays)
-
-    def resume(self) -> Checkpoint | None:
-        return self.saved
 
 
 @pytest.mark.parametrize("stop", [1, 40, 95, 120, 250])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stopping import StopsAt
 from tiny_transformers import random_pairs, tiny
 from torch import Tensor
 
@@ -36,24 +37,16 @@ MEMORY = 2**30
 Make = Callable[..., Cells]
 
 
-class StopsAt(Quiet):
-    """Stops a map at its n-th call of `step`, with the latest checkpoint as it was written."""
+class Counts(StopsAt):
+    """And counts what it is given."""
 
     def __init__(self, stop: int = -1, saved: Checkpoint | None = None) -> None:
-        self.stop, self.saved, self.calls, self.n_saved, self.log_lines = stop, saved, 0, 0, list[str]()
-
-    def step(self, done: int, note: str = "") -> None:
-        self.calls += 1
-        if self.calls == self.stop:
-            raise Cancelled("stopped by the test")
+        super().__init__(stop, saved)
+        self.n_saved, self.log_lines = 0, list[str]()
 
     def save(self, checkpoint: Checkpoint) -> None:
-        arrays = {name: np.array(array) for name, array in checkpoint.arrays.items()}
-        self.saved = Checkpoint(checkpoint.step, dict(checkpoint.facts), arrays)
+        super().save(checkpoint)
         self.n_saved += 1
-
-    def resume(self) -> Checkpoint | None:
-        return self.saved
 
     def log(self, message: str) -> None:
         self.log_lines.append(message)
@@ -103,17 +96,17 @@ def same(ours: Cells, theirs: Cells) -> bool:
 
 @every_map
 def test_map_that_is_cut_at_any_step_and_resumed_is_the_same_to_the_bit(make: Make) -> None:
-    t, uncut = wrap(tiny("llama")), StopsAt()
+    t, uncut = wrap(tiny("llama")), Counts()
     whole = make(t, uncut)
     n_steps = uncut.n_saved
     assert uncut.saved is not None
     assert uncut.saved.step == n_steps
     kept = set()
     for stop in sorted({*range(1, 4), *range(4, uncut.calls + 1, 5), uncut.calls}):
-        first = StopsAt(stop)
+        first = Counts(stop)
         with pytest.raises(Cancelled):
             make(t, first)
-        second = StopsAt(saved=first.saved)
+        second = Counts(saved=first.saved)
         assert same(make(t, second), whole)
         assert first.n_saved + second.n_saved == n_steps  # no step is done twice
         kept.add(first.n_saved)
@@ -123,9 +116,9 @@ def test_map_that_is_cut_at_any_step_and_resumed_is_the_same_to_the_bit(make: Ma
 
 @every_map
 def test_map_that_was_over_when_it_was_cut_computes_nothing_again(make: Make) -> None:
-    t, uncut = wrap(tiny("llama")), StopsAt()
+    t, uncut = wrap(tiny("llama")), Counts()
     whole = make(t, uncut)
-    again = StopsAt(saved=uncut.saved)
+    again = Counts(saved=uncut.saved)
     assert same(make(t, again), whole)
     assert again.calls == 1
 
@@ -141,11 +134,11 @@ def test_map_that_was_over_when_it_was_cut_computes_nothing_again(make: Make) ->
     ],
 )
 def test_checkpoint_of_another_map_is_not_used(make: Make, other: dict[str, Any]) -> None:
-    t, first = wrap(tiny("llama")), StopsAt(9)
+    t, first = wrap(tiny("llama")), Counts(9)
     with pytest.raises(Cancelled):
         make(t, first)
     assert first.n_saved
-    second = StopsAt(saved=first.saved)
+    second = Counts(saved=first.saved)
     assert same(make(t, second, **other), make(t, Quiet(), **other))
     assert second.log_lines == ["the checkpoint is of another map: starting over"]
 
@@ -165,7 +158,7 @@ def broken(name: str, at: Callable[[Tensor], Tensor]) -> Metric:
 
 @every_map
 def test_metric_that_is_no_number_is_told_at_once_with_its_prompt(make: Make) -> None:
-    t, progress = wrap(tiny("llama")), StopsAt()
+    t, progress = wrap(tiny("llama")), Counts()
     values = knockout(t, Quiet()).clean[0]
     third = broken("odd", lambda read: (read - values[2]).abs() < 1e-6)
     with pytest.raises(ModelError, match=r"odd of prompt 3 in the clean run is nan, .* use dtype float32"):
@@ -174,7 +167,7 @@ def test_metric_that_is_no_number_is_told_at_once_with_its_prompt(make: Make) ->
 
 
 def test_metric_that_is_no_number_of_a_changed_run_is_told_at_its_step() -> None:
-    t, progress = wrap(tiny("llama")), StopsAt()
+    t, progress = wrap(tiny("llama")), Counts()
     first = knockout(t, Quiet()).per_example[0, :, 1, 1]
     odd = broken("odd", lambda read: (read - first[2]).abs() < 1e-6)
     with pytest.raises(ModelError, match="odd of prompt 2 with a change in it is nan"):
@@ -186,7 +179,7 @@ def test_metric_that_is_no_number_of_a_changed_run_is_told_at_its_step() -> None
 def test_map_that_is_larger_than_the_memory_is_refused_before_anything_runs(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    t, progress = wrap(tiny("llama")), StopsAt()
+    t, progress = wrap(tiny("llama")), Counts()
     needed = COPIES * make(t, Quiet()).per_example.nbytes
     monkeypatch.setattr(Transformer, "attend_late", None)
     with pytest.raises(OutOfMemory) as caught:

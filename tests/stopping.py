@@ -1,0 +1,35 @@
+"""Progress that keeps the latest checkpoint as it was written, and stops a run."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from acdc.errors import Cancelled
+from acdc.progress import Checkpoint, Quiet
+
+
+class Keeps(Quiet):
+    """Goes on from `saved`, and replaces it by every new checkpoint."""
+
+    def __init__(self, saved: Checkpoint | None = None) -> None:
+        self.saved = saved
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        arrays = {name: np.array(array) for name, array in checkpoint.arrays.items()}
+        self.saved = Checkpoint(checkpoint.step, dict(checkpoint.facts), arrays)
+
+    def resume(self) -> Checkpoint | None:
+        return self.saved
+
+
+class StopsAt(Keeps):
+    """Stops a run at its n-th call of `step`; -1 never does."""
+
+    def __init__(self, stop: int = -1, saved: Checkpoint | None = None) -> None:
+        super().__init__(saved)
+        self.stop, self.calls = stop, 0
+
+    def step(self, done: int, note: str = "") -> None:
+        self.calls += 1
+        if self.calls == self.stop:
+            raise Cancelled("stopped by the test")
