@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from figures import SAY_EVERY_S, engine_hash
+import torch
+from figures import SAY_EVERY_S, engine_hash, environment
 
 from acdc.circuit import Circuit
 from acdc.models.cache import ModelCache
@@ -28,6 +29,7 @@ from acdc.settings import load_settings
 from acdc.spec import parse_job, reference_of
 
 MODEL = "smollm2-135m-instruct-q4"
+JUDGED = {"f": "f", "KL share": "kl_share", "KL": "kl", "accuracy": "accuracy"}  # column and field of a report's point
 
 
 class Watched(Quiet):
@@ -87,10 +89,11 @@ def row(name: str, circuit: Circuit) -> dict[str, Any]:
     return {
         "circuit": name,
         "edges": circuit.n_edges,
-        **{f"f ({split})": point.f for split, point in points.items()},
-        **{f"KL share ({split})": point.kl_share for split, point in points.items()},
-        **{f"KL ({split})": point.kl for split, point in points.items()},
-        **{f"accuracy ({split})": point.accuracy for split, point in points.items()},
+        **{
+            f"{name} ({split})": getattr(point, field)
+            for name, field in JUDGED.items()
+            for split, point in points.items()
+        },
         "search_minutes": circuit.provenance.run.wall_time_s / 60,
         "heads": heads,
         "facts": dict(circuit.provenance.run.facts),
@@ -108,13 +111,30 @@ def of_equal_size(scored: Circuit, n_connected: int) -> int:
     return low
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """The circuits as the README has them: what the search did not see, and beside it what it saw."""
+    lines = ["| circuit | edges | heads | f | KL share | KL | accuracy | minutes |", "|---|" + "---:|" * 7]
+    for one in rows:
+        both = [f"{said(one[f'{name} (held_out)'])} ({said(one[f'{name} (search)'])})" for name in JUDGED]
+        begin, end = (
+            f"| {one['circuit']} | {one['edges']:,} | {len(one['heads'])} |",
+            f"| {one['search_minutes']:.1f} |",
+        )
+        lines.append(f"{begin} {' | '.join(both)} {end}")
+    return "\n".join(lines)
+
+
+def said(value: float | None) -> str:
+    return "withheld" if value is None else f"{value:.2f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threshold", type=float, nargs="+", default=[0.01])
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--held-out", type=int, default=64)
     parser.add_argument("--stages", type=int, nargs="*", default=[16])
-    parser.add_argument("--corruption", default="s2_io_flip")
+    parser.add_argument("--corruption", default="abc")
     parser.add_argument("--out", type=Path, default=Path("build/bench_circuits.json"))
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -143,13 +163,11 @@ def main() -> None:
             size = {"rule": "signed", "size": of_equal_size(scored, circuit.n_edges)}
             (same,) = discover(models, {**spec, "selection": size}, arguments.out.with_name(f"{name}_{number}"))
             rows.append(row(f"eap-ig-inputs on {' + '.join(objective)}", same))
-    arguments.out.write_text(json.dumps({"task": task, "circuits": rows}, indent=2) + "\n")
+    facts = environment(torch.device("cpu"))
+    arguments.out.write_text(json.dumps({"environment": facts, "task": task, "circuits": rows}, indent=2) + "\n")
+    print(table(rows))
     for one in rows:
-        print(
-            f"{one['circuit']:52} {one['edges']:6,} edges  held out: f {one['f (held_out)']:.2f}  KL share "
-            f"{one['KL share (held_out)']:.2f}  in sample: f {one['f (search)']:.2f}  KL share "
-            f"{one['KL share (search)']:.2f}  {one['search_minutes']:.1f} min  heads {' '.join(one['heads'])}"
-        )
+        print(f"heads of {one['circuit']}: {' '.join(one['heads'])}")
     print(f"written to {arguments.out}")
 
 
