@@ -29,6 +29,8 @@ from acdc.patching.circuits import Prompts
 from acdc.patching.needs import NARROW, WIDE, Needs, Positions
 from acdc.patching.standing import BLOCK, Flags, Standing
 
+DENSE = 0.5  # of the edges between changed senders and receivers: where more are kept, a product adds up faster
+
 
 @dataclass(frozen=True)
 class _Arrival:
@@ -75,12 +77,13 @@ class Suffix:
         self.unchanged: dict[int, Tensor] = {}  # by receiver, what it reads of senders that no row changes
 
     def bytes_per_row(self, receiver: int) -> int:
-        """About the most a row holds: what live nodes write (twice where only some of it is gathered), what one layer
-        reads and writes, an MLP's hidden state; keys and values of every head at all positions, attention weights."""
+        """About the most a row holds: what live nodes write (last positions twice, where a product takes those alone),
+        what one layer reads and writes, an MLP's hidden state; keys and values of every head at all positions,
+        attention weights."""
         t, graph, widest = self.t, self.t.graph, self.needs.of_receiver(receiver)
         after = range(int(graph.n_senders_before[receiver]), graph.n_senders)
         levels = [min(self.needs.of_sender(sender), widest) for sender in after]
-        streams = sum(2 * self.at.count(level) + self.at.count(NARROW) for level in levels if level)
+        streams = sum(self.at.count(level) + self.at.count(NARROW) for level in levels if level)
         n = self.at.count(max(widest, NARROW))
         one_layer = (graph.receivers_per_layer + graph.senders_per_layer + 16) * n * t.d_model
         attention = 2 * (t.n_heads + t.n_kv_heads) * self.at.end * t.d_head + 2 * t.n_heads * n * self.at.end
@@ -344,14 +347,17 @@ class _Rows:
     def _sum(self, receivers: list[int], of: int, within: int) -> Tensor | None:
         """What the senders changed over a range bring, at a part of it: [receiver, rows, B, n, d]"""
         kept = self.suffix.kept[np.ix_(self.senders[of], receivers)]
-        used = np.flatnonzero(kept.any(1))
-        if not len(used):
+        if not kept.any():
             return None
         writes = self._from(self.writes[of][: len(kept)], of, within)
-        if 2 * len(used) <= len(kept):  # gathering costs a copy, multiplying by zeros a product
-            kept, writes = kept[used], writes[used]
-        weights = torch.from_numpy(kept.T.astype(np.float32)).to(writes)
-        found: Tensor = (weights @ writes.flatten(1)).unflatten(1, writes.shape[1:])
+        if kept.mean() > DENSE:
+            weights = torch.from_numpy(kept.T.astype(np.float32)).to(writes)
+            found: Tensor = (weights @ writes.flatten(1)).unflatten(1, writes.shape[1:])
+            return found
+        found = writes.new_zeros(len(receivers), *writes.shape[1:])
+        for into, of_receiver in zip(found, kept.T, strict=True):
+            for place in np.flatnonzero(of_receiver):
+                into += writes[place]
         return found
 
     def _of_unchanged(self, receiver: int, level: int) -> Tensor:
