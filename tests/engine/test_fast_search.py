@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import replace
@@ -18,10 +19,11 @@ from test_gradients_and_masks import make_problem
 from tiny_transformers import MAKERS, random_pairs, tiny
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from acdc.discovery import candidates, exact
+from acdc.discovery import acdc, candidates, exact
+from acdc.discovery import search as search_module
 from acdc.discovery.acdc import search_acdc
 from acdc.discovery.candidates import Candidates
-from acdc.discovery.chain import ChainLength
+from acdc.discovery.chain import Odds, chain_length, overhead_rows
 from acdc.discovery.exact import score_exact
 from acdc.discovery.ledger import Ledger
 from acdc.discovery.oracle import decide_again
@@ -198,7 +200,7 @@ def test_any_rows_at_any_receiver_are_whole_masked_forwards(name: str) -> None:
 def test_the_length_of_a_chain_changes_no_decision(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem("gpt2", metric="kl_divergence", lengths=(5, 6), n=3)
     expected = search(problem, thresholds=[0.003])
-    monkeypatch.setattr(ChainLength, "best", lambda self: length)
+    monkeypatch.setattr(search_module, "chain_length", lambda stays, overhead: length)
     found = search(problem, thresholds=[0.003])
     assert np.array_equal(found.kept, expected.kept)
     assert np.allclose(found.scores, expected.scores, atol=1e-6)
@@ -227,13 +229,94 @@ def test_a_rehearsal_is_of_the_search_that_is_asked_for() -> None:
 
 
 def test_chains_are_longer_where_a_batch_costs_more_beside_its_rows() -> None:
-    cheap, dear = ChainLength(), ChainLength()
-    cheap.timed(one_row_s=1.0, n_rows_s=16.0, n=16)
-    dear.timed(one_row_s=1.0, n_rows_s=1.2, n=16)
-    assert cheap.best() < dear.best()
-    before = dear.best()
-    dear.saw(right=0, wrong=8)
-    assert dear.best() < before
+    cheap = overhead_rows(one_row_s=1.0, n_rows_s=16.0, n=16)
+    dear = overhead_rows(one_row_s=1.0, n_rows_s=1.2, n=16)
+    assert cheap < dear
+    assert overhead_rows(one_row_s=3.0, n_rows_s=18.0, n=16) == pytest.approx(2.0)
+    stays = [0.02] * 200
+    assert chain_length(stays, cheap) < chain_length(stays, dear)
+
+
+@given(
+    stays=st.lists(st.floats(0.0, 1.0), min_size=1, max_size=7),
+    overhead=st.sampled_from([0.25, 1.0, 4.0, 30.0]),
+)
+def test_the_length_of_a_chain_decides_the_most_edges_in_the_least_time(stays: list[float], overhead: float) -> None:
+    """Against all that can become of the edges, one after the other."""
+    rates = []
+    for n in range(1, len(stays) + 1):
+        decided = 0.0
+        for outcome in itertools.product([False, True], repeat=n):
+            chance = math.prod(p if kept else 1 - p for p, kept in zip(stays, outcome, strict=False))
+            wrong = [i for i, kept in enumerate(outcome) if kept != (stays[i] >= 0.5)]
+            decided += chance * (wrong[0] + 1 if wrong else n)
+        rates.append(decided / (overhead + n))
+    assert rates[chain_length(stays, overhead) - 1] == pytest.approx(max(rates))
+
+
+def test_a_chain_ends_with_the_edge_that_is_hard_to_guess() -> None:
+    assert chain_length([*[0.001] * 10, 0.4, *[0.001] * 10], overhead=1.0) == 11
+
+
+def test_edges_are_expected_to_stay_as_often_as_others_of_their_size_have() -> None:
+    guess = np.array([[4.0, 4.1, 3.9], [0.01, 0.011, 0.0], [-4.0, -4.1, -3.9]], np.float32)
+    none = np.zeros(guess.shape, bool)
+    odds = Odds(guess, none, none)
+    (before,) = odds.of([0], 2)
+    for receiver in (0, 1):
+        odds.saw(0, receiver, stays=True)
+        odds.saw(1, receiver, stays=False)
+        odds.saw(2, receiver, stays=False)
+    large, unknown, harmful = odds.of([0, 1, 2], 2)
+    assert large > 2 * before
+    assert large > unknown > harmful
+    tested, kept = none.copy(), none.copy()
+    tested[:, :2], kept[0, :2] = True, True
+    assert Odds(guess, kept, tested).of([0, 1, 2], 2) == [large, unknown, harmful]  # a search that goes on
+
+
+def test_a_better_guess_of_the_costs_saves_time_and_changes_no_decision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(search_module, "overhead_rows", lambda *_: 2.0)  # the clock has no say in the rows
+    problem = make_problem("llama", metric="kl_divergence", lengths=(5, 6), n=3)
+    legal = problem.t.graph.legal
+    costs, nothing = search(problem, thresholds=[0.003]).scores, np.zeros(legal.shape, np.float32)
+    noise = np.random.default_rng(0).normal(size=legal.shape).astype(np.float32)
+    taken, kept = [], []
+    for guess in (costs, nothing, noise, acdc.guessed_costs(problem)):
+        walk = Walk.begin(legal, problem.t.dtype)
+        Search([[problem]], Rule(0.003), walk, legal.copy(), guess).run(lambda done, name: None, lambda: None)
+        taken.append(walk.counts["rows"] + 2 * walk.counts["batched_evaluations"])
+        kept.append(walk.kept)
+    assert all(np.array_equal(one, kept[0]) for one in kept)
+    assert taken[0] < min(taken[1:])
+
+
+def test_an_objective_without_gradient_or_memory_for_one_is_searched_without_a_guess(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = make_problem("gpt2", metric="kl_divergence", lengths=(5,), n=2)
+    expected = search(problem, thresholds=[0.003])
+    assert acdc.guessed_costs(problem).any()
+    assert not acdc.guessed_costs(replace(problem, objective=METRICS["accuracy"])).any()
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("no room for the gradient")
+
+    monkeypatch.setattr(acdc, "score_eap_ig_inputs", full)
+    assert not acdc.guessed_costs(problem).any()
+    assert np.array_equal(search(problem, thresholds=[0.003]).kept, expected.kept)
+
+
+def test_rows_beyond_what_a_batch_gains_from_wait_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem("gpt2", metric="kl_divergence", lengths=(5,), n=2)
+    expected = search(problem, thresholds=[0.003])
+    monkeypatch.setattr(candidates, "TOKENS_AT_ONCE", 1)
+    found = search(problem, thresholds=[0.003])
+    assert found.facts["batched_evaluations"] == found.facts["edges_tested"] == found.facts["rows"]
+    assert expected.facts["batched_evaluations"] < expected.facts["edges_tested"]
+    assert np.array_equal(found.kept, expected.kept)
 
 
 def test_devices_that_share_the_rows_change_no_decision() -> None:
@@ -376,7 +459,7 @@ def test_a_row_that_assumed_a_wrong_decision_may_be_no_number(monkeypatch: pytes
         return found
 
     monkeypatch.setattr(candidates.Candidates, "values", values)
-    monkeypatch.setattr(ChainLength, "best", lambda self: 1)
+    monkeypatch.setattr(search_module, "chain_length", lambda stays, overhead: 1)
     expected = search(problem, thresholds=[0.003])
     floor, lowest[:] = min(lowest) - 1e-9, [0.0]  # below every circuit that the search really stood at or tried
 
@@ -384,7 +467,7 @@ def test_a_row_that_assumed_a_wrong_decision_may_be_no_number(monkeypatch: pytes
         value = problem.objective.function(*of)
         return torch.where(value < floor, torch.nan, value)
 
-    monkeypatch.setattr(ChainLength, "best", lambda self: 1000)
+    monkeypatch.setattr(search_module, "chain_length", lambda stays, overhead: 1000)
     found = search(replace(problem, objective=Metric("bounded", bounded, False, True, False)), thresholds=[0.003])
     assert np.isnan(lowest).any()
     assert np.array_equal(found.kept, expected.kept)
@@ -395,7 +478,7 @@ def test_what_a_walk_holds_of_receivers_to_come_changes_no_decision() -> None:
     graph, clean = problem.t.graph, search(problem, thresholds=[0.003])
     walk = Walk.begin(graph.legal, problem.t.dtype)
     walk.kept[:] = False
-    search_on = Search([[problem]], Rule(0.003), walk, graph.legal.copy(), np.zeros_like(graph.legal))
+    search_on = Search([[problem]], Rule(0.003), walk, graph.legal.copy(), walk.costs.copy())
     search_on.run(lambda done, name: None, lambda: None)
     assert np.array_equal(walk.kept, clean.kept)
 
