@@ -139,6 +139,11 @@ class Behaviour:
     clustered_by: str = "example"
 
 
+def two_digits(value: float | None) -> str:
+    """As people read it; a figure that is not there was withheld."""
+    return "withheld" if value is None else f"{value:.2f}"
+
+
 @dataclass(frozen=True)
 class Point:
     """One circuit, judged on one set of prompts.
@@ -163,8 +168,7 @@ class Point:
     @property
     def figures(self) -> str:
         """f and KL share to two digits, for one line."""
-        f, kl_share = ("withheld" if value is None else f"{value:.2f}" for value in (self.f, self.kl_share))
-        return f"f {f}, KL share {kl_share}"
+        return f"f {two_digits(self.f)}, KL share {two_digits(self.kl_share)}"
 
 
 @dataclass(frozen=True)

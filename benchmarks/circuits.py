@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from figures import SAY_EVERY_S, engine_hash, environment
 
-from acdc.circuit import Circuit
+from acdc.circuit import Circuit, two_digits
 from acdc.models.cache import ModelCache
 from acdc.pipeline import run_job
 from acdc.progress import Checkpoint, Quiet
@@ -115,17 +115,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The circuits as the README has them: what the search did not see, and beside it what it saw."""
     lines = ["| circuit | edges | heads | f | KL share | KL | accuracy | minutes |", "|---|" + "---:|" * 7]
     for one in rows:
-        both = [f"{said(one[f'{name} (held_out)'])} ({said(one[f'{name} (search)'])})" for name in JUDGED]
+        both = [f"{two_digits(one[f'{name} (held_out)'])} ({two_digits(one[f'{name} (search)'])})" for name in JUDGED]
         begin, end = (
             f"| {one['circuit']} | {one['edges']:,} | {len(one['heads'])} |",
             f"| {one['search_minutes']:.1f} |",
         )
         lines.append(f"{begin} {' | '.join(both)} {end}")
     return "\n".join(lines)
-
-
-def said(value: float | None) -> str:
-    return "withheld" if value is None else f"{value:.2f}"
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from acdc.circuit import Areas, KStar, Report
+from acdc.circuit import Areas, KStar, Report, two_digits
 from acdc.circuit import Point as Judged
 from acdc.drawing.svg import (
     INK,
@@ -109,16 +109,13 @@ def _caption(report: Report) -> list[str]:
 
 
 def _area(area: Areas) -> str:
-    def said(value: float | None) -> str:
-        return "withheld" if value is None else f"{value:.2f}"
-
-    log = f"log size {said(area.cpr_log)}, {said(area.cmd_log)}"
-    return f"{area.rule}: CPR {said(area.cpr)}, CMD {said(area.cmd)} ({log})"
+    log = f"log size {two_digits(area.cpr_log)}, {two_digits(area.cmd_log)}"
+    return f"{area.rule}: CPR {two_digits(area.cpr)}, CMD {two_digits(area.cmd)} ({log})"
 
 
 def _star(star: KStar) -> str:
     point = star.point
-    f = "f withheld" if point.f is None else f"f {point.f:.2f}"
+    f = f"f {two_digits(point.f)}"
     kl = "KL share unknown" if point.kl_share is None else f"KL share {point.kl_share:.2f}"
     size = f"{point.connected:,} connected edges ({point.rule}, {percent(point.fraction)} asked for): {f}, {kl}"
     return f"k*: {size}" if star.met else f"k* was missed: no size has f in [.8, 1.2] and KL share ≤ .5; nearest {size}"
