@@ -67,7 +67,7 @@ def search_acdc(
     validation: int = 0,
     pool: Sequence[Problem] = (),
 ) -> list[Found]:
-    """thresholds: one search each, the largest first, each expecting its neighbour's decisions. rule: signed, absolute.
+    """thresholds: one search each, the largest first, each expecting its neighbour's costs. rule: signed, absolute.
 
     edges: without thresholds, the one that keeps about so many edges, bisected. sender_order: reverse, normal or
     random (by order_seed). warm_start: search only among this share of the edges, the largest by eap-ig-inputs.
@@ -162,7 +162,7 @@ class _Runs:
         else:
             self.start = self.graph.legal.copy()
             if warm_start is not None:
-                self.start = largest_edges(self.graph, warm_scores(problem, progress), warm_start)
+                self.start = largest_edges(self.graph, attributed(problem, progress), warm_start)
         if warm_start is not None:
             self.notes.append(
                 f"hierarchical search: only the {int(self.start.sum()):,} edges ({warm_start:.2%}) with the largest "
@@ -223,22 +223,21 @@ def _restored(saved: Checkpoint) -> tuple[BoolMatrix, list[_Run]]:
 def guessed_costs(problem: Problem) -> Scores:
     """What edges cost on some of the prompts, to first order, [senders, receivers]; 0 where that cannot be had. It
     speeds a search up and decides nothing."""
-    few = replace(problem.of(range(min(GUESS_PROMPTS, problem.n_examples))), keep_examples=False)
+    few = problem.of(range(min(GUESS_PROMPTS, problem.n_examples)))
     unknown = np.zeros(problem.t.graph.legal.shape, np.float32)
     if not few.objective.has_gradient:
         return unknown
     try:
-        (found,) = score_eap_ig_inputs(few, Quiet(), steps=1)
+        return np.nan_to_num(attributed(few, Quiet(), steps=1))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         return unknown
-    return np.nan_to_num(found.scores)
 
 
-def warm_scores(problem: Problem, progress: Progress) -> Scores:
-    """By integrated gradients of few steps, [senders, receivers]."""
-    (found,) = score_eap_ig_inputs(replace(problem, keep_examples=False), progress, steps=WARM_STEPS)
+def attributed(problem: Problem, progress: Progress, *, steps: int = WARM_STEPS) -> Scores:
+    """Scores by integrated gradients of few steps, [senders, receivers]."""
+    (found,) = score_eap_ig_inputs(replace(problem, keep_examples=False), progress, steps=steps)
     return found.scores
 
 

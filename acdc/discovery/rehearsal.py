@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from acdc.discovery.acdc import largest_edges, stages_of, warm_scores, without_validation
+from acdc.discovery.acdc import attributed, largest_edges, stages_of, without_validation
 from acdc.discovery.candidates import Candidates
 from acdc.discovery.ledger import Ledger
 from acdc.discovery.problem import Problem
@@ -52,7 +52,7 @@ def rehearse_acdc(
     searched = without_validation(problem, validation)
     all_stages = [stage for (stage,) in stages_of([searched], stages)]
     graph = problem.t.graph
-    scores = warm_scores(searched, progress)
+    scores = attributed(searched, progress)
     kept = largest_edges(graph, scores, min(1.0, max(LIKELY_SHARE, LIKELY_EDGES / graph.n_edges)))
     start = graph.legal.copy() if warm_start is None else largest_edges(graph, scores, warm_start)
     visits = [receiver for receiver in _visits(graph, kept) if start[:, receiver].any()]

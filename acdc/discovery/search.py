@@ -72,7 +72,6 @@ class Search:
         self._later = dict(enumerate(later, start=1))
         self._whole: dict[int, float] = {}  # its mean by whole masked forwards, by stage, where known
         self._untold: list[bool] = []  # decisions that the stages have not heard of
-        self._told: dict[int, bool] = {}  # whether rows said that a sender goes whose turn has not come
         self._overhead: dict[str, float] = {}  # in rows, see `_kind_of_visit`
         self._tick: Callable[[], None] = lambda: None  # where a search that is to stop stops
 
@@ -129,7 +128,7 @@ class Search:
         self.walk.count("node_recomputations", self._node_runs - runs_before)
 
     def _open(self, receiver: int, senders: Sequence[int]) -> None:
-        self._told = {}
+        self._heard: dict[int, float] = {}  # how likely senders stay whose row was told before their turn
         for stage in self.stages:
             stage.open(receiver, senders)
 
@@ -192,10 +191,7 @@ class Search:
     def _stays(self, receiver: int, senders: Sequence[int]) -> list[float]:
         """How likely edges are to stay."""
         odds = self.odds.of(senders, receiver)
-        told = {True: 1 - TOLD, False: TOLD}
-        return [
-            told[self._told[sender]] if sender in self._told else odd for sender, odd in zip(senders, odds, strict=True)
-        ]
+        return [self._heard.get(sender, odd) for sender, odd in zip(senders, odds, strict=True)]
 
     def _record(self, receiver: int, sender: int, cost: float, without: PerExample | None) -> None:
         """without: the first stage's objective without the edge, if it is cut."""
@@ -211,7 +207,7 @@ class Search:
         """What a row says is at once the best guess for its edge, should its chain break before it."""
         standing = self.metric.mean()
         for sender, goes, value in zip(senders, will_go, values.mean(1), strict=True):
-            self._told[sender] = self.rule.cuts(float(standing - value))
+            self._heard[sender] = 1 - TOLD if self.rule.cuts(float(standing - value)) else TOLD
             standing = value if goes else standing
 
     def _cost(self, receiver: int, sender: int, value: PerExample) -> float:
