@@ -33,15 +33,18 @@ from acdc.discovery.attribution import score_eap_ig_inputs
 from acdc.discovery.problem import Found, Problem
 from acdc.discovery.search import Order, Search
 from acdc.discovery.walk import Rule, Walk
-from acdc.errors import Fault, TaskError, is_out_of_memory
+from acdc.errors import Fault, TaskError
 from acdc.graph import BoolMatrix, Graph
 from acdc.metrics import METRICS
+from acdc.patching.masked import bytes_per_token
+from acdc.patching.readout import bytes_of_logits
 from acdc.progress import Checkpoint, Progress, Quiet
 
 RULES = ("signed", "absolute")
 ORDERS = ("reverse", "normal", "random")
 WARM_STEPS = 5  # of the integrated gradients that choose a warm start
-GUESS_PROMPTS = 16  # of which attribution guesses what edges cost
+GUESS_PROMPTS = 16  # of which attribution guesses what edges cost,
+GRADIENTS_HOLD = 4  # times what a masked forward holds of a prompt
 CLOSE_ENOUGH = 0.1  # of the number of edges asked for
 MOST_SEARCHES = 12  # of a bisection
 SMALLEST, LARGEST = 1e-7, 10.0  # thresholds that a bisection looks between
@@ -156,13 +159,15 @@ class _Runs:
         )
         self.runs: list[_Run] = []
         self.notes: list[str] = []
+        self._attributed: Scores | None = None
         saved = progress.resume()
         if saved is not None:
             self.start, self.runs = _restored(saved)
         else:
             self.start = self.graph.legal.copy()
             if warm_start is not None:
-                self.start = largest_edges(self.graph, attributed(problem, progress), warm_start)
+                self._attributed = attributed(problem, progress)
+                self.start = largest_edges(self.graph, self._attributed, warm_start)
         if warm_start is not None:
             self.notes.append(
                 f"hierarchical search: only the {int(self.start.sum()):,} edges ({warm_start:.2%}) with the largest "
@@ -192,12 +197,16 @@ class _Runs:
         return run
 
     def _guess(self, number: int) -> Scores:
-        """What edges will cost: what they did at the nearest threshold that is done, at first what attribution says."""
+        """What edges will cost: what they did at the nearest threshold that is done; where that has not tested them,
+        what attribution says."""
+        if self._attributed is None:
+            self._attributed = guessed_costs(self.problem, self.progress)
         done = [run for run in self.runs[:number] if run.is_done]
         if not done:
-            return guessed_costs(self.problem)
+            return self._attributed
         wanted = math.log(max(self.runs[number].threshold, 1e-300))
-        return min(done, key=lambda run: abs(math.log(max(run.threshold, 1e-300)) - wanted)).walk.costs
+        nearest = min(done, key=lambda run: abs(math.log(max(run.threshold, 1e-300)) - wanted)).walk
+        return np.where(nearest.tested, nearest.costs, self._attributed)
 
     def _save(self) -> None:
         facts = [
@@ -220,25 +229,31 @@ def _restored(saved: Checkpoint) -> tuple[BoolMatrix, list[_Run]]:
     return saved.arrays["start"].astype(bool), runs
 
 
-def guessed_costs(problem: Problem) -> Scores:
+def guessed_costs(problem: Problem, progress: Progress) -> Scores:
     """What edges cost on some of the prompts, to first order, [senders, receivers]; 0 where that cannot be had. It
-    speeds a search up and decides nothing."""
-    few = problem.of(range(min(GUESS_PROMPTS, problem.n_examples)))
+    speeds a search up and decides nothing, so nothing that fails in it ends a search: the log says so."""
     unknown = np.zeros(problem.t.graph.legal.shape, np.float32)
-    if not few.objective.has_gradient:
+    few = min(GUESS_PROMPTS, problem.n_examples, _prompts_with_gradients_in(problem.memory_bytes, problem))
+    if not problem.objective.has_gradient or not few:
         return unknown
     try:
-        return np.nan_to_num(attributed(few, Quiet(), steps=1))
+        return attributed(problem.of(range(few)), Quiet(), steps=1)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+        progress.log(f"edges are searched without attribution's guess of their costs, which takes longer: {error}")
         return unknown
+
+
+def _prompts_with_gradients_in(memory_bytes: int, problem: Problem) -> int:
+    t, batches = problem.t, [p.batch for p in problem.prompts]
+    reads = max(-(-len(batch.read_row) // batch.n_rows) for batch in batches)
+    of_prompt = max(batch.length for batch in batches) * bytes_per_token(t) + reads * bytes_of_logits(t)
+    return memory_bytes // (GRADIENTS_HOLD * of_prompt)
 
 
 def attributed(problem: Problem, progress: Progress, *, steps: int = WARM_STEPS) -> Scores:
     """Scores by integrated gradients of few steps, [senders, receivers]."""
     (found,) = score_eap_ig_inputs(replace(problem, keep_examples=False), progress, steps=steps)
-    return found.scores
+    return np.nan_to_num(found.scores)
 
 
 def largest_edges(graph: Graph, scores: Scores, share: float) -> BoolMatrix:

@@ -11,8 +11,10 @@ from acdc.graph import BoolMatrix
 
 STAYS = 1 / 30  # of the edges, as if 30 had been seen before the first
 FEW = 4.0  # edges of a size, until which all edges speak for them
-OVERHEAD_ROWS = 2.0  # what starting a batch costs, in rows, until it was measured
+OVERHEAD_ROWS = 2.0  # what starting a batch costs, in rows, until that is known
 LEAST_OVERHEAD, MOST_OVERHEAD = 0.25, 256.0
+REMEMBERED = 0.95  # of what batches took, with each further batch
+SPREAD = 0.2  # of the numbers of rows, over their mean: of batches more alike nothing can be told
 LONGEST = 256
 
 
@@ -45,11 +47,23 @@ class Odds:
         return odds
 
 
-def overhead_rows(one_row_s: float, n_rows_s: float, n: int) -> float:
-    """What a batch costs beside its rows, in rows, from what one of one row took and one of n: weights are read once
-    for all rows, and on a GPU most of the time is spent on starting kernels."""
-    of_row = (n_rows_s - one_row_s) / (n - 1)
-    return min(max((one_row_s - of_row) / of_row, LEAST_OVERHEAD), MOST_OVERHEAD) if of_row > 0 else MOST_OVERHEAD
+class Pace:
+    """What batches of some kind cost beside their rows: weights are read once for all rows, and on a GPU most of the
+    time is spent on starting kernels. Told by the straight line through what the latest batches took."""
+
+    def __init__(self) -> None:
+        self.overhead = OVERHEAD_ROWS  # in rows
+        self._sums = np.zeros(5)  # over batches: of 1, rows, seconds, rows^2, rows * seconds
+
+    def took(self, rows: int, seconds: float) -> None:
+        self._sums = REMEMBERED * self._sums + (1, rows, seconds, rows**2, rows * seconds)
+        n, x, y, xx, xy = self._sums
+        spread = n * xx - x**2
+        if spread > (SPREAD * x) ** 2:
+            of_row = (n * xy - x * y) / spread
+            beside = (y - of_row * x) / n
+            overhead = beside / of_row if of_row > 0 else MOST_OVERHEAD
+            self.overhead = float(min(max(overhead, LEAST_OVERHEAD), MOST_OVERHEAD))
 
 
 def chain_length(stays: Sequence[float], overhead: float) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from acdc.circuit import Scores
 from acdc.discovery.candidates import Candidates
-from acdc.discovery.chain import LONGEST, OVERHEAD_ROWS, Odds, chain_length, overhead_rows
+from acdc.discovery.chain import LONGEST, Odds, Pace, chain_length
 from acdc.discovery.ledger import Ledger
 from acdc.discovery.pool import Pool
 from acdc.discovery.problem import Problem
@@ -22,7 +23,7 @@ from acdc.patching.suffix import Rooms
 
 STAGE_ERRORS = 3.0  # standard errors of a normal distribution that a subset's mean cost lies off the threshold
 DEPTHS = 6  # at each, and at the logits, rows are timed and compared with whole masked forwards
-TIMED_ROWS = 8  # at least, to tell rows from what a batch costs beside them
+AUDITED_ROWS = 8  # at least, of the batch whose row is compared: how far rows are off is up to a batch's shape
 TOLD = 0.98  # how likely an edge goes as a row said whose chain broke before it
 
 
@@ -72,7 +73,7 @@ class Search:
         self._later = dict(enumerate(later, start=1))
         self._whole: dict[int, float] = {}  # its mean by whole masked forwards, by stage, where known
         self._untold: list[bool] = []  # decisions that the stages have not heard of
-        self._overhead: dict[str, float] = {}  # in rows, see `_kind_of_visit`
+        self._paces: defaultdict[str, Pace] = defaultdict(Pace)  # see `_kind_of_visit`
         self._tick: Callable[[], None] = lambda: None  # where a search that is to stop stops
 
     @property
@@ -166,12 +167,14 @@ class Search:
         """Test some edges in one batch, on the prediction of what becomes of those before; how many are decided.
         senders: the next ones."""
         before = self._node_runs
-        stays = self._stays(receiver, senders)
-        n = chain_length(stays, self._overhead.get(self._kind_of_visit(receiver), OVERHEAD_ROWS))
-        n = min(n, self.stages[0].rows_at_once(receiver))
+        kind, stays = self._kind_of_visit(receiver), self._stays(receiver, senders)
+        n = chain_length(stays, self._paces[kind].overhead)
+        n = min(n if kind in self.walk.audited else max(n, AUDITED_ROWS), self.stages[0].rows_at_once(receiver))
         senders, will_go = senders[:n], [stay < 0.5 for stay in stays[:n]]
-        values = self._timed_values(receiver, will_go)
-        self._audit(receiver, senders, will_go, values)
+        values = self._timed_values(kind, will_go)
+        if kind not in self.walk.audited:
+            self.walk.audited.add(kind)
+            self._audit(receiver, senders, will_go, values)
         self._hear(senders, will_go, values)
         self.walk.count("batched_evaluations")
         self.walk.count("rows", len(senders))
@@ -275,10 +278,6 @@ class Search:
     def _audit(self, receiver: int, senders: Sequence[int], will_go: Sequence[bool], values: PerExample) -> None:
         """Once for every kind of visit: how far a row is off. Of the rows whose chain goes as expected that one is
         taken whose cost lies nearest to the threshold."""
-        kind = self._kind_of_visit(receiver)
-        if kind in self.walk.audited:
-            return
-        self.walk.audited.add(kind)
         circuit, costs = self._standing(receiver), self._costs_as_expected(will_go, values)
         nearest = min(range(len(costs)), key=lambda i: abs(self.rule.margin(costs[i])))
         gone = [sender for sender, goes in zip(senders[:nearest], will_go, strict=False) if goes]
@@ -297,17 +296,12 @@ class Search:
             standing = float(value) if goes else standing
         return costs
 
-    def _timed_values(self, receiver: int, will_go: Sequence[bool]) -> PerExample:
-        """The rows of a chain; now and then one row alone as well, to know what a batch costs beside its rows."""
-        kind = self._kind_of_visit(receiver)
-        if len(will_go) < TIMED_ROWS or kind in self._overhead:
-            return self.stages[0].values(will_go)
-        self.stages[0].values(will_go[:1])  # what only the first batch at a receiver computes
+    def _timed_values(self, kind: str, will_go: Sequence[bool]) -> PerExample:
+        """The rows of a chain."""
         begin = time.perf_counter()
-        self.stages[0].values(will_go[:1])
-        between = time.perf_counter()
         values = self.stages[0].values(will_go)
-        self._overhead[kind] = overhead_rows(between - begin, time.perf_counter() - between, len(will_go))
+        if self._heard:  # the first batch at a receiver also computes what the others read
+            self._paces[kind].took(len(will_go), time.perf_counter() - begin)
         return values
 
 

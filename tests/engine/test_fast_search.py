@@ -23,7 +23,7 @@ from acdc.discovery import acdc, candidates, exact
 from acdc.discovery import search as search_module
 from acdc.discovery.acdc import search_acdc
 from acdc.discovery.candidates import Candidates
-from acdc.discovery.chain import Odds, chain_length, overhead_rows
+from acdc.discovery.chain import MOST_OVERHEAD, OVERHEAD_ROWS, Odds, Pace, chain_length
 from acdc.discovery.exact import score_exact
 from acdc.discovery.ledger import Ledger
 from acdc.discovery.oracle import decide_again
@@ -229,12 +229,29 @@ def test_a_rehearsal_is_of_the_search_that_is_asked_for() -> None:
 
 
 def test_chains_are_longer_where_a_batch_costs_more_beside_its_rows() -> None:
-    cheap = overhead_rows(one_row_s=1.0, n_rows_s=16.0, n=16)
-    dear = overhead_rows(one_row_s=1.0, n_rows_s=1.2, n=16)
-    assert cheap < dear
-    assert overhead_rows(one_row_s=3.0, n_rows_s=18.0, n=16) == pytest.approx(2.0)
+    cheap, dear = paced([(n, 0.5 + n) for n in (4, 8, 5)]), paced([(n, 20.0 + n) for n in (4, 8, 5)])
+    assert (cheap, dear) == (pytest.approx(0.5), pytest.approx(20.0))
     stays = [0.02] * 200
     assert chain_length(stays, cheap) < chain_length(stays, dear)
+
+
+def paced(batches: list[tuple[int, float]]) -> float:
+    """batches: rows and seconds. What a batch costs beside its rows, in rows."""
+    pace = Pace()
+    for rows, seconds in batches:
+        pace.took(rows, seconds)
+    return pace.overhead
+
+
+def test_a_pace_follows_what_batches_take_now() -> None:
+    before, now = [(n, 50.0 + n) for n in (4, 8)] * 50, [(n, 2.0 * n + 6.0) for n in (4, 8)] * 50
+    assert paced([*before, *now]) == pytest.approx(3.0, rel=0.5)
+    assert paced([*now, (4, 1000.0), *now]) == pytest.approx(3.0, rel=0.5)  # one that had to wait
+
+
+def test_a_pace_says_nothing_new_of_batches_alike() -> None:
+    assert paced([(8, 3.0), (8, 2.0), (9, 4.0)]) == OVERHEAD_ROWS
+    assert paced([(4, 3.0), (8, 2.0)]) == MOST_OVERHEAD  # as if rows cost nothing
 
 
 @given(
@@ -278,13 +295,13 @@ def test_edges_are_expected_to_stay_as_often_as_others_of_their_size_have() -> N
 def test_a_better_guess_of_the_costs_saves_time_and_changes_no_decision(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(search_module, "overhead_rows", lambda *_: 2.0)  # the clock has no say in the rows
+    monkeypatch.setattr(Pace, "took", lambda *_: None)  # the clock has no say in the rows
     problem = make_problem("llama", metric="kl_divergence", lengths=(5, 6), n=3)
     legal = problem.t.graph.legal
     costs, nothing = search(problem, thresholds=[0.003]).scores, np.zeros(legal.shape, np.float32)
     noise = np.random.default_rng(0).normal(size=legal.shape).astype(np.float32)
     taken, kept = [], []
-    for guess in (costs, nothing, noise, acdc.guessed_costs(problem)):
+    for guess in (costs, nothing, noise, acdc.guessed_costs(problem, Quiet())):
         walk = Walk.begin(legal, problem.t.dtype)
         Search([[problem]], Rule(0.003), walk, legal.copy(), guess).run(lambda done, name: None, lambda: None)
         taken.append(walk.counts["rows"] + 2 * walk.counts["batched_evaluations"])
@@ -293,26 +310,68 @@ def test_a_better_guess_of_the_costs_saves_time_and_changes_no_decision(
     assert taken[0] < min(taken[1:])
 
 
-def test_an_objective_without_gradient_or_memory_for_one_is_searched_without_a_guess(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3"])
+def test_attribution_guesses_which_edges_cost_much(name: str) -> None:
+    problem = make_problem(name, metric="kl_divergence", lengths=(5, 6), n=3)
+    found, guess = search(problem, thresholds=[0.003]), acdc.guessed_costs(problem, Quiet())
+    ranks = [np.argsort(np.argsort(np.abs(of[found.tested]))) for of in (found.scores, guess)]
+    assert np.corrcoef(*ranks)[0, 1] > 0.4
+
+
+def test_a_search_whose_objective_has_no_gradient_begins_without_a_guess() -> None:
+    problem = make_problem("gpt2", metric="accuracy", lengths=(5,), n=2)
+    assert not acdc.guessed_costs(problem, Quiet()).any()
+    assert search(problem, thresholds=[0.003]).facts["edges_tested"] > 0
+
+
+def test_a_guess_that_fails_is_told_and_ends_no_search(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem("gpt2", metric="kl_divergence", lengths=(5,), n=2)
-    expected = search(problem, thresholds=[0.003])
-    assert acdc.guessed_costs(problem).any()
-    assert not acdc.guessed_costs(replace(problem, objective=METRICS["accuracy"])).any()
+    expected, told = search(problem, thresholds=[0.003]), Told()
 
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("no room for the gradient")
 
     monkeypatch.setattr(acdc, "score_eap_ig_inputs", full)
-    assert not acdc.guessed_costs(problem).any()
-    assert np.array_equal(search(problem, thresholds=[0.003]).kept, expected.kept)
+    (found,) = search_acdc(problem, told, thresholds=[0.003], rule="signed")
+    assert any("no room for the gradient" in line for line in told.lines)
+    assert np.array_equal(found.kept, expected.kept)
+
+
+class Told(Quiet):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def log(self, message: str) -> None:
+        self.lines.append(message)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_guess_stays_within_the_memory_of_its_search(name: str) -> None:
+    problem = make_problem(name, metric="kl_divergence", lengths=(24,), n=16)
+    for limit in (2**30, 2**23, 2**22):
+        bounded = replace(problem, memory_bytes=limit)
+        assert peak_bytes(lambda of=bounded: acdc.guessed_costs(of, Quiet())) < limit + SMALL  # type: ignore[misc]
+    assert acdc.guessed_costs(bounded, Quiet()).any()
+    assert not acdc.guessed_costs(replace(problem, memory_bytes=1000), Quiet()).any()
+
+
+def test_at_a_further_threshold_attribution_guesses_what_the_neighbour_has_not_tested() -> None:
+    problem = make_problem("llama", metric="kl_divergence", lengths=(5, 6), n=3)
+    runs = acdc._Runs([problem], Quiet(), is_absolute=False, order=search_module.Order(), warm_start=None, stages=())
+    walk = runs.run(0.3).walk
+    assert 0 < walk.tested.sum() < problem.t.graph.n_edges
+    runs.runs.append(acdc._Run(0.03, walk))
+    guess, attributed = runs._guess(1), acdc.guessed_costs(problem, Quiet())
+    assert np.array_equal(guess[walk.tested], walk.costs[walk.tested])
+    assert np.array_equal(guess[~walk.tested], attributed[~walk.tested])
+    assert guess[~walk.tested].any()
 
 
 def test_rows_beyond_what_a_batch_gains_from_wait_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem("gpt2", metric="kl_divergence", lengths=(5,), n=2)
     expected = search(problem, thresholds=[0.003])
     monkeypatch.setattr(candidates, "TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr(candidates, "ROWS_AT_ONCE", 1)
     found = search(problem, thresholds=[0.003])
     assert found.facts["batched_evaluations"] == found.facts["edges_tested"] == found.facts["rows"]
     assert expected.facts["batched_evaluations"] < expected.facts["edges_tested"]
