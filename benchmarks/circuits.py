@@ -81,13 +81,13 @@ def discover(models: ModelCache, spec: dict[str, Any], place: Path) -> list[Circ
     return circuits
 
 
-def row(name: str, circuit: Circuit) -> dict[str, Any]:
+def row(title: str, circuit: Circuit) -> dict[str, Any]:
     """The figures of a judged circuit, in sample and held out."""
     assert circuit.report is not None
     points = {point.split: point for point in circuit.report.kept}
     heads = [node for node in circuit.nodes() if node[0].isdigit()]
     return {
-        "circuit": name,
+        "circuit": title,
         "edges": circuit.n_edges,
         **{
             f"{name} ({split})": getattr(point, field)
@@ -112,7 +112,7 @@ def of_equal_size(scored: Circuit, n_connected: int) -> int:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The circuits as the README has them: what the search did not see, and beside it what it saw."""
+    """In markdown. Figures of what the search did not see, in brackets of what it saw."""
     lines = ["| circuit | edges | heads | f | KL share | KL | accuracy | minutes |", "|---|" + "---:|" * 7]
     for one in rows:
         both = [f"{two_digits(one[f'{name} (held_out)'])} ({two_digits(one[f'{name} (search)'])})" for name in JUDGED]
@@ -159,7 +159,7 @@ def main() -> None:
             size = {"rule": "signed", "size": of_equal_size(scored, circuit.n_edges)}
             (same,) = discover(models, {**spec, "selection": size}, arguments.out.with_name(f"{name}_{number}"))
             rows.append(row(f"eap-ig-inputs on {' + '.join(objective)}", same))
-    facts = environment(torch.device("cpu"))
+    facts = environment(torch.device(searched[0].provenance.run.device))
     arguments.out.write_text(json.dumps({"environment": facts, "task": task, "circuits": rows}, indent=2) + "\n")
     print(table(rows))
     for one in rows:
