@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from acdc.circuit import Scores
 from acdc.discovery.acdc import guessed_costs, search_acdc
 from acdc.discovery.attribution import score_eap_ig_inputs
-from acdc.discovery.problem import Problem
+from acdc.discovery.problem import Found, Problem
 from acdc.discovery.search import Search
 from acdc.discovery.walk import Rule, Walk, receiver_order, sender_order
 from acdc.graph import BoolMatrix, Graph
@@ -59,12 +59,11 @@ def small(runs: int) -> list[Figure]:
         ours = [searches[number] for searches in before + after]
         seconds = np.median([run.seconds for run in ours], axis=0)
         kept = np.array([ours[0].kept[edge] for edge in whole_order(t)])
-        differing = int((kept != answer.kept).sum())
         rows.append(
             (
                 answer.seconds / seconds,
                 f"tau {tau:.3g}: {answer.seconds[0]:.1f} s for {answer.tested} edges over {seconds[0]:.3f} s, "
-                f"kept {int(kept.sum())} and {int(answer.kept.sum())}, {differing} decisions differ",
+                f"kept {int(kept.sum())} and {int(answer.kept.sum())}, {parting(t, ours[0].found, tau, answer.kept)}",
             )
         )
         print(f"small: {rows[-1][1]}, {times(rows[-1][0])}; ours: {ours[0].story()}", flush=True)
@@ -78,6 +77,18 @@ def small(runs: int) -> list[Figure]:
             "acdc-vs-auto-circuit-small", min(float(ratio[0]) for ratio, _ in rows), "x", 100.0, "higher", 2 * runs, how
         ),
     ]
+
+
+def parting(t: Transformer, ours: Found, tau: float, theirs: npt.NDArray[np.bool_]) -> str:
+    """How many decisions differ, and at what edge the two searches part: after it they walk through different circuits.
+    theirs: kept, in the order of the walk."""
+    assert ours.kept is not None
+    order = whole_order(t)
+    differing = [edge for edge, is_kept in zip(order, theirs, strict=True) if ours.kept[edge] != is_kept]
+    if not differing:
+        return "0 decisions differ"
+    off = abs(float(ours.scores[differing[0]]) - tau)
+    return f"{len(differing)} decisions differ, the first where the cost is {off:.1e} off tau"
 
 
 def tau_keeping(problem: Problem, share: float) -> float:
