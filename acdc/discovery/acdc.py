@@ -233,7 +233,7 @@ def guessed_costs(problem: Problem, progress: Progress) -> Scores:
     """What edges cost on some of the prompts, to first order, [senders, receivers]; 0 where that cannot be had. It
     speeds a search up and decides nothing, so nothing that fails in it ends a search: the log says so."""
     unknown = np.zeros(problem.t.graph.legal.shape, np.float32)
-    few = min(GUESS_PROMPTS, problem.n_examples, _prompts_with_gradients_in(problem.memory_bytes, problem))
+    few = min(GUESS_PROMPTS, problem.n_examples, _prompts_with_room_for_gradients(problem))
     if not problem.objective.has_gradient or not few:
         return unknown
     try:
@@ -243,11 +243,11 @@ def guessed_costs(problem: Problem, progress: Progress) -> Scores:
         return unknown
 
 
-def _prompts_with_gradients_in(memory_bytes: int, problem: Problem) -> int:
+def _prompts_with_room_for_gradients(problem: Problem) -> int:
     t, batches = problem.t, [p.batch for p in problem.prompts]
     reads = max(-(-len(batch.read_row) // batch.n_rows) for batch in batches)
     of_prompt = max(batch.length for batch in batches) * bytes_per_token(t) + reads * bytes_of_logits(t)
-    return memory_bytes // (GRADIENTS_HOLD * of_prompt)
+    return problem.memory_bytes // (GRADIENTS_HOLD * of_prompt)
 
 
 def attributed(problem: Problem, progress: Progress, *, steps: int = WARM_STEPS) -> Scores:

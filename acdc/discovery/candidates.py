@@ -72,12 +72,13 @@ class Candidates:
 
         return self._tiles.run(of or range(len(will_go)), self._bytes_of_row, tile)
 
-    def rows_at_once(self, receiver: int) -> int:
-        """Beyond these a batch gains nothing: weights are read once for very many tokens, and on a CPU what a layer
-        computes of more of them no longer fits into its cache."""
+    @property
+    def rows_at_once(self) -> int:
+        """At the open receiver. Beyond these a batch gains nothing: weights are read once for very many tokens, and on
+        a CPU what a layer computes of more of them no longer fits into its cache."""
         if self.problem.t.device.type != "cpu":
             return LONGEST
-        level = self._needs.of_receiver(receiver)
+        level = self._needs.of_receiver(self._visits[0].receiver)
         return max(ROWS_AT_ONCE, TOKENS_AT_ONCE // max(s.batch.n_rows * s.at.count(level) for s in self._suffixes))
 
     @torch.no_grad()

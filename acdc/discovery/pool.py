@@ -44,8 +44,9 @@ class Pool:
         ]
         return np.concatenate(self._each(lambda pair: pair[0].values(will_go, pair[1]), work))
 
-    def rows_at_once(self, receiver: int) -> int:
-        return len(self._replicas) * self._replicas[0].rows_at_once(receiver)
+    @property
+    def rows_at_once(self) -> int:
+        return len(self._replicas) * self._replicas[0].rows_at_once
 
     def value(self) -> PerExample:
         return self._replicas[0].value()

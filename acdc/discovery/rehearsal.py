@@ -102,7 +102,7 @@ def _seconds_per_edge(
         for earlier in decided:
             candidates.skip(earlier, kept[:, earlier])
     opening = _seconds(lambda: [candidates.open(receiver, senders) for candidates in standing]) / len(senders)
-    will_go: Sequence[bool] = [True] * min(CHAIN, standing[0].rows_at_once(receiver), len(senders))
+    will_go: Sequence[bool] = [True] * min(CHAIN, standing[0].rows_at_once, len(senders))
     standing[0].values(will_go)  # what only the first batch at a receiver computes
     rows = _seconds(lambda: standing[0].values(will_go)) / len(will_go)
     for candidates in standing:

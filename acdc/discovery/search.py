@@ -169,13 +169,14 @@ class Search:
         before = self._node_runs
         kind, stays = self._kind_of_visit(receiver), self._stays(receiver, senders)
         n = chain_length(stays, self._paces[kind].overhead)
-        n = min(n if kind in self.walk.audited else max(n, AUDITED_ROWS), self.stages[0].rows_at_once(receiver))
+        n = min(n if kind in self.walk.audited else max(n, AUDITED_ROWS), self.stages[0].rows_at_once)
         senders, will_go = senders[:n], [stay < 0.5 for stay in stays[:n]]
         values = self._timed_values(kind, will_go)
+        costs = self._costs_as_expected(will_go, values)
         if kind not in self.walk.audited:
             self.walk.audited.add(kind)
-            self._audit(receiver, senders, will_go, values)
-        self._hear(senders, will_go, values)
+            self._audit(receiver, senders, will_go, costs)
+        self._hear(senders, costs)
         self.walk.count("batched_evaluations")
         self.walk.count("rows", len(senders))
         decided = 0
@@ -206,12 +207,18 @@ class Search:
             self._later.clear()
             self._whole.clear()
 
-    def _hear(self, senders: Sequence[int], will_go: Sequence[bool], values: PerExample) -> None:
-        """What a row says is at once the best guess for its edge, should its chain break before it."""
-        standing = self.metric.mean()
-        for sender, goes, value in zip(senders, will_go, values.mean(1), strict=True):
-            self._heard[sender] = 1 - TOLD if self.rule.cuts(float(standing - value)) else TOLD
+    def _costs_as_expected(self, will_go: Sequence[bool], values: PerExample) -> list[float]:
+        """What edges cost by their rows, if all those before them go or stay as expected."""
+        standing, costs = float(self.metric.mean()), []
+        for goes, value in zip(will_go, values.mean(1).tolist(), strict=True):
+            costs.append(standing - value)
             standing = value if goes else standing
+        return costs
+
+    def _hear(self, senders: Sequence[int], costs: Sequence[float]) -> None:
+        """What a row says is at once the best guess for its edge, should its chain break before it."""
+        for sender, cost in zip(senders, costs, strict=True):
+            self._heard[sender] = 1 - TOLD if self.rule.cuts(cost) else TOLD
 
     def _cost(self, receiver: int, sender: int, value: PerExample) -> float:
         """What the next edge costs: by its row of the first stage where that decides; else by rows of later stages; at
@@ -275,26 +282,17 @@ class Search:
         depth = "logits" if layer == n_layers else str(layer * DEPTHS // n_layers)
         return f"{depth}, range {self.needs.of_receiver(receiver)}"
 
-    def _audit(self, receiver: int, senders: Sequence[int], will_go: Sequence[bool], values: PerExample) -> None:
-        """Once for every kind of visit: how far a row is off. Of the rows whose chain goes as expected that one is
-        taken whose cost lies nearest to the threshold."""
-        circuit, costs = self._standing(receiver), self._costs_as_expected(will_go, values)
-        nearest = min(range(len(costs)), key=lambda i: abs(self.rule.margin(costs[i])))
+    def _audit(self, receiver: int, senders: Sequence[int], will_go: Sequence[bool], costs: Sequence[float]) -> None:
+        """Once for every kind of visit: how far a row is off. Of the rows up to the first surprise that one is taken
+        whose cost lies nearest to the threshold."""
+        circuit, pairs = self._standing(receiver), zip(costs, will_go, strict=True)
+        surprise = next((i for i, (cost, goes) in enumerate(pairs) if self.rule.cuts(cost) != goes), len(costs) - 1)
+        nearest = min(range(surprise + 1), key=lambda i: abs(self.rule.margin(costs[i])))
         gone = [sender for sender, goes in zip(senders[:nearest], will_go, strict=False) if goes]
         circuit[gone, receiver] = False
         metric = self._whole_forward(0, circuit)
         circuit[senders[nearest], receiver] = False
         self.walk.guard.saw(costs[nearest], metric - self._whole_forward(0, circuit), metric)
-
-    def _costs_as_expected(self, will_go: Sequence[bool], values: PerExample) -> list[float]:
-        """By rows, up to the first decision that differs from its prediction."""
-        standing, costs = float(self.metric.mean()), []
-        for goes, value in zip(will_go, values.mean(1), strict=True):
-            costs.append(standing - float(value))
-            if self.rule.cuts(costs[-1]) != goes:
-                break
-            standing = float(value) if goes else standing
-        return costs
 
     def _timed_values(self, kind: str, will_go: Sequence[bool]) -> PerExample:
         """The rows of a chain."""

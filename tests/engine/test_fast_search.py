@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from peak_memory import peak_bytes
 from stopping import Keeps
 from test_gradients_and_masks import make_problem
+from tiny_files import Recorder
 from tiny_transformers import MAKERS, random_pairs, tiny
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -326,23 +327,15 @@ def test_a_search_whose_objective_has_no_gradient_begins_without_a_guess() -> No
 
 def test_a_guess_that_fails_is_told_and_ends_no_search(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem("gpt2", metric="kl_divergence", lengths=(5,), n=2)
-    expected, told = search(problem, thresholds=[0.003]), Told()
+    expected, told = search(problem, thresholds=[0.003]), Recorder()
 
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("no room for the gradient")
 
     monkeypatch.setattr(acdc, "score_eap_ig_inputs", full)
     (found,) = search_acdc(problem, told, thresholds=[0.003], rule="signed")
-    assert any("no room for the gradient" in line for line in told.lines)
+    assert any("no room for the gradient" in line for line in told.logs)
     assert np.array_equal(found.kept, expected.kept)
-
-
-class Told(Quiet):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def log(self, message: str) -> None:
-        self.lines.append(message)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
