@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import statistics
 import subprocess
 import sys
@@ -134,6 +135,10 @@ def ratios(
 
 # -- memory ------------------------------------------------------------------------------------------------------------
 
+# glibc gives every freed tensor back to the system, so that resident memory is what lives and not what once did: as it
+# is by default, the figure differed by two residual streams from run to run.
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
 
 @contextmanager
 def watched_rss() -> Iterator[list[int]]:
@@ -185,7 +190,7 @@ def residuals_per_layer(arguments: argparse.Namespace) -> float:
     for what in ("eap", "bare"):
         command = [sys.executable, __file__, "--memory", what, "--shape", arguments.shape, "--device", arguments.device]
         command += ["--prompts", str(tokens // 64), "--tokens", "64"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **GIVES_BACK})
         peaks[what] = int(done.stdout.split()[-1])
     config = make_config(arguments.shape)
     residual = (tokens // 64) * 64 * config["d_model"] * 4
