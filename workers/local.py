@@ -10,11 +10,11 @@ speaks of. DIR is made if need be and afterwards holds
     KEY.map.safetensors       a patching map, per result that has one
     KEY.json                  that result's tables
     log.txt                   what the engine printed, tracebacks included
-    checkpoint.safetensors    only while unfinished: --resume goes on from it; without --resume it is removed at once
+    checkpoint.safetensors    only while unfinished: --resume goes on from it, and nothing starts without
 
 stdout carries one JSON object a line, flushed, and nothing else. `event` says which:
 
-    {"event": "started",    "out": "DIR", "spec": {...}}      always first, but for a spec with faults
+    {"event": "started",    "out": "DIR", "spec": {...}}      always first, but where nothing is started
     {"event": "resumed",    "step": 12}                       the checkpoint was good for this spec and engine
     {"event": "phase",      "name": "search", "total": 128}   total 0: unknown
     {"event": "step",       "done": 17, "note": "9.6.q"}      about five a second at most
@@ -26,9 +26,10 @@ stdout carries one JSON object a line, flushed, and nothing else. `event` says w
                             "faults": [{"where": "...", "message": "..."}]}
     {"event": "finished",   "state": "succeeded" | "failed" | "cancelled"}      always last
 
-Exit status: 0 succeeded; 1 failed (an `error` came before); 2 the spec has faults or the command line is wrong, nothing
-was started; 130 cancelled. SIGINT and SIGTERM cancel: the engine stops at its next step, or is killed after a grace;
-a second signal kills it at once. A reader that goes away (closed stdout) cancels too. The checkpoint stays.
+Exit status: 0 succeeded; 1 failed (an `error` came before); 2 the spec has faults, the command line is wrong or DIR
+holds a checkpoint and --resume is missing: nothing was started; 130 cancelled. SIGINT and SIGTERM cancel: the engine
+stops at its next step, or is killed after a grace; a second signal kills it at once. A reader that goes away (closed
+stdout) cancels too. The checkpoint stays.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from acdc.errors import AcdcError, SpecError
+from acdc.errors import AcdcError, Conflict, SpecError
 from acdc.settings import load_settings
 from acdc.spec import EvaluateSpec, JobSpec, TrySpec, parse_job
 from workers.executor import ENGINE, Died, EngineChild, Heard
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None, *, engine: Sequence[str] = ENGINE) -
         status = run.run(options.source, resume=options.resume)
     except AcdcError as error:
         _tell("error", **error.to_dict(), job_code=error.job_code)
-        status = REFUSED if isinstance(error, SpecError) else FAILED
+        status = REFUSED if isinstance(error, SpecError | Conflict) else FAILED
     except OSError as error:
         _tell("error", code="storage", message=f"{options.out}: {error.strerror}", faults=[], job_code="storage")
         status = FAILED
@@ -117,10 +118,13 @@ class _LocalRun:
         self._answered = 0
 
     def run(self, source: Path | None, *, resume: bool) -> int:
+        if self._checkpoint.exists() and not resume:
+            raise Conflict(
+                f"{self._out} keeps the work of a job that was stopped: --resume goes on with it, --out with another "
+                f"directory leaves it there; or delete {self._checkpoint}"
+            )
         _tell("started", out=str(self._out), spec=self._spec)
         (self._out / "spec.json").write_text(json.dumps(self._spec, indent=2) + "\n")
-        if not resume:
-            self._checkpoint.unlink(missing_ok=True)
         checkpoint = self._checkpoint if self._checkpoint.exists() else None
         log = self._out / "log.txt"
         # On the disk of the results, so that moving a file there is a rename.

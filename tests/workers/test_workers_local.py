@@ -136,6 +136,18 @@ def test_signal_cancels_and_resume_goes_on(local: Local, tmp_path: Path, number:
     assert not (local.out / "checkpoint.safetensors").exists()
 
 
+def test_work_of_a_stopped_job_is_not_deleted_without_a_word(local: Local, tmp_path: Path) -> None:
+    local.finish(local.start(counting(die_at=3)))
+    kept, spec = (local.out / "checkpoint.safetensors").read_bytes(), (local.out / "spec.json").read_bytes()
+    status, events = local.finish(local.start(counting(to=4)))
+    assert (status, kinds(events)) == (2, ["error", "finished"])
+    error = of_kind(events, "error")
+    assert error["code"] == "invalid_state"
+    assert all(way in error["message"] for way in ("--resume", "--out", str(local.out / "checkpoint.safetensors")))
+    assert (local.out / "checkpoint.safetensors").read_bytes() == kept
+    assert (local.out / "spec.json").read_bytes() == spec
+
+
 def test_stubborn_engine_is_killed_after_the_grace(local: Local, tmp_path: Path) -> None:
     spec = counting(gates={"3": str(tmp_path / "gate")}, marks=str(tmp_path), is_stubborn=True)
     process = local.start(spec)
