@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel
 
 import acdc.errors
+import acdc.metrics
 from acdc.api.openapi import openapi_text
 from acdc.api.problems import STATUS_OF
 from acdc.cli.failures import exit_code
@@ -126,9 +127,14 @@ def methods_page() -> str:
         "section's title is what `method` or `method.name` says."
     )
     tasks = table(
-        ["task", "what it asks", "corruptions, the default first", "example"],
+        ["task", "what it asks", "corruptions, the default first", "position roles", "example"],
         [
-            [f"`{t.name}`", t.summary, ", ".join(f"`{c}`" for c in t.corruptions), f"`{t.example}`"]
+            [
+                f"`{t.name}`",
+                t.summary,
+                *(", ".join(f"`{c}`" for c in names) for names in (t.corruptions, t.roles)),
+                f"`{t.example}`",
+            ]
             for t in TASKS.values()
         ],
     )
@@ -139,12 +145,13 @@ def methods_page() -> str:
     )
     described = sections({f"map: {name}": spec for name, spec in MAP_SPECS.items()})
     return page(
-        "Methods, maps and tasks",
+        "Methods, maps, tasks and metrics",
         intro,
         *sections(METHOD_SPECS),
         f"## Patching maps\n\n{maps}",
         *described,
         f"## Tasks\n\n{tasks}",
+        f"## Metrics\n\n{doc(acdc.metrics)}",
     )
 
 
