@@ -94,7 +94,6 @@ def row(title: str, circuit: Circuit) -> dict[str, Any]:
             for name, field in JUDGED.items()
             for split, point in points.items()
         },
-        "search_minutes": circuit.provenance.run.wall_time_s / 60,
         "heads": heads,
         "facts": dict(circuit.provenance.run.facts),
         "notes": list(circuit.provenance.run.notes),
@@ -113,14 +112,10 @@ def of_equal_size(scored: Circuit, n_connected: int) -> int:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """In markdown. Figures of what the search did not see, in brackets of what it saw."""
-    lines = ["| circuit | edges | heads | f | KL share | KL | accuracy | minutes |", "|---|" + "---:|" * 7]
+    lines = ["| circuit | edges | heads | f | KL share | KL | accuracy |", "|---|" + "---:|" * 6]
     for one in rows:
         both = [f"{two_digits(one[f'{name} (held_out)'])} ({two_digits(one[f'{name} (search)'])})" for name in JUDGED]
-        begin, end = (
-            f"| {one['circuit']} | {one['edges']:,} | {len(one['heads'])} |",
-            f"| {one['search_minutes']:.1f} |",
-        )
-        lines.append(f"{begin} {' | '.join(both)} {end}")
+        lines.append(f"| {one['circuit']} | {one['edges']:,} | {len(one['heads'])} | {' | '.join(both)} |")
     return "\n".join(lines)
 
 
