@@ -118,11 +118,7 @@ class _LocalRun:
         self._answered = 0
 
     def run(self, source: Path | None, *, resume: bool) -> int:
-        if self._checkpoint.exists() and not resume:
-            raise Conflict(
-                f"{self._out} keeps the work of a job that was stopped: --resume goes on with it, --out with another "
-                f"directory leaves it there; or delete {self._checkpoint}"
-            )
+        self._spare_stopped_work(resume)
         _tell("started", out=str(self._out), spec=self._spec)
         (self._out / "spec.json").write_text(json.dumps(self._spec, indent=2) + "\n")
         checkpoint = self._checkpoint if self._checkpoint.exists() else None
@@ -134,6 +130,19 @@ class _LocalRun:
                 return self._follow()
             finally:
                 self._child.close()
+
+    def _spare_stopped_work(self, resume: bool) -> None:
+        if not self._checkpoint.exists():
+            return
+        kept = json.loads((self._out / "spec.json").read_text())
+        if resume and kept == self._spec:
+            return
+        of = "this job" if kept == self._spec else f"another job ({self._out / 'spec.json'})"
+        go_on = "--resume goes on with it, " if kept == self._spec else ""
+        raise Conflict(
+            f"{self._out} keeps the work of {of}, which was stopped: {go_on}--out with another directory leaves it "
+            f"there; or delete {self._checkpoint}"
+        )
 
     def _follow(self) -> int:
         while True:
