@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
@@ -33,6 +33,15 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, spec_sha256: str) -> No
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def spec_of(path: Path) -> str | None:
+    """sha256 of the job spec whose checkpoint this is, from the header alone; None where it is damaged."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return str(json.loads(file.metadata()["acdc"])["spec_sha256"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read_checkpoint(path: Path, spec_sha256: str) -> Checkpoint:

@@ -26,10 +26,10 @@ stdout carries one JSON object a line, flushed, and nothing else. `event` says w
                             "faults": [{"where": "...", "message": "..."}]}
     {"event": "finished",   "state": "succeeded" | "failed" | "cancelled"}      always last
 
-Exit status: 0 succeeded; 1 failed (an `error` came before); 2 the spec has faults, the command line is wrong or DIR
-holds a checkpoint and --resume is missing: nothing was started; 130 cancelled. SIGINT and SIGTERM cancel: the engine
-stops at its next step, or is killed after a grace; a second signal kills it at once. A reader that goes away (closed
-stdout) cancels too. The checkpoint stays.
+Exit status: 0 succeeded; 1 failed (an `error` came before); 2 the spec has faults, the command line is wrong, or DIR
+holds a checkpoint and --resume is missing or the checkpoint is another job's: nothing was started; 130 cancelled.
+SIGINT and SIGTERM cancel: the engine stops at its next step, or is killed after a grace; a second signal kills it at
+once. A reader that goes away (closed stdout) cancels too. The checkpoint stays.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from typing import Any
 from acdc.errors import AcdcError, Conflict, SpecError
 from acdc.settings import load_settings
 from acdc.spec import EvaluateSpec, JobSpec, TrySpec, parse_job
+from workers.checkpoints import spec_of
 from workers.executor import ENGINE, Died, EngineChild, Heard
 from workers.wire import Done, Failed, Found, Log, Phase, Resumed, Saved, Step, Stopped
 
@@ -111,6 +112,7 @@ class _LocalRun:
     def __init__(self, spec: JobSpec, out: Path, engine: Sequence[str]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self._spec = json.loads(spec.canonical_json)
+        self._spec_sha256 = spec.sha256
         self._out = out
         self._checkpoint = out / "checkpoint.safetensors"
         self._child = EngineChild(grace_s=load_settings().child_grace_s, command=engine)
@@ -132,15 +134,17 @@ class _LocalRun:
                 self._child.close()
 
     def _spare_stopped_work(self, resume: bool) -> None:
+        """Raises Conflict where a checkpoint would be lost. The engine tells of a damaged one and starts over."""
         if not self._checkpoint.exists():
             return
-        kept = json.loads((self._out / "spec.json").read_text())
-        if resume and kept == self._spec:
+        is_another = spec_of(self._checkpoint) not in (None, self._spec_sha256)
+        if resume and not is_another:
             return
-        of = "this job" if kept == self._spec else f"another job ({self._out / 'spec.json'})"
-        go_on = "--resume goes on with it, " if kept == self._spec else ""
+        whose, go_on = "this job", "--resume goes on with it, "
+        if is_another:
+            whose, go_on = f"another job ({self._out / 'spec.json'})", ""
         raise Conflict(
-            f"{self._out} keeps the work of {of}, which was stopped: {go_on}--out with another directory leaves it "
+            f"{self._out} keeps the work of {whose}, which was stopped: {go_on}--out with another directory leaves it "
             f"there; or delete {self._checkpoint}"
         )
 

@@ -136,7 +136,7 @@ def test_signal_cancels_and_resume_goes_on(local: Local, tmp_path: Path, number:
     assert not (local.out / "checkpoint.safetensors").exists()
 
 
-def test_work_of_a_stopped_job_is_not_deleted_without_a_word(local: Local, tmp_path: Path) -> None:
+def test_work_of_a_stopped_job_is_not_deleted_without_a_word(local: Local) -> None:
     job = counting(die_at=3)
     local.finish(local.start(job))
     kept, spec = (local.out / "checkpoint.safetensors").read_bytes(), (local.out / "spec.json").read_bytes()
@@ -166,6 +166,24 @@ def test_resuming_another_job_is_refused(local: Local) -> None:
     assert (status, kinds(events)) == (2, ["error", "finished"])
     assert "another job" in of_kind(events, "error")["message"]
     assert (local.out / "checkpoint.safetensors").read_bytes() == kept
+
+
+def test_whose_work_is_kept_is_told_by_the_checkpoint_itself(local: Local) -> None:
+    job = counting(die_at=3)
+    local.finish(local.start(job))
+    (local.out / "spec.json").write_text("no JSON")
+    status, events = local.finish(local.start(job))
+    assert (status, of_kind(events, "error")["code"]) == (2, "invalid_state")
+    assert "of this job" in of_kind(events, "error")["message"]
+
+
+def test_a_damaged_checkpoint_is_told_and_started_over(local: Local) -> None:
+    job = counting(to=4)
+    local.out.mkdir()
+    (local.out / "checkpoint.safetensors").write_bytes(b"no checkpoint")
+    status, events = local.finish(local.start(job, "--resume"))
+    assert (status, "resumed" in kinds(events)) == (0, False)
+    assert any("damaged" in event.get("text", "") for event in events)
 
 
 def test_dead_engine_is_told_with_the_way_to_go_on(local: Local) -> None:
