@@ -219,7 +219,7 @@ def main() -> None:
         figures = PARTS[name](arguments.runs)
         device = torch.device("cuda" if torch.cuda.is_initialized() else "cpu")
         facts = environment(device, wait_policy=os.environ.get("OMP_WAIT_POLICY", "default"))
-        facts[f"{name} engine"] = facts["engine"]
+        facts[f"{name} engine"] = facts.pop("engine")  # parts of one file may have run different code
         facts[f"{name} load before, after"] = [round(before, 1), round(os.getloadavg()[0], 1)]
         facts[f"{name} minutes"] = round((time.perf_counter() - begin) / 60, 1)
         write(arguments.out, figures, facts, into=True)

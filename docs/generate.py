@@ -36,6 +36,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
+def coded(values: Sequence[object]) -> str:
+    return ", ".join(f"`{value}`" for value in values)
+
+
 def page(title: str, *parts: str) -> str:
     return "\n\n".join([f"# {title}", WRITTEN, *parts]) + "\n"
 
@@ -56,7 +60,7 @@ def type_of(schema: Mapping[str, Any]) -> str:
         if union in schema:
             return " or ".join(dict.fromkeys(map(type_of, schema[union])))
     if "enum" in schema:
-        return ", ".join(f"`{value}`" for value in schema["enum"])
+        return coded(schema["enum"])
     if "const" in schema:
         return f"`{schema['const']}`"
     if schema.get("type") == "array":
@@ -128,15 +132,7 @@ def methods_page() -> str:
     )
     tasks = table(
         ["task", "what it asks", "corruptions, the default first", "position roles", "example"],
-        [
-            [
-                f"`{t.name}`",
-                t.summary,
-                *(", ".join(f"`{c}`" for c in names) for names in (t.corruptions, t.roles)),
-                f"`{t.example}`",
-            ]
-            for t in TASKS.values()
-        ],
+        [[f"`{t.name}`", t.summary, coded(t.corruptions), coded(t.roles), f"`{t.example}`"] for t in TASKS.values()],
     )
     maps = (
         "What `map` or `map.name` of a `patch` job says, like `map: activations`: "
