@@ -19,6 +19,7 @@ from acdc.store.columns import dump_json
 
 _BUSY_TIMEOUT_MS = 10_000  # how long a SQLite writer waits for another
 _CONNECT_TIMEOUT_S = 5
+_IDLE_TIMEOUT_S = 10  # after which PostgreSQL ends a transaction whose process says nothing
 _DISK_FULL = "53100"  # PostgreSQL's SQLSTATE
 _BAD_FILE = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR}
 _BAD_TABLES = {"42P01", "42P07", "42703", "42710"}  # PostgreSQL: a table, column or type is missing, or there already
@@ -41,6 +42,8 @@ class Database:
         self._writing = self._engine.execution_options(acdc_writes=True)
         if self.is_sqlite:
             _prepare_sqlite(self._engine, enforces_foreign_keys)
+        else:
+            _prepare_postgresql(self._engine)
 
     def must_exist(self) -> None:
         """Raises SchemaMismatch instead of making an empty file where a SQLite database was expected."""
@@ -128,6 +131,15 @@ def _prepare_sqlite(engine: Engine, enforces_foreign_keys: bool) -> None:
         # A reader that turns writer is refused at once, whatever busy_timeout says: writers lock from the start.
         writes = connection.get_execution_options().get("acdc_writes")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _prepare_postgresql(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        # A process that is stopped, or a host that hangs, may hold a lock that every other worker waits for: the
+        # reaper's, or a job's. Its connection stays open, so only the server can end it.
+        connection.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_TIMEOUT_S}s'")
+        connection.commit()
 
 
 def _is_disk_full(error: DBAPIError) -> bool:

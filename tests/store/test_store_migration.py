@@ -22,6 +22,7 @@ from acdc.store import State, Store, migrate
 from acdc.store.database import Database
 from acdc.store.migration import alembic_config
 from acdc.store.tables import metadata
+from acdc.store.transitions import lock_own
 
 
 def tables(url: str) -> set[str]:
@@ -175,6 +176,26 @@ def test_held_job_survives_a_server_that_goes_down_and_comes_back(store: Store, 
         postgres.start()
     assert not store.claims.heartbeat(claim).lost
     assert store.claims.succeed(claim, []).state is State.SUCCEEDED
+
+
+@pytest.mark.parametrize("backend", ["postgresql"])
+def test_server_ends_the_transaction_of_a_process_that_stopped_in_it(
+    database_url: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(database_url) as other:
+        claim = claimed(other)
+        monkeypatch.setattr("acdc.store.database._IDLE_TIMEOUT_S", 1)
+        with Store.open(database_url) as stopped:
+
+            def stop_inside() -> None:
+                with stopped._database.write() as connection:
+                    lock_own(connection, claim)
+                    assert not other.claims.heartbeat(claim).lost  # it waits until the lock is free
+                    connection.execute(text("SELECT 1"))
+
+            with pytest.raises(DatabaseError, match="idle-in-transaction") as caught:
+                stop_inside()
+        assert caught.value.is_retryable
 
 
 def test_sqlite_writers_wait_for_each_other(tmp_path: Path) -> None:

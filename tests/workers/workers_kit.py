@@ -110,10 +110,12 @@ class Service:
         return [row.line for row in self.store.jobs.logs(job_id)]
 
     def freeze(self, worker: subprocess.Popen[bytes], job_id: str) -> None:
-        """Stop a worker outside its transactions: one that is stopped inside blocks the others, as databases must."""
+        """Stop a worker outside its transactions: one that is stopped inside blocks the others, on SQLite for ever, on
+        PostgreSQL (whose server may not have read its last words yet) until the server ends its transaction."""
 
         def is_frozen() -> bool:
             worker.send_signal(signal.SIGSTOP)
+            until("a worker that stands still", lambda: psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED)
             if self._is_writable(job_id):
                 return True
             worker.send_signal(signal.SIGCONT)
