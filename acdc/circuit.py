@@ -67,6 +67,11 @@ class Choices:
     positions: str = "all"
     direction: str = "kept edges carry the clean run, cut edges the ablation value"
 
+    @property
+    def said(self) -> dict[str, Any]:
+        """The parameters that were set to something."""
+        return {name: value for name, value in self.parameters.items() if value not in (None, (), [])}
+
 
 @dataclass(frozen=True)
 class Run:

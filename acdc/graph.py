@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TypeVar
@@ -141,11 +140,11 @@ class Graph:
 
     def sender_index(self, name: str) -> int:
         """Raises GraphMismatch for a name that this graph has not."""
-        return self._find(self._sender_index, name, "sender")
+        return self._index(self._sender_index, name, "sender")
 
     def receiver_index(self, name: str) -> int:
         """Raises GraphMismatch for a name that this graph has not."""
-        return self._find(self._receiver_index, name, "receiver")
+        return self._index(self._receiver_index, name, "receiver")
 
     def edge(self, name: str) -> Edge:
         """Parse `5.5->9.6.q`. Raises GraphMismatch for an unknown end or a cell that is not legal."""
@@ -178,7 +177,7 @@ class Graph:
             else:
                 mask[edge.sender, edge.receiver] = True
         if faults:
-            raise GraphMismatch(f"{len(faults)} of the edges named are not in this graph", faults)
+            raise GraphMismatch("not all of the edges named are in this graph", faults)
         return mask
 
     def mask_of_nodes(self, names: Iterable[str]) -> BoolMatrix:
@@ -186,8 +185,8 @@ class Graph:
         wanted = {name.strip() for name in names}
         known = {sender.name for sender in self.senders} | {"logits"}
         if unknown := sorted(wanted - known):
-            faults = [Fault(name, "no such node; heads are layer.head (9.6), MLPs mlp3") for name in unknown]
-            raise GraphMismatch(f"{len(unknown)} of the nodes named are not in this graph", faults)
+            faults = [Fault(name, f"no such node; {self._names_in_words}") for name in unknown]
+            raise GraphMismatch("not all of the nodes named are in this graph", faults)
         wanted |= {"embed", "pos", "logits"}
         rows = np.array([sender.name in wanted for sender in self.senders])
         columns = np.array([bool(wanted & set(self.nodes_read_by(r))) for r in range(self.n_receivers)])
@@ -294,18 +293,21 @@ class Graph:
         sees_heads = receiver.kind == "mlp" and not self.shape.is_parallel
         return before + (self.shape.n_heads if sees_heads else 0)
 
-    @staticmethod
-    def _find(index: dict[str, int], name: str, what: str) -> int:
-        try:
-            return index[name]
-        except KeyError:
-            known = re.fullmatch(r"embed|pos|logits|mlp\d+|\d+\.\d+(\.[qkv])?", name)
-            hint = (
-                ""
-                if known
-                else "; heads are layer.head (9.6), inputs 9.6.q, 9.2.k, 9.2.v, MLPs mlp3, and embed, logits"
-            )
-            raise GraphMismatch(f"this graph has no {what} {name!r}{hint}") from None
+    def _index(self, index: dict[str, int], name: str, what: str) -> int:
+        if name not in index:
+            raise GraphMismatch(f"this graph has no {what} {name!r}; {self._names_in_words}")
+        return index[name]
+
+    @property
+    def _names_in_words(self) -> str:
+        shape, last = self.shape, self.shape.n_layers - 1
+        head, shared = f"{last}.{shape.n_heads - 1}", f"{last}.{shape.n_kv_heads - 1}"
+        mlps = f"MLPs mlp0 to mlp{last}, " if shape.has_mlp else ""
+        pos = "pos, " if shape.split_position else ""
+        return (
+            f"it has heads layer.head, 0.0 to {head}, with inputs 0.0.q to {head}.q, 0.0.k to {shared}.k and 0.0.v to "
+            f"{shared}.v, {mlps}embed, {pos}and logits"
+        )
 
 
 def _senders(shape: GraphShape) -> Iterator[Sender]:

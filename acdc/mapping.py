@@ -176,7 +176,7 @@ def _check_sets(graph: Graph, senders: Sequence[Labelled], receivers: Sequence[L
     if faults:
         raise TaskError("paths cannot run between these sets", [*faults, *unknown])
     if unknown:
-        raise GraphMismatch(f"{len(unknown)} of the nodes named are not in this graph", unknown)
+        raise GraphMismatch("not all of the nodes named are in this graph", unknown)
 
 
 def _faults_of_sets(where: str, sets: Sequence[Labelled]) -> Iterator[Fault]:
@@ -227,7 +227,8 @@ def _changed_role(pairs: Sequence[Pair]) -> str:
     if not changed or not fitting:
         why = "no role holds all tokens that the corruption changes" if changed else "there are no corrupt prompts"
         raise TaskError(
-            f"{why}, so which is the subject? Name one as map.subject; the prompts have: {', '.join(roles)}"
+            f"{why}, so which is the subject? Name one as map.subject (the prompts have: {', '.join(roles)}), or take "
+            "a task.corruption that changes one of them alone"
         )
     return min(fitting, key=lambda role: sum(pair.roles[role][1] - pair.roles[role][0] for pair in pairs))
 

@@ -705,7 +705,10 @@ class _Request(Frozen):
 class _OnPrompts(_Request):
     """A job that runs a model on a task's prompts."""
 
-    model: str = "smollm2-135m-instruct-q4"
+    model: str = Field(
+        default="smollm2-135m-instruct-q4",
+        description="a short name, hub:org/name@revision, path:dir, gguf:file or pypi:package==version#member",
+    )
     compute: Compute = Field(default_factory=Compute)
     seed: int = Field(default=0, ge=0, lt=2**63)
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -17,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from acdc.errors import AcdcError, Fault, SpecError
+from acdc.suggestions import did_you_mean
 
 _LOG = logging.getLogger(__name__)
 
@@ -119,10 +122,19 @@ def _ours(_: Request, error: Exception) -> JSONResponse:
     return problem_of(error)
 
 
-def _parameters(_: Request, error: Exception) -> JSONResponse:
+def _parameters(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    faults = [Fault(".".join(map(str, finding["loc"])), finding["msg"]) for finding in error.errors()]
+    faults = [Fault(".".join(map(str, finding["loc"])), _message_of(finding, request)) for finding in error.errors()]
     return problem_of(SpecError(f"{len(faults)} fault{'s' * (len(faults) != 1)} in the request", faults))
+
+
+def _message_of(finding: Mapping[str, Any], request: Request) -> str:
+    if finding["type"] != "extra_forbidden":
+        return str(finding["msg"])
+    name = str(finding["loc"][-1])
+    route = request.app.openapi()["paths"][request.scope["route"].path][request.method.lower()]
+    known = [one["name"] for one in route.get("parameters", []) if one["in"] == "query"]
+    return f"there is no parameter {name!r:.80} here; {did_you_mean(name, known)}known: {', '.join(known)}"
 
 
 def _framework(request: Request, error: Exception) -> JSONResponse:

@@ -61,7 +61,9 @@ Deps = Annotated[Services, Depends(_services)]
 def checked_id(kind: str, value: str) -> str:
     """An id that cannot be one never reaches the database."""
     if not re.fullmatch(r"[a-z]{1,20}_[0-9a-z]{1,60}", value):
-        raise NotFound(f"no {kind} {value[:80]!r}: that is not an id; list them with GET /v1/{kind}s")
+        raise NotFound(
+            f"no {kind} {value[:80]!r}: that is not an id; `acdc {kind}s list` and GET /v1/{kind}s list them"
+        )
     return value
 
 

@@ -19,7 +19,7 @@ from acdc.errors import SpecError
 if TYPE_CHECKING:
     from acdc.client import Client
 
-PLAIN_WIDTH = 120  # of tables, where there is no terminal to ask
+PLAIN_WIDTH = 10_000  # of tables, where there is no terminal: a row stays in one line, for grep and cut
 
 
 @dataclass

@@ -45,15 +45,15 @@ def _model_row(model: dict[str, Any]) -> list[Any]:
 
 
 def tasks(as_json: Json = False) -> None:
-    """The built-in tasks, with their corruptions; the first of these is the default."""
+    """The built-in tasks, with their corruptions, the default first, and the roles that positions have in them."""
     from acdc.tasks import TASKS
 
-    rows = [[t.name, t.summary, ", ".join(t.corruptions), t.example] for t in TASKS.values()]
+    rows = [[t.name, t.summary, ", ".join(t.corruptions), ", ".join(t.roles), t.example] for t in TASKS.values()]
     data = [
         {"name": t.name, "summary": t.summary, "example": t.example, "corruptions": t.corruptions, "roles": t.roles}
         for t in TASKS.values()
     ]
-    answer(data, lambda: table(("task", "what", "corruptions", "example"), rows))
+    answer(data, lambda: table(("task", "what", "corruptions", "roles", "example"), rows))
 
 
 def methods(as_json: Json = False) -> None:

@@ -27,7 +27,8 @@ def summarise_map(made: PatchMap, title: str = "map") -> Iterator[RenderableType
         corrupt = "" if total is None else f", {cells.corrupt[i].mean():.3f} corrupt"
         yield f"unchanged  {metric} {cells.clean[i].mean():.3f} clean{corrupt}, over {len(cells.groups)} prompts"
         if total is not None:
-            yield f"total      {total.effect:.3f}, 95 % interval {number(total.low)} to {number(total.high)}"
+            interval = _interval(made, total.low, total.high)
+            yield f"total      {total.effect:.3f}, 95 % interval {interval}"
         if withheld := made.normalised(metric).withheld:
             yield f"           not normalised: {withheld}"
     yield f"cells      {n:,} ({sizes}); {_how_sure(made)}"
@@ -47,12 +48,16 @@ def strongest_table(made: PatchMap, n: int = SHOWN) -> RenderableType:
         [
             *(row[name] for name in names[1:]),
             row["effect"],
-            f"{number(row['low'])} to {number(row['high'])}",
+            _interval(made, row["low"], row["high"]),
             row["normalised"],
         ]
         for row in made.strongest(n)
     ]
     return table(columns, rows, title="the strongest")
+
+
+def _interval(made: PatchMap, low: object, high: object) -> str:
+    return f"{number(low)} to {number(high)}" if made.n_units > 1 else f"unknown of one {made.unit}"
 
 
 def map_data(made: PatchMap) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from acdc.cli.spec_source import Model, Tags
 
 app = typer.Typer(no_args_is_help=True, help="List, show and export patching maps.")
 
+KINDS = "activation_patching, path_patching, causal_tracing or attention_knockout"
 MapId = Annotated[str, typer.Argument(metavar="MAP")]
 
 
@@ -28,7 +29,7 @@ class Format(StrEnum):
 
 @app.command("list")
 def list_maps(
-    kind: Annotated[str | None, typer.Option("--kind", help="activation_patching, path_patching, ...")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help=KINDS)] = None,
     model: Model = None,
     task: Annotated[str | None, typer.Option("--task")] = None,
     metric: Annotated[str | None, typer.Option("--metric")] = None,

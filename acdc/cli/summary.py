@@ -256,7 +256,7 @@ def _kept(points: Sequence[Point]) -> Table:
 
 def _choices(circuit: Circuit) -> Iterator[RenderableType]:
     made, chosen = circuit.provenance, circuit.provenance.choices
-    parameters = ", ".join(f"{key}={value}" for key, value in chosen.parameters.items() if key != "name")
+    parameters = ", ".join(f"{name}={value}" for name, value in chosen.said.items())
     yield (
         "choices    these numbers hold for:\n"
         f"           granularity {chosen.granularity}; positions {chosen.positions}; direction: {chosen.direction}\n"

@@ -7,13 +7,12 @@ only repeats what black and white already shows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
-from acdc.circuit import Circuit, Point
+from acdc.circuit import Choices, Circuit, Point
 from acdc.drawing.layout import BAR, BOX_HEIGHT, BOX_WIDTH, PORT_HEIGHT, PORT_OFFSET, PORT_WIDTH, Layout, Link
 from acdc.drawing.svg import (
     INK,
@@ -92,17 +91,17 @@ def _caption(circuit: Circuit) -> list[str]:
     objective = f", searched by {choices.objective}" if choices.objective != choices.metric else ""
     return [
         f"task {task.name} ({task.corruption}), {task.n_search} prompts searched, {task.n_held_out} held out · "
-        f"method {choices.method}{_parameters(choices.parameters)} · metric {choices.metric}{objective} · "
+        f"method {choices.method}{_parameters(choices)} · metric {choices.metric}{objective} · "
         f"ablation {choices.ablation}",
         f"selection {selected.rule}: {count(selected.asked_for, 'edge')} asked for, {selected.connected:,} connected, "
         f"of {circuit.graph.n_edges:,} · {_judgement(circuit)}",
     ]
 
 
-def _parameters(parameters: Mapping[str, Any]) -> str:
-    """The parameters that say something, as (steps 10, rule signed)."""
-    said = {k: v for k, v in sorted(parameters.items()) if k not in ("name", "objective") and v is not None}
-    words = (f"{k} {', '.join(map(str, v)) if isinstance(v, list | tuple) else v}" for k, v in said.items())
+def _parameters(choices: Choices) -> str:
+    """As (rule signed; steps 10)."""
+    said = sorted(choices.said.items())
+    words = (f"{k} {', '.join(map(str, v)) if isinstance(v, list | tuple) else v}" for k, v in said)
     return f" ({'; '.join(words)})" if said else ""
 
 

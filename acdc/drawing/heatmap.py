@@ -252,8 +252,9 @@ def _unchanged(found: PatchMap) -> str:
     clean, corrupt = (signed(float(run[0].mean())) for run in (cells.clean, cells.corrupt))
     if total is None:
         return f"clean {clean}; {NO_OTHER_RUN}"
-    interval = f"[{signed(total.low)}, {signed(total.high)}]"
-    return f"clean {clean}, corrupt {corrupt}; total effect {signed(total.effect)} {interval}"
+    return (
+        f"clean {clean}, corrupt {corrupt}; total effect {_with_interval(found, total.effect, total.low, total.high)}"
+    )
 
 
 def _strongest(found: PatchMap) -> Iterator[str]:
@@ -261,7 +262,12 @@ def _strongest(found: PatchMap) -> Iterator[str]:
     names = [axis.name for axis in found.axes[1:]]
     for row in found.strongest(5):
         where = ", ".join(f"{name} {row[name]}" for name in names)
-        yield f"{where}: {signed(_float(row['effect']))} [{signed(_float(row['low']))}, {signed(_float(row['high']))}]"
+        yield f"{where}: {_with_interval(found, *(_float(row[name]) for name in ('effect', 'low', 'high')))}"
+
+
+def _with_interval(found: PatchMap, effect: float, low: float, high: float) -> str:
+    """Of one prompt there is no interval."""
+    return f"{signed(effect)} [{signed(low)}, {signed(high)}]" if found.n_units > 1 else signed(effect)
 
 
 def _notes(found: PatchMap) -> Iterator[str]:
@@ -360,7 +366,7 @@ def _mark(
     is_unclear: bool,
     parent: ET.Element,
 ) -> None:
-    """The value where there is room, and a dot where the interval contains zero."""
+    """The value where there is room, and a dot where it is not sure that there is an effect."""
     x, y = at
     ink = PAGE if abs(share) > 0.5 else INK
     if text:
@@ -415,5 +421,6 @@ def _draw_legend(drawing: Drawing, x: float, y: float, scale: float, unit: str, 
 def _draw_dot_of_legend(drawing: Drawing, x: float, y: float, *, is_marked: bool) -> None:
     if is_marked:
         drawing.circle(x + BAR_WIDTH + 15, y + BAR_HEIGHT + 9.5, 2.0, fill=DOT)
-    said = "the 95 % interval contains 0" if is_marked else "too small to mark where the interval contains 0"
+    unsure = "95 % interval contains 0, or effect is rounding"
+    said = unsure if is_marked else "too small to mark where the interval contains 0"
     drawing.text(x + BAR_WIDTH + 24, y + BAR_HEIGHT + 13, said, size=SMALL_SIZE)

@@ -99,6 +99,14 @@ def test_unknown_maps_are_not_found(client: TestClient) -> None:
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
+def test_a_filter_that_nobody_knows_is_answered_with_those_there_are(client: TestClient) -> None:
+    answer = client.get("/v1/maps", params={"metrik": "logit_diff"})
+    assert answer.status_code == 422
+    [fault] = answer.json()["errors"]
+    assert fault["where"] == "query.metrik"
+    assert fault["message"].startswith("there is no parameter 'metrik' here; did you mean metric? known: job, kind, ")
+
+
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
 

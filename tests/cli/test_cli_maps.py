@@ -17,6 +17,8 @@ from acdc.cli.failures import WRONG
 from acdc.cli.local_run import _finish
 from acdc.cli.map_summary import map_data, summarise_map
 from acdc.cli.spec_source import read_request
+from acdc.drawing import draw_map
+from acdc.drawing.svg import signed
 from acdc.patch_map import PatchMap
 from acdc.spec import PatchSpec, parse_job
 
@@ -99,6 +101,15 @@ def test_summary_of_too_few_prompts_counts_no_clear_cells_and_says_why() -> None
     assert "without 0" not in text_of(made)
     assert map_data(made)["n_clear"] == 0
     assert map_data(made)["too_few"] == made.too_few
+
+
+def test_summary_of_one_prompt_has_no_interval() -> None:
+    cells = patch_map().cells
+    one = {name: getattr(cells, name)[..., :1].copy() for name in ("per_example", "clean", "corrupt")}
+    made = PatchMap.of(replace(cells, **one, groups=cells.groups[:1]), seed=0)
+    assert "95 % interval unknown of one" in text_of(made)
+    picture = draw_map(made)
+    assert f"total effect {signed(made.total('logit_diff').effect)}, over 1 prompt" in picture  # type: ignore[union-attr]
 
 
 def test_strongest_cells_are_a_table_with_the_largest_first() -> None:
