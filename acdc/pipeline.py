@@ -23,7 +23,7 @@ from acdc.errors import GraphMismatch, TaskError
 from acdc.evaluation.editing import complement, edited
 from acdc.evaluation.judging import Judgement, Plan, judge
 from acdc.evaluation.random_circuits import random_circuits
-from acdc.graph import BoolMatrix, Graph
+from acdc.graph import Graph
 from acdc.mapping import make_map
 from acdc.metrics import METRICS
 from acdc.models.cache import ModelCache
@@ -47,6 +47,8 @@ from acdc.spec import (
     parse_job,
     reference_of,
 )
+
+NO_CURVE = "no curve: what edges cost while the search decided on them puts them in no order"
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,11 @@ def discover(loaded: Loaded, spec: DiscoverSpec, progress: Progress) -> list[Res
     for found in searched:
         begin = time.monotonic()
         kept = _kept(setting.t.graph, found, spec.selection)
-        # The costs that a search with decisions saw are no ranking: such a circuit gets no curve.
-        ranked = found.tested if found.kept is None else np.zeros_like(found.tested)
-        judgement = _judge(setting, spec, found, ranked, kept, progress)
+        judgement = _judge(setting, spec, found, kept, progress)
         wall_time_s = search_s + time.monotonic() - begin
         method = found.label or spec.method.name
-        provenance = _provenance(setting, spec, method, recorded, objective, wall_time_s, found)
+        notes = [] if found.is_ranking else [NO_CURVE]
+        provenance = _provenance(setting, spec, method, recorded, objective, wall_time_s, found, notes)
         results.append(Result(found.key, _circuit(setting, found, judgement, provenance)))
     return results
 
@@ -154,15 +155,13 @@ def _judge(
     setting: Setting,
     spec: DiscoverSpec | EvaluateSpec,
     found: Found,
-    ranked: BoolMatrix,
     kept: Kept | None,
     progress: Progress,
 ) -> Judgement:
-    """ranked: the edges whose scores can be put in an order."""
     rule = spec.selection.rule
     plan = Plan(
         grid=spec.evaluation.grid,
-        rules=spec.evaluation.rules,
+        rules=spec.evaluation.rules if found.is_ranking else (),
         k_star_rules=None if rule is None else (rule,),
         random_circuits=spec.evaluation.random_circuits,
         band_circuits=spec.evaluation.band_circuits,
@@ -171,7 +170,7 @@ def _judge(
     return judge(
         setting.t.graph,
         found.scores,
-        ranked,
+        found.tested,
         search=setting.search.split(setting.t, spec.metric),
         held_out=setting.held_out.split(setting.t, spec.metric),
         plan=plan,
@@ -207,7 +206,7 @@ def evaluate(loaded: Loaded, spec: EvaluateSpec, progress: Progress, source: Cir
         _require_the_same_graph(loaded, graph, source)
     kept, idle = _kept_to_evaluate(graph, spec, source)
     found = _found_before(graph, source)
-    judgement = _judge(setting, spec, found, found.tested, kept, progress)
+    judgement = _judge(setting, spec, found, kept, progress)
     choices = source.provenance.choices if source is not None else None
     provenance = _provenance(
         setting,

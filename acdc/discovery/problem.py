@@ -94,6 +94,11 @@ class Found:
     notes: tuple[str, ...] = ()
     label: str = ""
 
+    @property
+    def is_ranking(self) -> bool:
+        """Whether the scores put the edges in an order: what edges cost while a search decided on them does not."""
+        return self.kept is None
+
 
 def add_scores(parts: Sequence[Found]) -> Found:
     """Scores of one method under several objectives, added after dividing each by the sum of its sizes.

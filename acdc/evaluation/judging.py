@@ -96,8 +96,10 @@ def judge(
     rankings = {rule: rank(graph, scores, tested, rule) for rule in rules}
     sizes = sizes_of(plan.grid, graph.n_edges)
     on_curve = [rankings[rule] for rule in plan.rules if rule in rankings]
-    progress.phase("curve", 2 * len(on_curve) * len(sizes))
-    points = curve(judging, on_curve, sizes)
+    points = []
+    if on_curve:
+        progress.phase("curve", 2 * len(on_curve) * len(sizes))
+        points = curve(judging, on_curve, sizes)
     k_star = None
     if kept is None:
         ranked = [rankings[rule] for rule in plan.rules_of_k_star if rule in rankings]

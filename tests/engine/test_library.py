@@ -209,7 +209,7 @@ def test_a_hypothesis_of_nodes_becomes_a_circuit(model: Any, tokenizer: PreTrain
     assert result.circuit.selected.rule == "hypothesis"
     assert set(result.circuit.nodes()) == {"embed", "0.1", "mlp1"}
     wrong = parse_job({**data, "hypothesis": {"nodes": ["9.9"], "edges": ["embed->mlp77"]}})
-    with pytest.raises(GraphMismatch, match="not in this graph"):
+    with pytest.raises(GraphMismatch, match="no receiver .mlp77.; it has heads layer.head, 0.0 to 2.3"):
         run_on(loaded, wrong, Quiet())
 
 
@@ -284,6 +284,10 @@ def test_one_threshold_gives_a_set_and_no_curve(model: Any, tokenizer: PreTraine
     assert found.report.points == ()
     assert found.selected.rule == "decisions"
     assert found.report.kept
+    assert any(note.startswith("no curve: ") for note in found.provenance.run.notes)
+    said = found.provenance.choices.said
+    assert said["thresholds"] == [0.01]
+    assert {"stages", "edges", "warm_start"}.isdisjoint(said)
     assert not found.scores[~found.tested].any()
 
 
