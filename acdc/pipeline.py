@@ -137,13 +137,20 @@ def rehearse(spec: DiscoverSpec, *, models: ModelCache, progress: Progress) -> R
         setting = _setting(loaded, spec, progress)
         problem = Problem(setting.t, setting.search.prompts, METRICS[spec.objectives[0]], compute.memory_bytes)
         return rehearse_acdc(
-            problem, progress, warm_start=method.warm_start, stages=method.stages, validation=method.validation
+            problem,
+            progress,
+            thresholds=method.thresholds,
+            rule=method.rule,
+            edges=method.edges,
+            warm_start=method.warm_start,
+            stages=method.stages,
+            validation=method.validation,
         )
 
 
 def _kept(graph: Graph, found: Found, selection: Selection) -> Kept | None:
     """The circuit that the spec or the search decides on; None leaves it to k*."""
-    if selection.size is not None and found.kept is None:
+    if selection.size is not None and found.is_ranking:
         n = selection.size if isinstance(selection.size, int) else size_of(selection.size, graph.n_edges)
         if n > graph.n_edges:
             raise TaskError(f"selection.size asks for {n:,} edges and this graph has {graph.n_edges:,}")

@@ -7,6 +7,8 @@ order of magnitude with a stated uncertainty, and what depends on a model that n
 
 from __future__ import annotations
 
+import math
+import os
 import statistics
 import time
 from collections.abc import Iterable
@@ -50,7 +52,12 @@ MASKED = 3.0  # what a masked forward costs, in bare ones
 EXACT_EDGE = 0.5  # forwards per edge: nothing before the receiver is computed again
 ACDC_EDGE = 0.08  # forwards per tested edge, as `make bench-exact` finds it
 ACDC_TESTED = 0.4  # of the edges: those whose receiver still has a kept way to the output
+UNKNOWN_TESTS = (
+    f"how many edges are tested: reckoned with {100 * ACDC_TESTED:g} % of all, about what a threshold of 0.01 leaves "
+    "of ioi's; larger ones leave fewer"
+)
 BISECTION = 8  # searches until a threshold keeps about as many edges as were asked for
+BUSY = 0.5  # load for each core, from which on a measured speed is doubted
 EFFICIENCY = 0.5  # of a large matrix product's speed, reached by a whole forward pass
 CHARACTERS_PER_TOKEN = 4.0
 CONVERTED_BYTES = 4  # per parameter: what GGUF files are converted to is float32
@@ -78,11 +85,13 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Speed:
-    """flops_per_s: of a forward pass. download_bytes_per_s: None where nobody has measured it."""
+    """flops_per_s: of a forward pass. download_bytes_per_s: None where nobody has measured it. doubt: what the
+    measurement may have been disturbed by."""
 
     flops_per_s: float
     source: str
     download_bytes_per_s: float | None = None
+    doubt: str | None = None
 
     @classmethod
     def of_jobs(cls, finished: Iterable[tuple[float, float]]) -> Speed | None:
@@ -134,26 +143,33 @@ class Plan:
         return {**asdict(self), "seconds": self.seconds}
 
 
-def measure_speed(budget_s: float = 0.1) -> Speed:
-    """Time float32 matrix products on this machine's CPU for about `budget_s` seconds."""
+def measure_speed(budget_s: float = 0.2) -> Speed:
+    """Time float32 matrix products on this machine's CPU for about `budget_s` seconds. The fastest counts: whatever
+    else the machine is doing only makes them slower."""
     n = 384
     a = np.random.default_rng(0).standard_normal((n, n), dtype=np.float32)
     a @ a  # the first one starts the threads
-    done, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < budget_s or not done:
+    fastest, end = math.inf, time.perf_counter() + budget_s
+    while (begin := time.perf_counter()) < end or fastest == math.inf:
         a @ a
-        done += 1
-    rate = 2 * n**3 * done / elapsed
-    return Speed(
-        rate * EFFICIENCY, f"matrix products on this machine's CPU ({rate / 1e9:.0f} GFLOP/s, half of it reached)"
-    )
+        fastest = min(fastest, time.perf_counter() - begin)
+    rate = 2 * n**3 / fastest
+    source = f"matrix products on this machine's CPU ({rate / 1e9:.0f} GFLOP/s, half of it reached)"
+    return Speed(rate * EFFICIENCY, source, doubt=_doubt(os.getloadavg()[0], os.cpu_count() or 1))
+
+
+def _doubt(load: float, n_cores: int) -> str | None:
+    if load <= BUSY * n_cores:
+        return None
+    return f"how fast this machine is when nothing else runs: now its load is {load:.1f}, with {n_cores} CPUs"
 
 
 def facts_of(reference: str, cached: Path | None = None) -> ModelFacts | None:
     """What is known of a model without fetching it: from the directory that holds it (`cached`, or that of a `path:`
-    reference), else from the catalogue; else None."""
+    reference), else from the catalogue; else None. Raises UnknownModel for a directory or file that is not there."""
     ref = ModelRef.parse(reference)
-    directory = reference_of(reference).place if ref.kind == "path" else cached
+    place = reference_of(reference).found_place() if ref.kind in ("path", "gguf") else None
+    directory = place if ref.kind == "path" else cached
     if directory is not None:
         config = read_config(directory)
         size = size_of(config)
@@ -199,6 +215,10 @@ def estimate(spec: JobSpec, facts: ModelFacts | None, speed: Speed, behind: Prom
     unknown = []
     if phases[0].seconds is None:
         unknown.append(f"how long {_megabytes(facts.download_bytes)} take to download")
+    if speed.doubt is not None:
+        unknown.append(speed.doubt)
+    if isinstance(spec, DiscoverSpec) and isinstance(spec.method, Acdc):
+        unknown.append(UNKNOWN_TESTS)
     if measured.compute.device == "cuda":
         unknown.append(f"how fast the GPU is: the seconds are those of {speed.source}")
     memory, disk = _memory(measured, facts.size, tokens), _disk(spec, facts)
@@ -302,13 +322,15 @@ def circuits_judged(spec: MeasuredSpec, graph: Graph) -> Cost:
         band_circuits=wanted.band_circuits,
     )
     kept, ranked = (n_evaluations(graph, plan, with_k_star=looks) for looks in (False, True))
-    if isinstance(spec, EvaluateSpec) or spec.selection.size is not None:
-        return kept
-    if not isinstance(spec.method, Acdc):
-        return ranked
-    n = len(spec.method.thresholds) or 1  # each keeps its own decisions; of several there is a ranking besides
-    n_ranked = int(n > 1)
-    return Cost(n * kept.search + n_ranked * ranked.search, n * kept.held_out + n_ranked * ranked.held_out)
+    if isinstance(spec, DiscoverSpec) and isinstance(spec.method, Acdc):
+        n = len(spec.method.thresholds) or 1  # each keeps its own decisions, which no curve is drawn of;
+        decided = n_evaluations(graph, replace(plan, rules=()), with_k_star=False)
+        of_ranking = kept if spec.selection.size is not None else ranked
+        n_ranked = int(n > 1)  # of several there is a ranking besides
+        return Cost(
+            n * decided.search + n_ranked * of_ranking.search, n * decided.held_out + n_ranked * of_ranking.held_out
+        )
+    return kept if isinstance(spec, EvaluateSpec) or spec.selection.size is not None else ranked
 
 
 # -- before the search: seconds, memory, disk --------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from acdc.errors import UnknownModel
 from acdc.evaluation.curve import sizes_of
 from acdc.evaluation.judging import Cost
 from acdc.graph import Graph, GraphShape
@@ -18,6 +19,7 @@ from acdc.plan import (
     ACDC_EDGE,
     ACDC_TESTED,
     BISECTION,
+    UNKNOWN_TESTS,
     ModelFacts,
     Plan,
     Speed,
@@ -94,8 +96,13 @@ def test_random_circuits_are_judged_once_and_not_at_every_point() -> None:
 def test_looking_for_k_star_costs_more_than_a_chosen_size() -> None:
     chosen, looked_for = plan(evaluation=GRID, selection={"size": 4}), plan(evaluation=GRID)
     assert seconds(looked_for, "evaluate") >= seconds(chosen, "evaluate")
+
+
+def test_decisions_are_judged_without_a_curve_and_the_ranking_of_several_thresholds_with_one() -> None:
     one, three = (circuits_judged_by({"name": "acdc", "thresholds": t}) for t in ([0.1], [0.1, 0.2, 0.3]))
-    assert one.search < 3 * one.search <= three.search
+    assert one == Cost(3, 3 + 20)  # model, empty and kept circuit; and random ones
+    ranking = circuits_judged_by({"name": "eap"})
+    assert three == Cost(3 * one.search + ranking.search, 3 * one.held_out + ranking.held_out)
 
 
 def circuits_judged_by(method: dict[str, Any]) -> Cost:
@@ -218,6 +225,21 @@ def test_a_plan_is_plain_json() -> None:
     assert all(phase["how"] for phase in data["phases"])
 
 
+def test_what_the_thresholds_of_acdc_leave_to_test_is_not_passed_off_as_known() -> None:
+    assert UNKNOWN_TESTS in plan(method="acdc").unknown
+    assert UNKNOWN_TESTS not in plan(method="eap").unknown
+
+
+@pytest.mark.parametrize(("load", "doubts"), [(0.9, 0), (1.1, 1)])
+def test_a_speed_measured_beside_other_work_is_doubted(
+    load: float, doubts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    made = plan(speed=measure_speed(0.01))
+    assert sum("its load is 1.1, with 2 CPUs" in line for line in made.unknown) == doubts
+
+
 def test_speed_is_measured_quickly_or_taken_from_finished_jobs() -> None:
     assert measure_speed(0.01).flops_per_s > 1e8
     speed = Speed.of_jobs([(100.0, 10.0), (300.0, 10.0), (900.0, 10.0), (5.0, 0.0)])
@@ -240,7 +262,12 @@ def test_facts_come_from_the_catalogue_or_from_the_directory_that_holds_the_mode
     assert local is not None
     assert (local.stored_bytes, local.download_bytes, local.converts, local.n_tables) == (123, 0, False, 1)
     assert facts_of("hub:some/model", tmp_path) == local
-    assert facts_of(f"path:{tmp_path / 'absent'}") is None
+
+
+@pytest.mark.parametrize("kind", ["path", "gguf"])
+def test_what_is_not_there_is_not_planned(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(UnknownModel, match="absent"):
+        facts_of(f"{kind}:{tmp_path / 'absent'}")
 
 
 def test_a_path_from_the_home_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

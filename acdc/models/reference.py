@@ -35,3 +35,12 @@ class Reference:
             return Path(self.name).expanduser().resolve()
         except (RuntimeError, OSError, ValueError) as error:  # no such user, a circle of links, a name too long
             raise UnknownModel(f"{self.text!r} leads nowhere: {error}") from None
+
+    def found_place(self) -> Path:
+        """The same, where there is a model. Raises UnknownModel where there is none."""
+        place = self.place
+        if self.kind == "gguf" and not place.is_file():
+            raise UnknownModel(f"{self.text}: there is no file {place}")
+        if self.kind == "path" and not (place / "config.json").is_file():
+            raise UnknownModel(f"{self.text}: {place} is no model directory (it has no config.json)")
+        return place

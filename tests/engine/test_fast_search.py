@@ -207,26 +207,49 @@ def test_the_length_of_a_chain_changes_no_decision(length: int, monkeypatch: pyt
     assert np.allclose(found.scores, expected.scores, atol=1e-6)
 
 
+AT: dict[str, Any] = {"thresholds": [1e-4], "rule": "signed"}
+
+
 def test_a_rehearsal_tells_time_and_memory_within_the_budget_of_the_search() -> None:
     problem = make_problem("llama", metric="kl_divergence", lengths=(5, 6), n=4)
-    found = rehearse_acdc(problem, Quiet())
+    found = rehearse_acdc(problem, Quiet(), **AT)
     assert found.seconds > 0
     assert 0 < found.edges <= problem.t.graph.n_edges
     assert len(found.ms_per_edge) > 2
     search(replace(problem, memory_bytes=2 * found.memory_bytes))
     with pytest.raises(OutOfMemory, match="raise it"):
-        rehearse_acdc(replace(problem, memory_bytes=found.memory_bytes // 2), Quiet())
+        rehearse_acdc(replace(problem, memory_bytes=found.memory_bytes // 2), Quiet(), **AT)
 
 
 def test_a_rehearsal_is_of_the_search_that_is_asked_for() -> None:
     problem = make_problem("llama", metric="kl_divergence", lengths=(5,), n=12)
-    whole = rehearse_acdc(problem, Quiet())
+    whole = rehearse_acdc(problem, Quiet(), **AT)
     assert whole.prompts == 12
-    assert rehearse_acdc(problem, Quiet(), validation=3).prompts == 9
-    staged = rehearse_acdc(problem, Quiet(), stages=[8])
+    assert rehearse_acdc(problem, Quiet(), **AT, validation=3).prompts == 9
+    staged = rehearse_acdc(problem, Quiet(), **AT, stages=[8])
     assert staged.prompts == 8
     assert staged.memory_bytes > whole.memory_bytes  # both stages stand beside each other
-    assert rehearse_acdc(problem, Quiet(), warm_start=0.2).edges < 0.3 * whole.edges
+    assert rehearse_acdc(problem, Quiet(), **AT, warm_start=0.2).edges < 0.3 * whole.edges
+
+
+def test_a_rehearsal_expects_fewer_tests_of_larger_thresholds() -> None:
+    problem = make_problem("llama", metric="kl_divergence", lengths=(5,), n=8)
+
+    def n_tests(*thresholds: float, rule: str = "signed") -> int:
+        return rehearse_acdc(problem, Quiet(), thresholds=thresholds, rule=rule).edges
+
+    logits = int(problem.t.graph.n_senders_before[-1])
+    assert n_tests(math.inf) == logits
+    assert n_tests(-math.inf) == problem.t.graph.n_edges
+    some, many = n_tests(0.3), n_tests(0.03)
+    assert logits < some < many
+    assert n_tests(0.3, 0.03) == some + many
+    assert n_tests(0.03, rule="absolute") > many
+    of_two, of_all = (
+        rehearse_acdc(problem, Quiet(), thresholds=(), rule="signed", edges=n).edges
+        for n in (2, problem.t.graph.n_edges)
+    )
+    assert of_two < of_all == problem.t.graph.n_edges
 
 
 def test_chains_are_longer_where_a_batch_costs_more_beside_its_rows() -> None:
