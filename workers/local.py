@@ -27,9 +27,9 @@ stdout carries one JSON object a line, flushed, and nothing else. `event` says w
     {"event": "finished",   "state": "succeeded" | "failed" | "cancelled"}      always last
 
 Exit status: 0 succeeded; 1 failed (an `error` came before); 2 the spec has faults, the command line is wrong, or DIR
-holds a checkpoint and --resume is missing or the checkpoint is another job's: nothing was started; 130 cancelled.
-SIGINT and SIGTERM cancel: the engine stops at its next step, or is killed after a grace; a second signal kills it at
-once. A reader that goes away (closed stdout) cancels too. The checkpoint stays.
+holds a checkpoint and --resume is missing or the checkpoint is another job's, or holds another job's results: nothing
+was started; 130 cancelled. SIGINT and SIGTERM cancel: the engine stops at its next step, or is killed after a grace; a
+second signal kills it at once. A reader that goes away (closed stdout) cancels too. The checkpoint stays.
 """
 
 from __future__ import annotations
@@ -112,8 +112,10 @@ class _LocalRun:
     def __init__(self, spec: JobSpec, out: Path, engine: Sequence[str]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self._spec = json.loads(spec.canonical_json)
+        self._said = json.dumps(self._spec, indent=2) + "\n"
         self._spec_sha256 = spec.sha256
         self._out = out
+        self._log = out / "log.txt"
         self._checkpoint = out / "checkpoint.safetensors"
         self._child = EngineChild(grace_s=load_settings().child_grace_s, command=engine)
         self._signals = 0
@@ -121,17 +123,23 @@ class _LocalRun:
 
     def run(self, source: Path | None, *, resume: bool) -> int:
         self._spare_stopped_work(resume)
+        self._spare_finished_work()
         _tell("started", out=str(self._out), spec=self._spec)
-        (self._out / "spec.json").write_text(json.dumps(self._spec, indent=2) + "\n")
+        (self._out / "spec.json").write_text(self._said)
         checkpoint = self._checkpoint if self._checkpoint.exists() else None
-        log = self._out / "log.txt"
+        if resume and checkpoint is None:
+            _tell("log", text=f"{self._out} keeps no work of a stopped job: from the beginning")
         # On the disk of the results, so that moving a file there is a rename.
         with tempfile.TemporaryDirectory(prefix=".run-", dir=self._out) as scratch, self._signals_counted():
             try:
-                self._child.begin(self._spec, scratch=Path(scratch), log=log, source=source, checkpoint=checkpoint)
+                self._child.begin(
+                    self._spec, scratch=Path(scratch), log=self._log, source=source, checkpoint=checkpoint
+                )
                 return self._follow()
             finally:
                 self._child.close()
+                if not self._has_log:
+                    self._log.unlink(missing_ok=True)
 
     def _spare_stopped_work(self, resume: bool) -> None:
         """Raises Conflict where a checkpoint would be lost. The engine tells of a damaged one and starts over."""
@@ -147,6 +155,19 @@ class _LocalRun:
             f"{self._out} keeps the work of {whose}, which was stopped: {go_on}--out with another directory leaves it "
             f"there; or delete {self._checkpoint}"
         )
+
+    def _spare_finished_work(self) -> None:
+        """Raises Conflict where the results of another job would be replaced, or mixed with this one's."""
+        said = self._out / "spec.json"
+        has_results = any(file != said for file in self._out.glob("*.json"))
+        if said.exists() and has_results and said.read_text() != self._said:
+            raise Conflict(
+                f"{self._out} holds the results of another job ({said}): --out with another directory leaves them there"
+            )
+
+    @property
+    def _has_log(self) -> bool:
+        return self._log.exists() and self._log.stat().st_size > 0
 
     def _follow(self) -> int:
         while True:
@@ -172,7 +193,9 @@ class _LocalRun:
         if self._signals:
             return CANCELLED  # it was killed, having taken too long to stop
         way_out = "--resume goes on from the last checkpoint" if self._checkpoint.exists() else "nothing was kept"
-        message = f"the engine process died: {died.reason}; {way_out}; {self._out / 'log.txt'} may say more"
+        message = f"the engine process died: {died.reason}; {way_out}"
+        if self._has_log:
+            message += f"; {self._log} may say more"
         _tell("error", code="internal", message=message, faults=[], job_code="internal")
         return FAILED
 

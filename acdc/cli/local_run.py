@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,9 @@ from acdc.cli.processes import spawn
 from acdc.cli.spec_source import Map, Method, Model, Name, Sets, Source, Tags, read_request
 from acdc.cli.summary import summarise, summary_data
 from acdc.errors import AcdcError, Cancelled
+
+if TYPE_CHECKING:
+    from acdc.spec import JobSpec
 
 OUT = Path("acdc-out")
 
@@ -40,7 +43,10 @@ class Outcome:
 
 def run(
     spec: Source,
-    out: Annotated[Path, typer.Option("--out", help="directory for the circuit or map, its tables and pictures")] = OUT,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="directory for the circuit or map, its tables and pictures; else one in acdc-out"),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint in --out")] = False,
     source: Annotated[
         Path | None, typer.Option("--source", help="the circuit's file, for kind evaluate or try")
@@ -60,15 +66,23 @@ def run(
     job = parse_job(request if source is None else _with_source(request, source))
     with tempfile.TemporaryDirectory(prefix="acdc-run-") as scratch:
         file = write_file(Path(scratch) / "spec.json", job.canonical_json)
-        outcome = _follow(file, out, resume, source)
+        place = out or OUT / _called(job)
+        outcome = _follow(file, place, resume, source)
     said: dict[str, Sequence[object]] = {"--out": [out], "--source": [source], "--model": [model], "--method": [method]}
     said |= {"--map": [map_], "--name": [name], "--tag": tag or [], "--set": set_ or []}
-    _stop_unless_succeeded(outcome, _command(spec, said), out)
-    shown = [_finish(result, out) for result in outcome.results]
+    _stop_unless_succeeded(outcome, _command(spec, said), place)
+    shown = [_finish(result, place) for result in outcome.results]
     answer(
-        {"state": outcome.state, "out": str(out), "results": [data for data, _ in shown]},
+        {"state": outcome.state, "out": str(place), "results": [data for data, _ in shown]},
         lambda: (part for _, parts in shown for part in parts),
     )
+
+
+def _called(job: JobSpec) -> str:
+    """The same for the same job, so that it goes on there, and another for any other: nothing is replaced."""
+    said = json.loads(job.canonical_json)
+    names = [said[part]["name"] for part in ("task", "method", "map") if said.get(part)]
+    return "-".join([job.kind, *names, job.sha256[:8]])
 
 
 def _with_source(request: dict[str, Any], source: Path) -> dict[str, Any]:
@@ -96,6 +110,7 @@ def _follow(spec: Path, out: Path, resume: bool, source: Path | None) -> Outcome
                 case "step":
                     progress.show(phase, event["done"], total, event.get("note", ""))
                 case "resumed":
+                    outcome.can_resume = True
                     progress.say(f"resumed from step {event['step']}")
                 case "log":
                     progress.say(event["text"])
@@ -147,7 +162,7 @@ def _stop_unless_succeeded(outcome: Outcome, command: str, out: Path) -> None:
         return
     again = f"; `{command} --resume` goes on where it stopped" if outcome.can_resume else ""
     if outcome.state == "cancelled":
-        raise Cancelled(f"the search was stopped{again}")
+        raise Cancelled(f"stopped{again or '; nothing was saved yet'}")
     if outcome.error is None:
         raise AcdcError(f"the engine's owner ended without a word; {out / 'log.txt'} may say why")
     error = outcome.error
@@ -169,7 +184,7 @@ def _finish(result: dict[str, Any], out: Path) -> tuple[dict[str, Any], list[Any
     circuit = Circuit.load(file)
     stem = file.name.removesuffix(".circuit.safetensors")
     pictures = [write_file(out / f"{stem}.svg", draw_circuit(circuit))]
-    if circuit.report is not None:
+    if circuit.report is not None and circuit.report.points:
         pictures.append(write_file(out / f"{stem}.curve.svg", draw_curve(circuit.report)))
     shown = list(summarise(circuit, [str(path) for path in pictures], title=result["key"]))
     shown.append(f"file       {file}")

@@ -146,7 +146,7 @@ def test_plan_of_an_exact_search_can_be_measured(stack: Stack, model: Path, tmp_
     assert process.returncode == 0, said.decode()
     [search] = [phase for phase in json.loads(answer)["phases"] if phase["name"] == "search"]
     assert search["seconds"] > 0
-    assert search["how"].endswith(", 2 searches")
+    assert search["how"].endswith(", over 2 thresholds")
     assert "measured at" in search["how"]
 
 

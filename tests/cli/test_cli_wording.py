@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,9 +20,11 @@ from acdc.cli.check import _rows
 from acdc.cli.circuits import _remark_on_ablation
 from acdc.cli.console import duration, moment, table
 from acdc.cli.demo import CORRUPT, _activation, _ways_on
-from acdc.cli.local_run import _command
+from acdc.cli.following import _after_failure
+from acdc.cli.local_run import _called, _command
 from acdc.cli.summary import _areas
-from acdc.client import CircuitInfo
+from acdc.client import CircuitInfo, Job, JobError
+from acdc.spec import parse_job
 
 CIRCUIT_ID = "cir_06gzsqm6xhd32t10pvajzm"
 FOUND = CircuitInfo(
@@ -98,6 +101,31 @@ def test_a_run_that_goes_on_is_asked_for_with_all_its_options() -> None:
         "--set": ["task.seed=1", "seed=2"],
     }
     assert _command("ioi", said) == "acdc run ioi --out 'a b' --method eap --set task.seed=1 --set seed=2"
+
+
+@pytest.mark.parametrize(
+    ("code", "again", "said"),
+    [
+        ("timeout", "", ["`acdc jobs logs job_1` has more, `acdc jobs retry job_1` tries again"]),
+        ("timeout", "acdc demo", ["`acdc demo` tries again"]),
+        ("invalid_task", "", ["`acdc jobs logs job_1` has more"]),
+        ("invalid_task", "acdc demo", []),
+    ],
+)
+def test_a_job_whose_spec_is_at_fault_is_not_asked_for_again(code: str, again: str, said: list[str]) -> None:
+    error = JobError(code, "why", ())
+    job = Job("job_1", "discover", "failed", None, None, (), error, None, None, {})
+    assert _after_failure(job, again) == said
+
+
+def test_every_job_has_a_directory_of_its_own() -> None:
+    one, two, mapped = (
+        _called(parse_job(spec))
+        for spec in ({"method": "eap"}, {"method": "eap", "seed": 1}, {"kind": "patch", "map": "paths"})
+    )
+    assert re.fullmatch("discover-ioi-eap-[0-9a-f]{8}", one)
+    assert one != two
+    assert re.fullmatch("patch-ioi-paths-[0-9a-f]{8}", mapped)
 
 
 def test_areas_tell_the_sizes_that_they_span() -> None:

@@ -39,6 +39,7 @@ class Play:
     die_after: int | None = None
     fail: str | None = None
     is_stubborn: bool = False
+    is_silent: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def count(spec: JobSpec, *, progress: Progress, source: Circuit | None) -> Itera
     checkpoint = progress.resume()
     counted = [] if checkpoint is None else list(map(int, checkpoint.arrays["counted"]))
     start = len(counted)
-    print("counting")  # noqa: T201 - goes to the job's log
+    if not play.is_silent:
+        print("counting")  # noqa: T201 - goes to the job's log
     progress.phase("count", play.to)
     if play.fail:
         fail(play.fail)

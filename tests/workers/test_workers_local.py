@@ -177,6 +177,26 @@ def test_whose_work_is_kept_is_told_by_the_checkpoint_itself(local: Local) -> No
     assert "of this job" in of_kind(events, "error")["message"]
 
 
+def test_results_of_another_job_are_not_replaced_without_a_word(local: Local) -> None:
+    local.finish(local.start(counting(to=2)))
+    status, events = local.finish(local.start(counting(to=3)))
+    assert (status, of_kind(events, "error")["code"]) == (2, "invalid_state")
+    assert "holds the results of another job" in of_kind(events, "error")["message"]
+    assert json.loads((local.out / "sum.json").read_text())["sum"] == 3
+    assert local.finish(local.start(counting(to=2)))[0] == 0  # the same once more
+
+
+def test_resume_without_a_checkpoint_says_that_it_begins(local: Local) -> None:
+    status, events = local.finish(local.start(counting(to=2), "--resume"))
+    assert status == 0
+    assert any("keeps no work" in event.get("text", "") for event in events)
+
+
+def test_an_engine_that_said_nothing_leaves_no_empty_log(local: Local) -> None:
+    local.finish(local.start(counting(die_at=1, is_silent=True)))
+    assert not (local.out / "log.txt").exists()
+
+
 def test_a_damaged_checkpoint_is_told_and_started_over(local: Local) -> None:
     job = counting(to=4)
     local.out.mkdir()
