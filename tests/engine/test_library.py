@@ -209,7 +209,7 @@ def test_a_hypothesis_of_nodes_becomes_a_circuit(model: Any, tokenizer: PreTrain
     assert result.circuit.selected.rule == "hypothesis"
     assert set(result.circuit.nodes()) == {"embed", "0.1", "mlp1"}
     wrong = parse_job({**data, "hypothesis": {"nodes": ["9.9"], "edges": ["embed->mlp77"]}})
-    with pytest.raises(GraphMismatch, match="no receiver .mlp77.; it has heads layer.head, 0.0 to 2.3"):
+    with pytest.raises(GraphMismatch, match=r"no receiver .mlp77.; it has heads layer.head, 0.0 to 2.3"):
         run_on(loaded, wrong, Quiet())
 
 
