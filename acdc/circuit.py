@@ -69,7 +69,7 @@ class Choices:
 
     @property
     def said(self) -> dict[str, Any]:
-        """The parameters that were set to something."""
+        """The parameters that have a value."""
         return {name: value for name, value in self.parameters.items() if value not in (None, (), [])}
 
 

@@ -16,7 +16,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,9 @@ Numbers = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
 
+MapKind = Literal["activation_patching", "path_patching", "causal_tracing", "attention_knockout"]
+
+
 @dataclass(frozen=True)
 class Axis:
     """A named axis of a map and what stands at each of its places."""
@@ -49,12 +52,12 @@ class Axis:
 class Cells:
     """What a patching run measured.
 
-    kind: activation_patching, path_patching, causal_tracing or attention_knockout. axes: the first is `metric`, with a
-    name for each. per_example: the metric of each changed run [*axes, example]. defined: [*axes without metric], false
-    where there is no such cell (a pair of nodes between which no path runs); numbers there are 0. clean, corrupt: the
-    metric of the two unchanged runs [metric, example]. base: which of them the changes were made in. groups: of each
-    example. parameters: every choice that the numbers depend on. facts: numbers that a reader should know.
-    has_other_run: false where not every prompt has one, and then the numbers of the base run stand in its place.
+    kind: one of `MapKind`. axes: the first is `metric`, with a name for each. per_example: the metric of each changed
+    run [*axes, example]. defined: [*axes without metric], false where there is no such cell (a pair of nodes between
+    which no path runs); numbers there are 0. clean, corrupt: the metric of the two unchanged runs [metric, example].
+    base: which of them the changes were made in. groups: of each example. parameters: every choice that the numbers
+    depend on. facts: numbers that a reader should know. has_other_run: false where not every prompt has one, and then
+    the numbers of the base run stand in its place.
     """
 
     kind: str

@@ -15,7 +15,7 @@ from acdc.api.files import download, svg
 from acdc.api.services import Cursor, Deps, MapId
 from acdc.api.views import MapSummary, MapValuesView, MapView, PageView, map_summary, map_view
 from acdc.drawing import draw_map
-from acdc.patch_map import PatchMap
+from acdc.patch_map import MapKind, PatchMap
 from acdc.store import MapFilter
 
 router = APIRouter(prefix="/v1/maps", tags=["maps"])
@@ -28,7 +28,7 @@ class MapQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     job: str | None = None
-    kind: Literal["activation_patching", "path_patching", "causal_tracing", "attention_knockout"] | None = None
+    kind: MapKind | None = None
     model: str | None = None
     task: str | None = None
     metric: str | None = None

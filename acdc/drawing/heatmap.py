@@ -58,12 +58,6 @@ UNITS = {
     "accuracy": "share of prompts",
 }
 _HEAD = re.compile(r"(\d+)\.(\d+)")
-_KINDS = {
-    "activation_patching": "Activation patching",
-    "path_patching": "Path patching",
-    "causal_tracing": "Causal tracing",
-    "attention_knockout": "Attention knockout",
-}
 
 Numbers = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -80,9 +74,11 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """effect, low, high, defined, unclear: [row, column]. unclear: what carries a dot."""
+    """n_units: resampled for the intervals. effect, low, high, defined, unclear: [row, column]. unclear: what carries a
+    dot."""
 
     title: str
+    n_units: int
     effect: Numbers
     low: Numbers
     high: Numbers
@@ -161,7 +157,7 @@ def _panels(found: PatchMap) -> tuple[Side, Side, list[Panel]]:
         names = [
             f"{sides[i].name} {sides[i].labels[k]}" for i, k in zip(others, at, strict=True) if len(sides[i].labels) > 1
         ]
-        panels.append(Panel(", ".join(names), *(array[at] for array in arrays)))
+        panels.append(Panel(", ".join(names), found.n_units, *(array[at] for array in arrays)))
     return sides[row], sides[column], panels
 
 
@@ -223,7 +219,7 @@ def _every(cell: float, size: float, n: int) -> int:
 
 
 def _title(found: PatchMap) -> str:
-    kind = _KINDS.get(found.cells.kind, found.cells.kind)
+    kind = found.cells.kind.replace("_", " ").capitalize()
     made = found.provenance
     return kind if made is None else f"{kind}: {made.task.name} on {made.model.title}"
 
@@ -252,9 +248,8 @@ def _unchanged(found: PatchMap) -> str:
     clean, corrupt = (signed(float(run[0].mean())) for run in (cells.clean, cells.corrupt))
     if total is None:
         return f"clean {clean}; {NO_OTHER_RUN}"
-    return (
-        f"clean {clean}, corrupt {corrupt}; total effect {_with_interval(found, total.effect, total.low, total.high)}"
-    )
+    effect = _with_interval(found.n_units, total.effect, total.low, total.high)
+    return f"clean {clean}, corrupt {corrupt}; total effect {effect}"
 
 
 def _strongest(found: PatchMap) -> Iterator[str]:
@@ -262,12 +257,12 @@ def _strongest(found: PatchMap) -> Iterator[str]:
     names = [axis.name for axis in found.axes[1:]]
     for row in found.strongest(5):
         where = ", ".join(f"{name} {row[name]}" for name in names)
-        yield f"{where}: {_with_interval(found, *(_float(row[name]) for name in ('effect', 'low', 'high')))}"
+        yield f"{where}: {_with_interval(found.n_units, *(_float(row[name]) for name in ('effect', 'low', 'high')))}"
 
 
-def _with_interval(found: PatchMap, effect: float, low: float, high: float) -> str:
-    """Of one prompt there is no interval."""
-    return f"{signed(effect)} [{signed(low)}, {signed(high)}]" if found.n_units > 1 else signed(effect)
+def _with_interval(n_units: int, effect: float, low: float, high: float) -> str:
+    """Of one prompt there is none."""
+    return f"{signed(effect)} [{signed(low)}, {signed(high)}]" if n_units > 1 else signed(effect)
 
 
 def _notes(found: PatchMap) -> Iterator[str]:
@@ -352,8 +347,8 @@ def _value(effect: float, scale: float) -> str:
 def _cell_title(panel: Panel, frame: Frame, i: int, j: int) -> str:
     places = ((frame.rows, i), (frame.columns, j))
     where = [panel.title, *(f"{side.name} {side.labels[k]}" for side, k in places if side.name)]
-    effect, low, high = (signed(float(array[i, j])) for array in (panel.effect, panel.low, panel.high))
-    return f"{', '.join(filter(None, where))}: {effect} [{low}, {high}]"
+    numbers = (float(array[i, j]) for array in (panel.effect, panel.low, panel.high))
+    return f"{', '.join(filter(None, where))}: {_with_interval(panel.n_units, *numbers)}"
 
 
 def _mark(

@@ -304,10 +304,10 @@ class EvaluationRow:
 class MapRow:
     """What a list says of a patching map.
 
-    kind: activation_patching, path_patching, causal_tracing or attention_knockout. base: the run that was changed,
-    clean or corrupt. n_cells: that are defined; n_clear: of these, whose interval leaves 0 out. n_examples: prompts
-    measured on. clean, corrupt: mean metric of the two unchanged runs. axes: name and labels of each but the metric's.
-    strongest: the cells with the largest |effect|, see `PatchMap.strongest`. artefact: digest of its file.
+    kind: one of `MapKind`. base: the run that was changed, clean or corrupt. n_cells: that are defined; n_clear: of
+    these, whose interval leaves 0 out. n_examples: prompts measured on. clean, corrupt: mean metric of the two
+    unchanged runs. axes: name and labels of each but the metric's. strongest: the cells with the largest |effect|, see
+    `PatchMap.strongest`. artefact: digest of its file.
     """
 
     id: str

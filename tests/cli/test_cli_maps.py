@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ def test_summary_of_one_prompt_has_no_interval() -> None:
     made = PatchMap.of(replace(cells, **one, groups=cells.groups[:1]), seed=0)
     assert "95 % interval unknown of one" in text_of(made)
     picture = draw_map(made)
+    assert not re.search(r"[+−]\d\S* \[", picture)  # cells, caption and the strongest alike
     assert f"total effect {signed(made.total('logit_diff').effect)}, over 1 prompt" in picture  # type: ignore[union-attr]
 
 

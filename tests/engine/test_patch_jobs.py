@@ -268,7 +268,7 @@ def test_what_needs_the_model_is_told_with_every_name(
 def test_prompts_without_roles_say_how_to_give_them(model: Any, tokenizer: Any) -> None:
     with pytest.raises(TaskError, match=r"(?s)no role to look at but their end: give spans.*7\.0: no such head"):
         acdc.patch(model, tokenizer, rows(), map={"name": "knockout", "heads": ["7.0"]})
-    with pytest.raises(TaskError, match=r"Name one as map\.subject; the prompts have: end"):
+    with pytest.raises(TaskError, match=r"Name one as map\.subject \(the prompts have: end\)"):
         acdc.patch(model, tokenizer, rows(), map="causes")
 
 
