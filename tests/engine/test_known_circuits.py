@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from hand_wired import RESAMPLE_CIRCUIT, ZERO_CIRCUIT, induction_model, induction_pairs
 from stopping import StopsAt
-from tiny_transformers import random_pairs, tiny
+from tiny_transformers import MAKERS, random_pairs, tiny
 
 from acdc.discovery.acdc import search_acdc
 from acdc.discovery.attribution import score_eap
@@ -66,14 +68,14 @@ def test_where_the_model_is_linear_eap_equals_exact_edge_by_edge() -> None:
     assert np.allclose(eap, exact, atol=1e-6 * np.abs(exact).max())
 
 
-@pytest.mark.parametrize("rule", ["signed", "absolute"])
-def test_acdc_keeps_all_edges_at_minus_infinity_and_none_at_infinity(rule: str) -> None:
-    problem = problem_of(tiny("llama"), random_pairs(2))
-    low, high = float("-inf"), float("inf")
-    for threshold, expected in ((low, problem.t.graph.n_edges), (high, 0)):
+@pytest.mark.parametrize(("name", "rule"), [*((name, "signed") for name in sorted(MAKERS)), ("llama", "absolute")])
+def test_acdc_keeps_all_edges_at_minus_infinity_and_none_at_infinity(name: str, rule: str) -> None:
+    problem = problem_of(tiny(name), random_pairs(2))
+    for threshold, kept in ((-math.inf, problem.t.graph.legal), (math.inf, np.zeros_like(problem.t.graph.legal))):
         (found,) = search_acdc(problem, Quiet(), thresholds=[threshold], rule=rule)
-        assert found.kept is not None
-        assert int(found.kept.sum()) == expected
+        assert np.array_equal(found.kept, kept)
+        expected = problem.measure(torch.from_numpy(kept[None].astype(np.float64))).mean()
+        assert found.facts["objective"] == pytest.approx(float(expected), abs=1e-10)
 
 
 def test_results_of_thresholds_that_hardly_differ_have_keys_of_their_own() -> None:
@@ -115,12 +117,9 @@ def test_a_search_resumed_from_its_checkpoint_ends_as_if_never_stopped(stop: int
     arguments = {"thresholds": [0.05, 0.01, 0.001], "rule": "absolute"}
     whole = search_acdc(problem, Quiet(), **arguments)
     first = StopsAt(stop)
-    try:
+    with pytest.raises(Cancelled):
         search_acdc(problem, first, **arguments)
-    except Cancelled:
-        resumed = search_acdc(problem, StopsAt(-1, first.saved), **arguments)
-    else:
-        resumed = search_acdc(problem, StopsAt(-1, first.saved), **arguments)
+    resumed = search_acdc(problem, StopsAt(-1, first.saved), **arguments)
     assert [found.key for found in resumed] == [found.key for found in whole]
     for ours, theirs in zip(resumed, whole, strict=True):
         assert np.array_equal(ours.scores, theirs.scores)
