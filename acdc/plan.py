@@ -11,7 +11,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,14 @@ from acdc.spec import (
 from acdc.tasks import TASKS
 
 UNCERTAINTY = 3.0
-"""The true figure lies within this factor of the plan's, both ways."""
+"""The true figure lies within this factor of the plan's, both ways, where nothing is in doubt."""
 
 BACKWARD = 2.0  # in forwards
 MASKED = 3.0  # what a masked forward costs, in bare ones
 EXACT_EDGE = 0.5  # forwards per edge: nothing before the receiver is computed again
 ACDC_EDGE = 0.08  # forwards per tested edge, as `make bench-exact` finds it
 ACDC_TESTED = 0.4  # of the edges: those whose receiver still has a kept way to the output
-UNKNOWN_TESTS = (
+DOUBTED_TESTS = (
     f"how many edges are tested: reckoned with {100 * ACDC_TESTED:g} % of all, about what a threshold of 0.01 leaves "
     "of ioi's; larger ones leave fewer"
 )
@@ -85,21 +85,10 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Speed:
-    """flops_per_s: of a forward pass. download_bytes_per_s: None where nobody has measured it. doubt: what the
-    measurement may have been disturbed by."""
+    """flops_per_s: of a forward pass."""
 
     flops_per_s: float
     source: str
-    download_bytes_per_s: float | None = None
-    doubt: str | None = None
-
-    @classmethod
-    def of_jobs(cls, finished: Iterable[tuple[float, float]]) -> Speed | None:
-        """From (a plan's flops, the seconds they took) of finished jobs on this machine; None without any."""
-        rates = [flops / seconds for flops, seconds in finished if flops > 0 and seconds > 0]
-        if not rates:
-            return None
-        return cls(statistics.median(rates), f"the median of {len(rates)} finished jobs")
 
 
 @dataclass(frozen=True)
@@ -121,15 +110,20 @@ class Need:
 
 @dataclass(frozen=True)
 class Plan:
-    """flops: of the search and the evaluation, to be set against the seconds that they took. unknown: what the plan
-    leaves out and why."""
+    """flops: of the search and the evaluation, as reckoned. unknown: what the plan leaves out. doubts: what it reckons
+    with and may be far off."""
 
     phases: tuple[Phase, ...]
     memory: Need
     disk: Need
     flops: float | None
     unknown: tuple[str, ...] = ()
-    uncertainty: float = UNCERTAINTY
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def uncertainty(self) -> float | None:
+        """The factor that the seconds are right within, both ways; None where something is in doubt."""
+        return None if self.doubts else UNCERTAINTY
 
     @property
     def seconds(self) -> float | None:
@@ -140,7 +134,7 @@ class Plan:
         return sum(phase.seconds or 0.0 for phase in self.phases)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "seconds": self.seconds}
+        return {**asdict(self), "seconds": self.seconds, "uncertainty": self.uncertainty}
 
 
 def measure_speed(budget_s: float = 0.2) -> Speed:
@@ -155,21 +149,22 @@ def measure_speed(budget_s: float = 0.2) -> Speed:
         fastest = min(fastest, time.perf_counter() - begin)
     rate = 2 * n**3 / fastest
     source = f"matrix products on this machine's CPU ({rate / 1e9:.0f} GFLOP/s, half of it reached)"
-    return Speed(rate * EFFICIENCY, source, doubt=_doubt(os.getloadavg()[0], os.cpu_count() or 1))
+    return Speed(rate * EFFICIENCY, source)
 
 
-def _doubt(load: float, n_cores: int) -> str | None:
-    if load <= BUSY * n_cores:
-        return None
-    return f"how fast this machine is when nothing else runs: now its load is {load:.1f}, with {n_cores} CPUs"
+def doubts_now() -> list[str]:
+    """What the host's other work makes doubtful."""
+    load, n_cpus = os.getloadavg()[0], os.cpu_count() or 1
+    if load <= BUSY * n_cpus:
+        return []
+    return [f"how much of this machine is free: its load is {load:.1f}, with {n_cpus} CPUs"]
 
 
 def facts_of(reference: str, cached: Path | None = None) -> ModelFacts | None:
     """What is known of a model without fetching it: from the directory that holds it (`cached`, or that of a `path:`
-    reference), else from the catalogue; else None. Raises UnknownModel for a directory or file that is not there."""
+    reference), else from the catalogue; else None."""
     ref = ModelRef.parse(reference)
-    place = reference_of(reference).found_place() if ref.kind in ("path", "gguf") else None
-    directory = place if ref.kind == "path" else cached
+    directory = reference_of(reference).place if ref.kind == "path" else cached
     if directory is not None:
         config = read_config(directory)
         size = size_of(config)
@@ -189,8 +184,15 @@ def cached_directory(cache: Path, reference: str) -> Path | None:
     return next((Path(model.directory) for model in held), None)
 
 
-def estimate(spec: JobSpec, facts: ModelFacts | None, speed: Speed, behind: PromptsSpec | None = None) -> Plan:
-    """The cost of a job on a machine of that speed. behind: of a try, the job that found its circuit."""
+def estimate(
+    spec: JobSpec,
+    facts: ModelFacts | None,
+    speed: Speed,
+    behind: PromptsSpec | None = None,
+    doubts: Sequence[str] = (),
+) -> Plan:
+    """The cost of a job on a machine of that speed. behind: of a try, the job that found its circuit. doubts: of the
+    machine."""
     measured = behind if isinstance(spec, TrySpec) else spec
     assert measured is not None, "a try has neither model nor prompts of its own"
     if facts is None:
@@ -208,21 +210,20 @@ def estimate(spec: JobSpec, facts: ModelFacts | None, speed: Speed, behind: Prom
     per_s = speed.flops_per_s / (2 if measured.compute.dtype == "float64" else 1)
     unit = f"{forward / 1e9:.3g} GFLOP a forward, {tokens:.0f} tokens ({tokens_how}), speed from {speed.source}"
     phases = (
-        *_preparation(facts, speed),
+        *_preparation(facts),
         Phase("search", search * forward / per_s, f"{search_how}; {unit}"),
         Phase("evaluate", judge * forward / per_s, f"{judge_how}; {unit}"),
     )
     unknown = []
     if phases[0].seconds is None:
         unknown.append(f"how long {_megabytes(facts.download_bytes)} take to download")
-    if speed.doubt is not None:
-        unknown.append(speed.doubt)
+    all_doubts = list(doubts)
     if isinstance(spec, DiscoverSpec) and isinstance(spec.method, Acdc):
-        unknown.append(UNKNOWN_TESTS)
+        all_doubts.append(DOUBTED_TESTS)
     if measured.compute.device == "cuda":
         unknown.append(f"how fast the GPU is: the seconds are those of {speed.source}")
     memory, disk = _memory(measured, facts.size, tokens), _disk(spec, facts)
-    return Plan(phases, memory, disk, (search + judge) * forward, tuple(unknown))
+    return Plan(phases, memory, disk, (search + judge) * forward, tuple(unknown), tuple(all_doubts))
 
 
 def forward_flops(facts: ModelFacts, tokens: float) -> float:
@@ -336,16 +337,12 @@ def circuits_judged(spec: MeasuredSpec, graph: Graph) -> Cost:
 # -- before the search: seconds, memory, disk --------------------------------------------------------------------------
 
 
-def _preparation(facts: ModelFacts, speed: Speed) -> tuple[Phase, ...]:
+def _preparation(facts: ModelFacts) -> tuple[Phase, ...]:
     n_parameters = facts.size.n_parameters
-    rate = speed.download_bytes_per_s
-    if not facts.download_bytes:
-        download = Phase("download", 0.0, "the model is already here")
-    elif rate is None:
+    if facts.download_bytes:
         download = Phase("download", None, f"{_megabytes(facts.download_bytes)}; depends on the network")
     else:
-        how = f"{_megabytes(facts.download_bytes)} at {rate / 1e6:.3g} MB/s"
-        download = Phase("download", facts.download_bytes / rate, how)
+        download = Phase("download", 0.0, "the model is already here")
     if facts.converts:
         how = f"{n_parameters / 1e6:.0f} million parameters at {CONVERTED_PER_S / 1e6:.0f} million a second, once"
         convert = Phase("convert", n_parameters / CONVERTED_PER_S, how)

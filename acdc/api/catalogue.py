@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -14,7 +15,7 @@ from acdc.api.bodies import RequestBody
 from acdc.api.services import Deps
 from acdc.api.views import MethodsView, MethodView, ModelsView, ModelView, TasksView, TaskView
 from acdc.models.catalogue import CATALOGUE
-from acdc.plan import cached_directory, estimate, facts_of, measure_speed
+from acdc.plan import Speed, cached_directory, doubts_now, estimate, facts_of, measure_speed
 from acdc.spec import MAP_SPECS, METHOD_SPECS
 from acdc.tasks import TASKS
 
@@ -67,4 +68,10 @@ def post_plan(services: Deps, body: RequestBody) -> dict[str, Any]:
     """The body is a job spec, as for `POST /v1/jobs`."""
     spec, measured = admitted(services, body.json())
     cached = cached_directory(services.settings.cache_dir, measured.model)
-    return estimate(spec, facts_of(measured.model, cached), measure_speed(), measured).to_dict()
+    return estimate(spec, facts_of(measured.model, cached), _speed(), measured, doubts_now()).to_dict()
+
+
+@functools.cache
+def _speed() -> Speed:
+    """Of this machine, measured when somebody first asks: plans must not take the workers' time."""
+    return measure_speed()

@@ -74,18 +74,23 @@ def plan(
 
 
 def _planned_here(request: dict[str, Any], measure: bool) -> dict[str, Any]:
-    from acdc.cli.measuring import measured
+    from acdc.cli.measuring import rehearse, with_measured
     from acdc.errors import SpecError
-    from acdc.plan import cached_directory, estimate, facts_of, measure_speed
+    from acdc.plan import cached_directory, doubts_now, estimate, facts_of, measure_speed
     from acdc.settings import load_settings
-    from acdc.spec import EvaluateSpec, TrySpec, parse_job
+    from acdc.spec import EvaluateSpec, TrySpec, parse_job, reference_of
 
     spec = parse_job(request)
     if isinstance(spec, TrySpec) or (isinstance(spec, EvaluateSpec) and spec.circuit is not None):
         raise SpecError(f"what that takes depends on circuit {spec.circuit!r}: ask the service that has it, with --url")
+    reference = reference_of(spec.model)
+    if reference.kind in ("path", "gguf"):
+        reference.found_place()  # here; the service's workers may see other files
+    doubts = doubts_now()
+    rehearsal = rehearse(spec) if measure else None  # first, since it fetches the model
     cached = cached_directory(load_settings().cache_dir, spec.model)
-    made = estimate(spec, facts_of(spec.model, cached), measure_speed())
-    return (measured(spec, made) if measure else made).to_dict()
+    made = estimate(spec, facts_of(spec.model, cached), measure_speed(), doubts=doubts)
+    return (made if rehearsal is None else with_measured(spec, made, rehearsal)).to_dict()
 
 
 def _plan(data: dict[str, Any]) -> list[Any]:
@@ -93,12 +98,15 @@ def _plan(data: dict[str, Any]) -> list[Any]:
     needs = [[name, _megabytes(data[name]["n_bytes"]), data[name]["how"]] for name in ("memory", "disk")]
     total = "unknown in all"
     if data["seconds"] is not None:
-        total = f"about {duration(data['seconds'])} in all, right within a factor of {data['uncertainty']:g} both ways"
+        total = f"about {duration(data['seconds'])} in all"
+    if data["seconds"] is not None and data["uncertainty"] is not None:
+        total += f", right within a factor of {data['uncertainty']:g} both ways"
     return [
         table(("phase", "#time", "reckoned from"), phases),
         table(("need", "#MB", "reckoned from"), needs),
         total,
         *(f"unknown: {what}" for what in data["unknown"]),
+        *(f"in doubt: {what}" for what in data["doubts"]),
     ]
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,23 +17,20 @@ from acdc.cli.live import LiveProgress
 from acdc.cli.processes import spawn, stop
 from acdc.client import faults_of
 from acdc.errors import SpecError
-from acdc.plan import BISECTION, UNKNOWN_TESTS, Phase, Plan
+from acdc.plan import BISECTION, DOUBTED_TESTS, Phase, Plan
 from acdc.spec import Acdc, DiscoverSpec, JobSpec
 
 GRACE_S = 5.0
 
 
-def measured(spec: JobSpec, plan: Plan) -> Plan:
-    """The plan with the search phase and the search's memory as measured. Raises SpecError, JobFailed."""
-    if not isinstance(spec, DiscoverSpec) or not isinstance(spec.method, Acdc):
-        raise SpecError("--measure is for searches with method acdc: the time of other jobs is known from their shape")
-    found = _rehearse(spec)
+def with_measured(spec: JobSpec, plan: Plan, found: Mapping[str, Any]) -> Plan:
+    """The plan with the search as the rehearsal found it."""
+    assert isinstance(spec, DiscoverSpec) and isinstance(spec.method, Acdc)  # noqa: PT018
     searches = BISECTION if spec.method.edges is not None else 1
-    low, high = min(found["ms_per_edge"]), max(found["ms_per_edge"])
-    how = (
-        f"measured at {len(found['ms_per_edge'])} receivers with {found['prompts']:,} prompts: about "
-        f"{found['edges']:,} tested edges at {low:.1f} to {high:.1f} ms"
-    )
+    times = found["ms_per_edge"]
+    how = f"measured at {len(times)} receivers with {found['prompts']:,} prompts: about {found['edges']:,} tested edges"
+    if times:
+        how += f" at {min(times):.1f} to {max(times):.1f} ms"
     if len(spec.method.thresholds) > 1:
         how += f", over {len(spec.method.thresholds)} thresholds"
     if searches > 1:
@@ -41,13 +39,16 @@ def measured(spec: JobSpec, plan: Plan) -> Plan:
         how += "; the first stage alone: edges it leaves open take longer"
     search = Phase("search", found["seconds"] * searches, how)
     phases = tuple(search if phase.name == search.name else phase for phase in plan.phases)
-    needed = f"the search was measured to need {found['memory_bytes'] / 1e6:,.0f} MB"
+    needed = f"of its budget the search needed {found['memory_bytes'] / 1e6:,.0f} MB or more at these receivers"
     memory = replace(plan.memory, how=f"{plan.memory.how}; {needed}")
-    unknown = tuple(what for what in plan.unknown if what != UNKNOWN_TESTS)
-    return replace(plan, phases=phases, memory=memory, unknown=unknown)
+    doubts = tuple(what for what in plan.doubts if what != DOUBTED_TESTS)
+    return replace(plan, phases=phases, memory=memory, doubts=doubts)
 
 
-def _rehearse(spec: DiscoverSpec) -> dict[str, Any]:
+def rehearse(spec: JobSpec) -> dict[str, Any]:
+    """What `workers.rehearsal` tells of a search. Raises SpecError, JobFailed."""
+    if not isinstance(spec, DiscoverSpec) or not isinstance(spec.method, Acdc):
+        raise SpecError("--measure is for searches with method acdc: the time of other jobs is known from their shape")
     with tempfile.TemporaryDirectory(prefix="acdc-plan-") as scratch, LiveProgress() as progress:
         file = write_file(Path(scratch) / "spec.json", spec.canonical_json)
         process = spawn(["workers.rehearsal", str(file)], stdout=subprocess.PIPE)

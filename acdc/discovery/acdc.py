@@ -80,7 +80,7 @@ def search_acdc(
     Checkpoints after every receiver; a run that goes on from one takes the same decisions. Raises TaskError for
     arguments that contradict each other, OutOfMemory, ModelError, Cancelled.
     """
-    _require_sense(problem, thresholds, rule, edges, sender_order, validation)
+    require_sense(problem, thresholds, rule, edges, sender_order, validation)
     searched = without_validation(problem, validation)
     devices = [searched, *(other.of(range(searched.n_examples)) for other in pool)]
     runs = _Runs(devices, progress, rule == "absolute", Order(sender_order, order_seed), warm_start, stages)
@@ -97,9 +97,10 @@ def search_acdc(
     return _best_first(found, problem.of(range(searched.n_examples, problem.n_examples))) if validation else found
 
 
-def _require_sense(
+def require_sense(
     problem: Problem, thresholds: Sequence[float], rule: str, edges: int | None, sender_order: str, validation: int
 ) -> None:
+    """Raises TaskError for arguments of `search_acdc` that contradict each other, with every fault."""
     faults = []
     if bool(thresholds) == (edges is not None):
         faults.append(Fault("thresholds", "give either thresholds or the number of edges to keep"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from acdc.discovery.acdc import attributed, largest_edges, stages_of, without_validation
+from acdc.discovery.acdc import attributed, largest_edges, require_sense, stages_of, without_validation
 from acdc.discovery.candidates import Candidates
 from acdc.discovery.ledger import Ledger
 from acdc.discovery.problem import Problem
@@ -18,7 +18,7 @@ from acdc.patching.needs import Needs
 from acdc.patching.suffix import Rooms
 from acdc.progress import Progress
 
-MEASURED = 6  # receivers
+MEASURED = 6  # receivers, and the last one
 CHAIN = 16  # edges tested at once
 ACCEPTED = 0.94  # of the rows, as `make bench-exact` finds it
 
@@ -47,25 +47,30 @@ def rehearse_acdc(
     stages: Sequence[int] = (),
     validation: int = 0,
 ) -> Rehearsal:
-    """Take the edges whose attribution reaches a threshold for those that will be kept; with those of the smallest one
-    standing, test a chain of edges at receivers that have equal shares of all tests before them. Arguments as in
-    `search_acdc`. Raises OutOfMemory as the search would."""
+    """Take the edges whose attribution reaches a threshold for those that will be kept (all, where the objective has no
+    gradient); with those of the smallest one standing, test a chain of edges at receivers that have equal shares of all
+    tests before them, and at the last. Arguments as in `search_acdc`. Raises TaskError and OutOfMemory as the search
+    would."""
+    require_sense(problem, thresholds, rule, edges, "reverse", validation)
     searched = without_validation(problem, validation)
     all_stages = [stage for (stage,) in stages_of([searched], stages)]
     graph = problem.t.graph
-    scores = attributed(searched, progress)
+    has_gradient = searched.objective.has_gradient
+    scores = attributed(searched, progress) if has_gradient else np.full(graph.legal.shape, np.inf, np.float32)
     start = graph.legal.copy() if warm_start is None else largest_edges(graph, scores, warm_start)
     if edges is not None:
-        likely = [largest_edges(graph, scores, min(1.0, edges / graph.n_edges))]
+        likely = [start & largest_edges(graph, scores, min(1.0, edges / graph.n_edges))]
     else:
         sizes = scores if rule == "signed" else np.abs(scores)
-        likely = [graph.legal & (sizes >= threshold) for threshold in sorted(thresholds)]
+        likely = [start & (sizes >= threshold) for threshold in sorted(thresholds)]
     kept = likely[0]  # the most of them, which hold all others
     visits = _visits(graph, start, kept)
+    if not visits:  # a warm start without an edge to the logits
+        return Rehearsal(edges=0, prompts=all_stages[0].n_examples, seconds=0.0, ms_per_edge=(), memory_bytes=0)
     n_tests = start[:, visits].sum(0) * np.sum([np.isin(visits, _visits(graph, start, one)) for one in likely], 0)
     before = np.cumsum(n_tests)
     shares = (np.arange(MEASURED) + 0.5) / MEASURED * before[-1]
-    places = sorted({int(np.searchsorted(before, share)) for share in shares})
+    places = sorted({*(int(np.searchsorted(before, share)) for share in shares), len(visits) - 1})
     ledger = Ledger(problem.memory_bytes, searched.n_examples)
     progress.phase("a few receivers", len(places))
     measured = []

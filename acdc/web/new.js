@@ -71,9 +71,10 @@ function read(input) {
 function costView(cost) {
   const bytes = (need) => need.n_bytes === null ? "not known yet" : `${number(Math.round(need.n_bytes / 1e6))} MB`;
   return el("div", {}, facts([
-    ["Time", cost.seconds === null ? "not known yet" : `about ${number(Math.round(cost.seconds))} s, give or take a factor of ${number(cost.uncertainty)}`],
+    ["Time", cost.seconds === null ? "not known yet" : `about ${number(Math.round(cost.seconds))} s${cost.uncertainty === null ? "" : `, give or take a factor of ${number(cost.uncertainty)}`}`],
     ["Memory", bytes(cost.memory)], ["Disk", bytes(cost.disk)],
     ...cost.phases.map((phase) => [phase.name, `${phase.seconds === null ? "not known yet" : `${number(phase.seconds)} s`} (${phase.how})`]),
     ...cost.unknown.map((what) => ["Left out", what]),
+    ...cost.doubts.map((what) => ["In doubt", what]),
   ]));
 }
