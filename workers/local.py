@@ -145,15 +145,17 @@ class _LocalRun:
         """Raises Conflict where a checkpoint would be lost. The engine tells of a damaged one and starts over."""
         if not self._checkpoint.exists():
             return
-        is_another = spec_of(self._checkpoint) not in (None, self._spec_sha256)
+        spec = spec_of(self._checkpoint)
+        is_another = spec not in (None, self._spec_sha256)
         if resume and not is_another:
             return
-        whose, go_on = "this job", "--resume goes on with it, "
+        holds, go_on = "keeps the work of this job, which was stopped", "--resume goes on with it, "
         if is_another:
-            whose, go_on = f"another job ({self._out / 'spec.json'})", ""
+            holds, go_on = f"keeps the work of another job ({self._out / 'spec.json'}), which was stopped", ""
+        elif spec is None:
+            holds, go_on = "holds a damaged checkpoint", "--resume starts over, "
         raise Conflict(
-            f"{self._out} keeps the work of {whose}, which was stopped: {go_on}--out with another directory leaves it "
-            f"there; or delete {self._checkpoint}"
+            f"{self._out} {holds}: {go_on}--out with another directory leaves it there; or delete {self._checkpoint}"
         )
 
     def _spare_finished_work(self) -> None:

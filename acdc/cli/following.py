@@ -46,19 +46,12 @@ def follow(
         raise Cancelled(_cancel(client, job, again)) from None
     if ended.state == "failed":
         assert ended.error is not None, "a failed job says why"
-        said = f"{job.id} failed: {ended.error.message} ({ended.error.code})"
-        raise JobFailed("\n".join([said, *_after_failure(ended, again)]), ended.error.faults)
+        more = "" if again else f"`acdc jobs logs {job.id}` has more, "
+        hint = f"\n{more}`{again or _retry(job)}` runs the same job again"
+        raise JobFailed(f"{job.id} failed: {ended.error.message} ({ended.error.code}){hint}", ended.error.faults)
     if ended.state == "cancelled":
         raise Cancelled(f"{job.id} was cancelled; `{again or _retry(job)}` starts again")
     return ended
-
-
-def _after_failure(job: Job, again: str) -> list[str]:
-    """Ways on, in a line. A spec at fault would fail alike."""
-    ways = [] if again else [f"`acdc jobs logs {job.id}` has more"]
-    if job.error is None or job.error.code != "invalid_task":
-        ways.append(f"`{again or _retry(job)}` tries again")
-    return [", ".join(ways)] if ways else []
 
 
 def _retry(job: Job) -> str:

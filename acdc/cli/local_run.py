@@ -3,6 +3,7 @@ it prints; this process never loads torch."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import signal
@@ -17,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from acdc.circuit import Circuit
-from acdc.cli.console import Json, answer, write_file
+from acdc.cli.console import Json, answer, read_file, write_file
 from acdc.cli.failures import JobFailed
 from acdc.cli.live import LiveProgress
 from acdc.cli.processes import spawn
@@ -38,16 +39,15 @@ class Outcome:
     results: list[dict[str, Any]] = field(default_factory=list)
     error: dict[str, Any] | None = None
     state: str = "failed"
-    can_resume: bool = False
 
 
 def run(
     spec: Source,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="directory for the circuit or map, its tables and pictures; else one in acdc-out"),
+        typer.Option("--out", help="directory for results and pictures; by default one of the spec's own in acdc-out"),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint in --out")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint of the same spec")] = False,
     source: Annotated[
         Path | None, typer.Option("--source", help="the circuit's file, for kind evaluate or try")
     ] = None,
@@ -89,7 +89,8 @@ def _with_source(request: dict[str, Any], source: Path) -> dict[str, Any]:
     """As the service does it: what an evaluation leaves out is as the circuit's own job had it."""
     from acdc.spec import with_defaults_of
 
-    named = {"circuit": source.name, **request}
+    digest = hashlib.sha256(read_file(source)).hexdigest()[:12]  # files of two circuits are often called the same
+    named = {"circuit": f"{source.name} (sha256 {digest})", **request}
     if named.get("kind") != "evaluate":
         return named
     return with_defaults_of(Circuit.load(source).provenance.run.spec, named)
@@ -110,12 +111,9 @@ def _follow(spec: Path, out: Path, resume: bool, source: Path | None) -> Outcome
                 case "step":
                     progress.show(phase, event["done"], total, event.get("note", ""))
                 case "resumed":
-                    outcome.can_resume = True
                     progress.say(f"resumed from step {event['step']}")
                 case "log":
                     progress.say(event["text"])
-                case "checkpoint":
-                    outcome.can_resume = True
                 case "result":
                     outcome.results.append(event)
                 case "error":
@@ -160,7 +158,7 @@ def _stop_unless_succeeded(outcome: Outcome, command: str, out: Path) -> None:
 
     if outcome.state == "succeeded":
         return
-    again = f"; `{command} --resume` goes on where it stopped" if outcome.can_resume else ""
+    again = f"; `{command} --resume` goes on where it stopped" if (out / "checkpoint.safetensors").exists() else ""
     if outcome.state == "cancelled":
         raise Cancelled(f"stopped{again or '; nothing was saved yet'}")
     if outcome.error is None:

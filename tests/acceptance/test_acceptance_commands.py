@@ -138,6 +138,32 @@ def test_local_run_stops_at_ctrl_c_and_resumes_to_the_same_circuit(
     assert "Traceback" not in lines
 
 
+def test_local_run_has_a_directory_of_its_own_and_goes_on_there(
+    stack: Stack, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("spec.json").write_text(json.dumps(slow(model)))
+
+    def run(*more: str) -> subprocess.Popen[bytes]:
+        return stack.command("run", "spec.json", *more, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    first = run()
+    until("a checkpoint", lambda: list(Path("acdc-out").glob("discover-custom-acdc-*/checkpoint.safetensors")))
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=60)
+    assert b"`acdc run spec.json --resume` goes on" in said
+    Path("other.json").write_text(json.dumps(quick(model)))
+    other = stack.command("run", "other.json", stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    _, said = other.communicate(timeout=120)
+    assert other.returncode == 0, said.decode()
+    second = run("--resume")
+    _, said = second.communicate(timeout=120)
+    assert b"resumed from step" in said
+    [mine] = Path("acdc-out").glob("discover-custom-acdc-*")
+    assert (mine / "circuit.circuit.safetensors").exists()
+    assert len(list(Path("acdc-out").iterdir())) == 2
+
+
 def test_plan_of_an_exact_search_can_be_measured(stack: Stack, model: Path, tmp_path: Path) -> None:
     spec = tmp_path / "spec.json"
     spec.write_text(json.dumps({**slow(model), "method": {"name": "acdc", "thresholds": [0.1, 0.01]}}))

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from rich.console import Console
+from store_samples import circuit
 from typer.testing import CliRunner
 
 from acdc.circuit import Areas
@@ -20,10 +21,13 @@ from acdc.cli.check import _rows
 from acdc.cli.circuits import _remark_on_ablation
 from acdc.cli.console import duration, moment, table
 from acdc.cli.demo import CORRUPT, _activation, _ways_on
-from acdc.cli.following import _after_failure
-from acdc.cli.local_run import _called, _command
+from acdc.cli.local_run import _called, _command, _with_source
+from acdc.cli.maps import KINDS
+from acdc.cli.measuring import with_measured
 from acdc.cli.summary import _areas
-from acdc.client import CircuitInfo, Job, JobError
+from acdc.client import CircuitInfo
+from acdc.patch_map import MapKind
+from acdc.plan import BISECTION, Speed, estimate, facts_of
 from acdc.spec import parse_job
 
 CIRCUIT_ID = "cir_06gzsqm6xhd32t10pvajzm"
@@ -104,18 +108,43 @@ def test_a_run_that_goes_on_is_asked_for_with_all_its_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "again", "said"),
+    ("method", "seconds", "words"),
     [
-        ("timeout", "", ["`acdc jobs logs job_1` has more, `acdc jobs retry job_1` tries again"]),
-        ("timeout", "acdc demo", ["`acdc demo` tries again"]),
-        ("invalid_task", "", ["`acdc jobs logs job_1` has more"]),
-        ("invalid_task", "acdc demo", []),
+        ({"thresholds": [0.1]}, 100.0, "at 7.0 to 9.0 ms"),
+        ({"thresholds": [0.1, 0.2]}, 100.0, "over 2 thresholds"),
+        ({"edges": 20}, 100.0 * BISECTION, f"in each of about {BISECTION} searches"),
+        ({"stages": [8]}, 100.0, "the first stage alone"),
     ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_job_whose_spec_is_at_fault_is_not_asked_for_again(code: str, again: str, said: list[str]) -> None:
-    error = JobError(code, "why", ())
-    job = Job("job_1", "discover", "failed", None, None, (), error, None, None, {})
-    assert _after_failure(job, again) == said
+def test_a_measured_search_takes_the_place_of_the_reckoned_one(
+    method: dict[str, Any], seconds: float, words: str
+) -> None:
+    spec = parse_job({"method": {"name": "acdc", **method}})
+    made = estimate(spec, facts_of("smollm2-135m-instruct-q4"), Speed(1e10, "a test"), doubts=["of the machine"])
+    found = {"edges": 50, "prompts": 8, "seconds": 100.0, "ms_per_edge": [9.0, 7.0], "memory_bytes": 2_000_000}
+    plan = with_measured(spec, made, found)
+    search = next(phase for phase in plan.phases if phase.name == "search")
+    assert search.seconds == seconds
+    assert words in search.how
+    assert "2 MB or more" in plan.memory.how
+    assert (len(made.doubts), plan.doubts) == (2, ("of the machine",))
+
+
+def test_two_circuits_of_one_file_name_are_two_jobs(tmp_path: Path) -> None:
+    for name, threshold in (("a", 0.1), ("b", 0.2)):
+        (tmp_path / name).mkdir()
+        one = circuit()
+        run = replace(one.provenance.run, notes=(str(threshold),))
+        replace(one, provenance=replace(one.provenance, run=run)).save(tmp_path / name / "circuit.circuit.safetensors")
+    files = [tmp_path / name / "circuit.circuit.safetensors" for name in "ab"]
+    named = [_with_source({"kind": "try", "prompt": "x"}, file)["circuit"] for file in files]
+    assert named[0].startswith("circuit.circuit.safetensors (sha256 ")
+    assert named[0] != named[1]
+
+
+def test_every_kind_of_map_is_named_in_the_help() -> None:
+    assert all(kind in KINDS for kind in get_args(MapKind))
 
 
 def test_every_job_has_a_directory_of_its_own() -> None:
