@@ -55,7 +55,7 @@ class Timed:
         return (
             f"{self.tested} edges tested, {int(self.kept.sum())} kept, acceptance {facts['acceptance_rate']:.3f}, "
             f"{facts['node_recomputations'] / facts['rows']:.1f} of {n_nodes} nodes run a row, "
-            f"{int(facts.get('borderline_edges', 0))} borderline, objective {facts['objective']:.6f} "
+            f"{int(facts['borderline_edges'])} borderline, objective {facts['objective']:.6f} "
             f"(masked forward {facts['objective_by_masked_forward']:.6f})"
         )
 

@@ -340,7 +340,7 @@ def _found(runs: _Runs, run: _Run, key: str) -> Found:
         "threshold": run.threshold,
         "objective": run.metric,
         "objective_by_masked_forward": checked,
-        "acceptance_rate": counts.get("edges_tested", 0) / max(1, counts.get("rows", 0)),
+        "acceptance_rate": counts["edges_tested"] / max(1, counts["rows"]),
         "row_error": run.walk.guard.row_error,
         "nearest_by_row": run.walk.guard.nearest,
         "searches": float(len(runs.runs)),
@@ -355,7 +355,7 @@ def _found(runs: _Runs, run: _Run, key: str) -> Found:
             f"the objective by rows ({run.metric:.6g}) and by the ordinary masked forward ({checked:.6g}) differ by "
             "more than rounding should: do not rely on this circuit before dtype float64 gives the same"
         )
-    if (share := counts.get("borderline_edges", 0) / max(1, counts.get("edges_tested", 0))) > MANY:
+    if (share := counts["borderline_edges"] / max(1, counts["edges_tested"])) > MANY:
         notes.append(
             f"{share:.0%} of the edges were decided one at a time: their costs lie within rounding of {run.threshold:g}"
         )

@@ -43,8 +43,6 @@ class Search:
     threshold.
     walk: where the search stands. start: the edges it began with, no others are tested. guess: of what edges cost, see
     `Odds`.
-    Counts in walk.counts: edges_tested, batched_evaluations, rows, node_recomputations, borderline_edges,
-    masked_forwards; where there are stages, edges_decided_early and rows_of_later_stages too.
     """
 
     def __init__(

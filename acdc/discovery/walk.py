@@ -51,18 +51,28 @@ def sender_order(graph: Graph, receiver: int, order: str, seed: int) -> list[int
     return [int(sender) for sender in senders]
 
 
+REPORTED = (
+    "edges_tested",
+    "batched_evaluations",
+    "rows",
+    "node_recomputations",
+    "borderline_edges",
+    "masked_forwards",
+)
+
+
 @dataclass
 class Walk:
     """A search under way. kept, costs, tested: [senders, receivers]; costs: what each tested edge cost when its turn
-    came. position: receivers decided. counts: see `Search`. audited: kinds of visits at which rows were compared with
-    whole masked forwards."""
+    came. position: receivers decided. counts: of what every search reports, and in a staged one edges_decided_early and
+    rows_of_later_stages too. audited: kinds of visits at which rows were compared with whole masked forwards."""
 
     kept: BoolMatrix
     costs: Scores
     tested: BoolMatrix
     guard: Guard
     position: int = 0
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REPORTED, 0))
     audited: set[str] = field(default_factory=set)
 
     @classmethod

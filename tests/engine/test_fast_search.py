@@ -251,7 +251,7 @@ def test_a_rehearsal_of_a_warm_start_counts_the_edges_that_are_tested(share: flo
     """Where all are kept, these are known beforehand; a single edge may not lead to the logits."""
     problem = make_problem("llama", metric="kl_divergence", lengths=(5,), n=8)
     rehearsed = rehearse_acdc(problem, Quiet(), thresholds=[-math.inf], rule="signed", warm_start=share)
-    assert rehearsed.edges == search(problem, thresholds=[-math.inf], warm_start=share).facts.get("edges_tested", 0)
+    assert rehearsed.edges == search(problem, thresholds=[-math.inf], warm_start=share).facts["edges_tested"]
 
 
 def test_a_rehearsal_of_an_objective_without_a_gradient_expects_every_edge() -> None:
