@@ -54,7 +54,7 @@ ACDC_EDGE = 0.08  # forwards per tested edge, as `make bench-exact` finds it
 ACDC_TESTED = 0.4  # of the edges: those whose receiver still has a kept way to the output
 DOUBTED_TESTS = (
     f"how many edges are tested: reckoned with {100 * ACDC_TESTED:g} % of all, about what a threshold of 0.01 leaves "
-    "of ioi's; larger ones leave fewer"
+    "of ioi's; larger ones leave fewer. `acdc plan --measure` finds it out, in a minute or some"
 )
 BISECTION = 8  # searches until a threshold keeps about as many edges as were asked for
 BUSY = 0.5  # load for each core, from which on a measured speed is doubted

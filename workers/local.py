@@ -8,7 +8,7 @@ speaks of. DIR is made if need be and afterwards holds
     spec.json                 the spec, every field written out
     KEY.circuit.safetensors   a circuit, per result that has one (characters of KEY that no file name can have are `_`)
     KEY.map.safetensors       a patching map, per result that has one
-    KEY.json                  that result's tables
+    KEY.json                  that result's tables, per result that has some
     log.txt                   what the engine printed, tracebacks included
     checkpoint.safetensors    only while unfinished: --resume goes on from it, and nothing starts without
 
@@ -21,7 +21,7 @@ stdout carries one JSON object a line, flushed, and nothing else. `event` says w
     {"event": "log",        "text": "..."}
     {"event": "checkpoint", "step": 13}                       --resume would go on from here
     {"event": "result",     "key": "circuit", "data": "DIR/circuit.json",
-                            "circuit": "DIR/circuit.circuit.safetensors" | null, "map": null}
+                            "circuit": "DIR/circuit.circuit.safetensors" | null, "map": null}     data may be null too
     {"event": "error",      "code": "invalid_task", "message": "...", "job_code": "invalid_task",
                             "faults": [{"where": "...", "message": "..."}]}
     {"event": "finished",   "state": "succeeded" | "failed" | "cancelled"}      always last
@@ -124,13 +124,13 @@ class _LocalRun:
     def run(self, source: Path | None, *, resume: bool) -> int:
         self._spare_stopped_work(resume)
         self._spare_finished_work()
-        _tell("started", out=str(self._out), spec=self._spec)
         (self._out / "spec.json").write_text(self._said)
         checkpoint = self._checkpoint if self._checkpoint.exists() else None
-        if resume and checkpoint is None:
-            _tell("log", text=f"{self._out} keeps no work of a stopped job: from the beginning")
         # On the disk of the results, so that moving a file there is a rename.
         with tempfile.TemporaryDirectory(prefix=".run-", dir=self._out) as scratch, self._signals_counted():
+            _tell("started", out=str(self._out), spec=self._spec)  # from now on signals are counted
+            if resume and checkpoint is None:
+                _tell("log", text=f"{self._out} keeps no work of a stopped job: from the beginning")
             try:
                 self._child.begin(
                     self._spec, scratch=Path(scratch), log=self._log, source=source, checkpoint=checkpoint
@@ -161,8 +161,8 @@ class _LocalRun:
     def _spare_finished_work(self) -> None:
         """Raises Conflict where the results of another job would be replaced, or mixed with this one's."""
         said = self._out / "spec.json"
-        has_results = any(file != said for file in self._out.glob("*.json"))
-        if said.exists() and has_results and said.read_text() != self._said:
+        results = {*self._out.glob("*.json"), *self._out.glob("*.safetensors")} - {said, self._checkpoint}
+        if said.exists() and results and said.read_text() != self._said:
             raise Conflict(
                 f"{self._out} holds the results of another job ({said}): --out with another directory leaves them there"
             )
@@ -220,8 +220,10 @@ class _LocalRun:
     def _keep(self, found: Found) -> dict[str, Any]:
         """Move a result's files from scratch to where they stay."""
         stem = re.sub(r"[^\w.=+-]", "_", found.key)
-        kept: dict[str, Any] = {"key": found.key, "data": str(self._out / f"{stem}.json")}
-        shutil.move(found.data, kept["data"])
+        kept: dict[str, Any] = {"key": found.key, "data": None}
+        if json.loads(Path(found.data).read_text()):
+            kept["data"] = str(self._out / f"{stem}.json")
+            shutil.move(found.data, kept["data"])
         for kind, file in (("circuit", found.circuit), ("map", found.map)):
             kept[kind] = None if file is None else str(self._out / f"{stem}.{kind}.safetensors")
             if file is not None:

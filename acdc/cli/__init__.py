@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
-from acdc.cli.app import main
+from acdc.cli import interrupts
+
+
+def main() -> None:
+    interrupts.note()
+    try:
+        from acdc.cli.app import main as run
+
+        run()
+    except KeyboardInterrupt:
+        interrupts.end()
+
 
 __all__ = ["main"]

@@ -1,5 +1,5 @@
 from __future__ import annotations
 
-from acdc.cli.app import main
+from acdc.cli import main
 
 main()

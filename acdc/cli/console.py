@@ -63,9 +63,15 @@ def errors() -> Console:
     return _console(sys.stderr)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """rich would end the program here, as if it had failed."""
+        raise BrokenPipeError
+
+
 def _console(stream: Any) -> Console:
     width = None if stream.isatty() else PLAIN_WIDTH
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
+    return _Console(file=stream, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
 
 
 def answer(data: Any, people: Callable[[], RenderableType | Iterable[RenderableType]]) -> None:

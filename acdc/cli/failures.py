@@ -7,23 +7,30 @@
 4    no answer: no service, no database, no disk, no free port
 5    refused: no key, not allowed, or not possible in this state
 130  cancelled, by Ctrl-C or by somebody else
+141  who read the output went away, like `head`
+
+What the engine finds out after `acdc run` has begun is a failed job, as with a service: 3.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
+from collections.abc import Iterable
 from typing import Any
 
 import typer
 import typer.core
 
+from acdc.cli import interrupts
 from acdc.cli.console import errors, session
 from acdc.errors import (
     AcdcError,
     Cancelled,
     Conflict,
     DatabaseError,
+    Fault,
     Forbidden,
     IdempotencyConflict,
     OutOfMemory,
@@ -32,15 +39,19 @@ from acdc.errors import (
     Unauthorized,
 )
 
-BUG, WRONG, FAILED, NO_ANSWER, REFUSED, CANCELLED = 1, 2, 3, 4, 5, 130
+BUG, WRONG, FAILED, NO_ANSWER, REFUSED, CANCELLED, READER_GONE = 1, 2, 3, 4, 5, 130, 141
 _NO_ANSWER = (ServiceError, DatabaseError, StorageError, OutOfMemory)
 _REFUSED = (Unauthorized, Forbidden, Conflict, IdempotencyConflict)
 
 
 class JobFailed(AcdcError):
-    """The job that a command waited for ended as failed."""
+    """The job that a command waited for ended as failed. ways_on: what to type next."""
 
     code = "job_failed"
+
+    def __init__(self, message: str, faults: Iterable[Fault] = (), ways_on: str = "") -> None:
+        super().__init__(message, faults)
+        self.ways_on = ways_on
 
 
 def exit_code(error: AcdcError) -> int:
@@ -71,10 +82,15 @@ class Edge(typer.core.TyperGroup):
             _tell(error, "cancelled" if isinstance(error, Cancelled) else "error")
             raise typer.Exit(exit_code(error)) from None
         except BrokenPipeError:
-            raise  # the reader went away: typer ends quietly
+            # What is flushed at the end must find an open file: the reader went away.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(READER_GONE) from None
         except Exception as error:
             if _is_usage_error(error):
                 raise
+            if interrupts.seen:  # pydantic, for one, wraps it
+                errors().print("interrupted")
+                raise typer.Exit(CANCELLED) from None
             bug = AcdcError(f"this is a bug in acdc ({type(error).__name__}: {error}); `acdc --debug …` shows where")
             _tell(bug, "error")
             raise typer.Exit(BUG) from None
@@ -96,3 +112,5 @@ def _tell(error: AcdcError, title: str) -> None:
     errors().print(f"{title}: {error.message}", style="red", soft_wrap=True)
     for fault in error.faults:
         errors().print(f"  - {fault}", soft_wrap=True)
+    if isinstance(error, JobFailed) and error.ways_on:
+        errors().print(error.ways_on, soft_wrap=True)

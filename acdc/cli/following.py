@@ -47,8 +47,9 @@ def follow(
     if ended.state == "failed":
         assert ended.error is not None, "a failed job says why"
         more = "" if again else f"`acdc jobs logs {job.id}` has more, "
-        hint = f"\n{more}`{again or _retry(job)}` runs the same job again"
-        raise JobFailed(f"{job.id} failed: {ended.error.message} ({ended.error.code}){hint}", ended.error.faults)
+        ways_on = f"{more}`{again or _retry(job)}` runs the same job again"
+        said = f"{job.id} failed: {ended.error.message} ({ended.error.code})"
+        raise JobFailed(said, ended.error.faults, ways_on)
     if ended.state == "cancelled":
         raise Cancelled(f"{job.id} was cancelled; `{again or _retry(job)}` starts again")
     return ended

@@ -57,7 +57,7 @@ def plan(
     map_: Map = None,
     set_: Sets = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="load the model and time a few receivers of an acdc search")
+        bool, typer.Option("--measure", help="load the model and time a few receivers of an acdc search: minutes")
     ] = False,
     as_json: Json = False,
 ) -> None:

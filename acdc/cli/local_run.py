@@ -34,11 +34,13 @@ OUT = Path("acdc-out")
 
 @dataclass
 class Outcome:
-    """What a local run said. results: its `result` events."""
+    """What a local run said. results: its `result` events. is_stopped: whether it was asked to stop."""
 
     results: list[dict[str, Any]] = field(default_factory=list)
     error: dict[str, Any] | None = None
     state: str = "failed"
+    has_started: bool = False
+    is_stopped: bool = False
 
 
 def run(
@@ -100,11 +102,13 @@ def _follow(spec: Path, out: Path, resume: bool, source: Path | None) -> Outcome
     command = ["workers.local", str(spec), "--out", str(out), *(["--resume"] if resume else [])]
     command += ["--source", str(source)] if source is not None else []
     outcome = Outcome()
-    with LiveProgress() as progress, _child(command) as lines:
+    with LiveProgress() as progress, _child(command, outcome) as lines:
         phase, total = "starting", 0
         for line in lines:
             event = json.loads(line)
             match event["event"]:
+                case "started":
+                    outcome.has_started = True
                 case "phase":
                     phase, total = event["name"], event["total"]
                     progress.show(phase, 0, total)
@@ -124,14 +128,18 @@ def _follow(spec: Path, out: Path, resume: bool, source: Path | None) -> Outcome
 
 
 @contextmanager
-def _child(command: list[str]) -> Iterator[IO[bytes]]:
+def _child(command: list[str], outcome: Outcome) -> Iterator[IO[bytes]]:
     """The engine's owner and its lines. Ctrl-C goes to it once, as a request to stop, and its last words are read on;
     a second Ctrl-C kills. It is in a session of its own so that a terminal's Ctrl-C does not reach it twice."""
     process = spawn(command, stdout=subprocess.PIPE)
     assert process.stdout is not None
 
     def pass_on(*_: object) -> None:
-        process.send_signal(signal.SIGINT)
+        outcome.is_stopped = True
+        if outcome.has_started:
+            process.send_signal(signal.SIGINT)
+        else:  # it still imports what it needs, and does not count signals yet
+            process.kill()
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -153,18 +161,21 @@ def _command(spec: str, said: dict[str, Sequence[object]]) -> str:
 
 
 def _stop_unless_succeeded(outcome: Outcome, command: str, out: Path) -> None:
-    """Raises Cancelled or JobFailed, with the way to go on."""
-    from acdc.client import faults_of
+    """Raises Cancelled or JobFailed, with the way to go on; what the error is where nothing was started."""
+    from acdc.client import error_with_code, faults_of
 
     if outcome.state == "succeeded":
         return
-    again = f"; `{command} --resume` goes on where it stopped" if (out / "checkpoint.safetensors").exists() else ""
-    if outcome.state == "cancelled":
-        raise Cancelled(f"stopped{again or '; nothing was saved yet'}")
-    if outcome.error is None:
-        raise AcdcError(f"the engine's owner ended without a word; {out / 'log.txt'} may say why")
+    again = f"`{command} --resume` goes on where it stopped" if (out / "checkpoint.safetensors").exists() else ""
     error = outcome.error
-    raise JobFailed(f"{error['message']} ({error['code']}){again}", faults_of(error.get("faults")))
+    if outcome.state == "cancelled" or (error is None and outcome.is_stopped):
+        raise Cancelled(f"stopped; {again or 'nothing was saved yet'}")
+    if error is None:
+        raise AcdcError("the engine's owner ended without a word")
+    faults = faults_of(error.get("faults"))
+    if not outcome.has_started:
+        raise error_with_code(error["code"], error["message"], faults)
+    raise JobFailed(f"{error['message']} ({error['code']})", faults, ways_on=again)
 
 
 def _finish(result: dict[str, Any], out: Path) -> tuple[dict[str, Any], list[Any]]:

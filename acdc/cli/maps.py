@@ -14,8 +14,16 @@ from acdc.cli.spec_source import Model, Tags
 
 app = typer.Typer(no_args_is_help=True, help="List, show and export patching maps.")
 
-KINDS = "activation_patching, path_patching, causal_tracing or attention_knockout"
 MapId = Annotated[str, typer.Argument(metavar="MAP")]
+
+
+class Kind(StrEnum):
+    """`acdc.patch_map.MapKind`, which takes too long to import for a help text."""
+
+    ACTIVATION_PATCHING = "activation_patching"
+    PATH_PATCHING = "path_patching"
+    CAUSAL_TRACING = "causal_tracing"
+    ATTENTION_KNOCKOUT = "attention_knockout"
 
 
 class Format(StrEnum):
@@ -29,7 +37,7 @@ class Format(StrEnum):
 
 @app.command("list")
 def list_maps(
-    kind: Annotated[str | None, typer.Option("--kind", help=KINDS)] = None,
+    kind: Annotated[Kind | None, typer.Option("--kind")] = None,
     model: Model = None,
     task: Annotated[str | None, typer.Option("--task")] = None,
     metric: Annotated[str | None, typer.Option("--metric")] = None,

@@ -111,7 +111,7 @@ def _judgement(circuit: Circuit, report: Report) -> Iterator[RenderableType]:
     yield f"stability  {report.stability.sentence}"
     if report.points:
         yield curve(report.points)
-    if report.areas:
+    if len({point.fraction for point in report.points}) > 1:
         yield _areas(report.areas, [point.fraction for point in report.points])
     yield from _random(report)
     if report.kept:

@@ -14,7 +14,7 @@ from acceptance_kit import Stack, assert_same, pairs, quick, slow, until
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from acdc.circuit import Circuit
-from acdc.cli.failures import CANCELLED, FAILED, WRONG
+from acdc.cli.failures import CANCELLED, FAILED, REFUSED, WRONG
 
 
 def test_stored_circuits_are_listed_shown_and_drawn(stack: Stack, circuit_id: str, tmp_path: Path) -> None:
@@ -153,13 +153,17 @@ def test_local_run_has_a_directory_of_its_own_and_goes_on_there(
     _, said = first.communicate(timeout=60)
     assert b"`acdc run spec.json --resume` goes on" in said
     Path("other.json").write_text(json.dumps(quick(model)))
+    [mine] = Path("acdc-out").iterdir()
+    refused = stack.command("run", "other.json", "--out", str(mine), stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    _, said = refused.communicate(timeout=60)
+    assert (refused.returncode, b"--resume" in said) == (REFUSED, False)
+    assert b"keeps the work of another job" in said
     other = stack.command("run", "other.json", stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     _, said = other.communicate(timeout=120)
     assert other.returncode == 0, said.decode()
     second = run("--resume")
     _, said = second.communicate(timeout=120)
     assert b"resumed from step" in said
-    [mine] = Path("acdc-out").glob("discover-custom-acdc-*")
     assert (mine / "circuit.circuit.safetensors").exists()
     assert len(list(Path("acdc-out").iterdir())) == 2
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from acdc.circuit import Choices, Circuit, ModelCard, Provenance, Run, Selected, TaskCard
 from acdc.cli.app import app
-from acdc.cli.failures import CANCELLED, NO_ANSWER, WRONG
+from acdc.cli.failures import CANCELLED, NO_ANSWER, READER_GONE, WRONG
 from acdc.cli.following import follow
 from acdc.client import Client
 from acdc.errors import Cancelled, ServiceError
@@ -184,6 +184,39 @@ def test_way_to_try_again_fits_a_service_that_ends_with_the_command(service: str
             follow(client, job, again="acdc demo")
 
 
+def test_a_reader_that_goes_away_is_no_bug() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "acdc.cli", "methods"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    said = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(30), said) == (READER_GONE, b"")
+
+
+@pytest.mark.parametrize("after_s", [0.05, 0.2, 0.4, 0.7, 1.0])
+def test_ctrl_c_at_once_is_no_bug_either(after_s: float, tmp_path: Path) -> None:
+    """Whatever is being imported: the moments spread over it."""
+    command = [
+        sys.executable,
+        "-c",
+        "from acdc.cli import interrupts, main; interrupts.note(); print(flush=True); main()",
+        "run",
+        "ioi",
+    ]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(after_s)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == CANCELLED, said
+    assert "Traceback" not in said
+    assert "bug" not in said
+
+
 def test_ctrl_c_while_waiting_cancels_the_job(service: str) -> None:
     command = [sys.executable, "-m", "acdc.cli", "--url", service, "submit", "ioi", "--wait", "--name", "ctrl-c"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -293,7 +326,8 @@ def test_a_local_run_on_a_circuit_takes_its_file(tmp_path: Path) -> None:
     result = invoke("run", str(spec), "--out", str(out), "--source", str(source))
     assert "nowhere" in result.stderr  # the engine got as far as the model
     asked = json.loads((out / "spec.json").read_text())
-    assert (asked["circuit"], asked["model"]) == ("one.safetensors", "path:/nowhere")
+    assert asked["circuit"].startswith("one.safetensors (sha256 ")
+    assert asked["model"] == "path:/nowhere"
     assert (asked["task"]["name"], asked["task"]["seed"], asked["metric"]) == ("greater_than", 3, "prob_diff")
     assert asked["ablation"]["kind"] == "mean"
 
