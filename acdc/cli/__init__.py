@@ -6,13 +6,11 @@ from acdc.cli import interrupts
 
 
 def main() -> None:
-    interrupts.note()
-    try:
-        from acdc.cli.app import main as run
+    """The entry point `acdc`."""
+    interrupts.end_at_once()
+    from acdc.cli.app import app
 
-        run()
-    except KeyboardInterrupt:
-        interrupts.end()
+    app(prog_name="acdc")
 
 
 __all__ = ["main"]

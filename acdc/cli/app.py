@@ -55,8 +55,3 @@ app.command(rich_help_panel="What there is")(listings.tasks)
 app.command(rich_help_panel="What there is")(listings.methods)
 task.command("check")(check.check)
 app.add_typer(task, name="task", rich_help_panel="What there is")
-
-
-def main() -> None:
-    """The entry point `acdc`."""
-    app(prog_name="acdc")

@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from acdc.cli import interrupts
 from acdc.errors import SpecError
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def connect() -> Client:
 
     settings = load_settings()
     key = session().api_key or (settings.api_key.get_secret_value() if settings.api_key else None)
+    interrupts.raise_from_now_on()
     return Client(session().url or settings.url, key)
 
 

@@ -23,7 +23,6 @@ from typing import Any
 import typer
 import typer.core
 
-from acdc.cli import interrupts
 from acdc.cli.console import errors, session
 from acdc.errors import (
     AcdcError,
@@ -88,9 +87,6 @@ class Edge(typer.core.TyperGroup):
         except Exception as error:
             if _is_usage_error(error):
                 raise
-            if interrupts.seen:  # pydantic, for one, wraps it
-                errors().print("interrupted")
-                raise typer.Exit(CANCELLED) from None
             bug = AcdcError(f"this is a bug in acdc ({type(error).__name__}: {error}); `acdc --debug …` shows where")
             _tell(bug, "error")
             raise typer.Exit(BUG) from None

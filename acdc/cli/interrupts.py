@@ -1,26 +1,24 @@
-"""Ctrl-C before a command is at work: while Python still imports what it needs."""
+"""Ctrl-C while a command still imports what it needs: there is nothing to clean up yet, and an exception could be lost
+in whatever is being imported, or come out of it as another one."""
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
-
-seen = False  # some libraries turn KeyboardInterrupt into an error of their own
 
 
-def _note(*_: object) -> None:
-    global seen
-    seen = True
-    raise KeyboardInterrupt
-
-
-def note() -> None:
-    """From now on a Ctrl-C is remembered."""
+def end_at_once() -> None:
+    """From now on; not where SIGINT is ignored, as in a shell's background jobs."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _note)
+        signal.signal(signal.SIGINT, _end)
 
 
-def end() -> None:
-    """Where no command is there yet to say it."""
-    sys.stderr.write("interrupted\n")
-    sys.exit(130)
+def raise_from_now_on() -> None:
+    """KeyboardInterrupt again: there is something to clean up."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end(*_: object) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(130)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
+from acdc.cli import interrupts
+
 _PR_SET_PDEATHSIG = 1
 _KILL_WAIT_S = 5.0
 
@@ -28,6 +30,7 @@ def spawn(
     On Linux it gets SIGTERM when the thread that called this ends, also by kill -9; elsewhere only an orderly end takes
     it along.
     """
+    interrupts.raise_from_now_on()
     return subprocess.Popen(
         [sys.executable, "-m", *command],
         stdin=subprocess.DEVNULL,

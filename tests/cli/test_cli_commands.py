@@ -202,7 +202,7 @@ def test_ctrl_c_at_once_is_no_bug_either(after_s: float, tmp_path: Path) -> None
     command = [
         sys.executable,
         "-c",
-        "from acdc.cli import interrupts, main; interrupts.note(); print(flush=True); main()",
+        "from acdc.cli import interrupts, main; interrupts.end_at_once(); print(flush=True); main()",
         "run",
         "ioi",
     ]
