@@ -21,7 +21,7 @@ from acdc.circuit import Circuit
 from acdc.cli.console import Json, answer, read_file, write_file
 from acdc.cli.failures import JobFailed
 from acdc.cli.live import LiveProgress
-from acdc.cli.processes import spawn
+from acdc.cli.processes import sigterm_as_interrupt, spawn
 from acdc.cli.spec_source import Map, Method, Model, Name, Sets, Source, Tags, read_request
 from acdc.cli.summary import summarise, summary_data
 from acdc.errors import AcdcError, Cancelled
@@ -66,7 +66,7 @@ def run(
 
     request = read_request(spec, sets=set_, model=model, method=method, map_name=map_, name=name, tags=tag)
     job = parse_job(request if source is None else _with_source(request, source))
-    with tempfile.TemporaryDirectory(prefix="acdc-run-") as scratch:
+    with sigterm_as_interrupt(), tempfile.TemporaryDirectory(prefix="acdc-run-") as scratch:
         file = write_file(Path(scratch) / "spec.json", job.canonical_json)
         place = out or OUT / _called(job)
         outcome = _follow(file, place, resume, source)

@@ -14,7 +14,7 @@ from typing import Any
 from acdc.cli.console import write_file
 from acdc.cli.failures import JobFailed
 from acdc.cli.live import LiveProgress
-from acdc.cli.processes import spawn, stop
+from acdc.cli.processes import sigterm_as_interrupt, spawn, stop
 from acdc.client import faults_of
 from acdc.errors import SpecError
 from acdc.plan import BISECTION, DOUBTED_TESTS, Phase, Plan
@@ -49,7 +49,11 @@ def rehearse(spec: JobSpec) -> dict[str, Any]:
     """What `workers.rehearsal` tells of a search. Raises SpecError, JobFailed."""
     if not isinstance(spec, DiscoverSpec) or not isinstance(spec.method, Acdc):
         raise SpecError("--measure is for searches with method acdc: the time of other jobs is known from their shape")
-    with tempfile.TemporaryDirectory(prefix="acdc-plan-") as scratch, LiveProgress() as progress:
+    with (
+        sigterm_as_interrupt(),
+        tempfile.TemporaryDirectory(prefix="acdc-plan-") as scratch,
+        LiveProgress() as progress,
+    ):
         file = write_file(Path(scratch) / "spec.json", spec.canonical_json)
         process = spawn(["workers.rehearsal", str(file)], stdout=subprocess.PIPE)
         assert process.stdout is not None

@@ -30,7 +30,6 @@ def spawn(
     On Linux it gets SIGTERM when the thread that called this ends, also by kill -9; elsewhere only an orderly end takes
     it along.
     """
-    interrupts.raise_from_now_on()
     return subprocess.Popen(
         [sys.executable, "-m", *command],
         stdin=subprocess.DEVNULL,
@@ -59,7 +58,8 @@ def stop(processes: Sequence[subprocess.Popen[Any]], grace_s: float) -> None:
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a `with` block as Ctrl-C does: with every `finally` on the way."""
+    """SIGTERM ends a `with` block as Ctrl-C does: with every `finally` on the way. In the main thread."""
+    interrupts.raise_from_now_on()
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
