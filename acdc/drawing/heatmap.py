@@ -30,7 +30,7 @@ from acdc.drawing.svg import (
     text_width,
     wrap,
 )
-from acdc.patch_map import NO_OTHER_RUN, PatchMap
+from acdc.patch_map import NO_OTHER_RUN, Flags, Numbers, PatchMap
 
 MARGIN, GAP = 20.0, 26.0
 WIDTH = 1120.0  # that panels are laid out in, side by side
@@ -59,8 +59,6 @@ UNITS = {
 }
 _HEAD = re.compile(r"(\d+)\.(\d+)")
 
-Numbers = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
 Array = npt.NDArray[Any]  # either of them
 
 

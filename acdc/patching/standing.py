@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from acdc.graph import BoolMatrix
 from acdc.models.transformer import Layer, Transformer
 from acdc.patching.circuits import Prompts
 from acdc.patching.needs import WIDE, Positions
 
-Flags = npt.NDArray[np.bool_]
 BLOCK = 32  # senders whose differences are formed together
 
 
@@ -24,7 +23,7 @@ class Standing:
     make before a post-norm. a_z: the ablation value of z [H, B or 1, n or 1, e]; a_mlp: per layer [B or 1, n or 1, d].
     """
 
-    def __init__(self, t: Transformer, prompts: Prompts, at: Positions, start: Flags) -> None:
+    def __init__(self, t: Transformer, prompts: Prompts, at: Positions, start: BoolMatrix) -> None:
         self.t, self.at = t, at
         self.rope = t.rope(prompts.inputs[0])
         self.q: list[Tensor] = []
@@ -105,7 +104,7 @@ class Standing:
         return [*bases, stream]
 
     @torch.no_grad()
-    def _run(self, prompts: Prompts, start: Flags | None) -> None:
+    def _run(self, prompts: Prompts, start: BoolMatrix | None) -> None:
         """Run the circuit (None: the full graph), layer by layer, and keep what its nodes make."""
         t, graph = self.t, self.t.graph
         total = prompts.inputs[:, :, : self.at.end].sum(0)  # what a receiver with all its edges reads
@@ -122,7 +121,7 @@ class Standing:
                 total = total + out
                 self._mlp_off.append(out[:, self.at.wide :] - self.a_mlp[index])
 
-    def _read(self, total: Tensor, receivers: range, start: Flags | None) -> Tensor:
+    def _read(self, total: Tensor, receivers: range, start: BoolMatrix | None) -> Tensor:
         """What each receiver reads [receiver or 1, B, at.end, d]; the same for all where nothing is cut."""
         if start is None:
             return total.unsqueeze(0)

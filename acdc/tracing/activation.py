@@ -16,13 +16,12 @@ import torch
 from acdc.errors import OutOfMemory, TaskError
 from acdc.metrics import Metric
 from acdc.models.transformer import Transformer
-from acdc.patch_map import Axis, Cells
+from acdc.patch_map import Axis, Cells, Numbers
 from acdc.patching.batches import Batch
 from acdc.progress import Progress
 from acdc.tasks.prompts import Pair
 from acdc.tracing.blocks import BlockModel
 from acdc.tracing.collecting import Collected, Outline, layer_axis
-from acdc.tracing.measuring import Numbers
 from acdc.tracing.places import Places, first_changes, starts_of
 from acdc.tracing.states import TransformerStates
 from acdc.tracing.subjects import Patch, Subject
@@ -59,15 +58,12 @@ def patch_activations(
     parameters = {"state": kind, "places": places.kind, "direction": direction}
     outline = Outline("activation_patching", axes, base, parameters, subject.n_layers)
     collected = Collected(outline, pairs, batches, metrics, memory_bytes, progress)
-    for batch, layers in collected.left():
-        work = _Work(subject, batch, kind, places, base, metrics, memory_bytes)
-        if layers.start == 0:
-            for name, values in work.unchanged().items():
-                collected.note_run(batch, name, values)
-        for layer in collected.each(layers):
-            found = work.layer(layer, collected.stop_if_cancelled)
-            collected.note(batch, (layer,), found if parts else found[:, 0])
-        del work  # its runs would stay beside those of the next batch
+
+    def fill(work: _Work, batch: Batch, layer: int) -> None:
+        found = work.layer(layer, collected.stop_if_cancelled)
+        collected.note(batch, (layer,), found if parts else found[:, 0])
+
+    collected.run(lambda batch: _Work(subject, batch, kind, places, base, metrics, memory_bytes), fill)
     return collected.cells()
 
 

@@ -20,7 +20,7 @@ from acdc.errors import UnsupportedModel
 from acdc.metrics import Metric, in_full_precision
 from acdc.models.parity import TOLERANCE
 from acdc.patching.batches import Batch
-from acdc.tracing.measuring import Reader, Readout
+from acdc.tracing.measuring import Reader, ReadMetric
 from acdc.tracing.subjects import Patch
 
 PROBE_LENGTH = 8
@@ -87,7 +87,7 @@ class BlockModel:
     def reader(self, batch: Batch, metrics: Sequence[Metric], clean: BlockRun) -> Reader:
         logprobs = in_full_precision(batch.take(clean.logits)[batch.first_read]).log_softmax(-1)
 
-        def readout(metric: Metric) -> Readout:
+        def readout(metric: Metric) -> ReadMetric:
             return lambda logits: torch.stack([metric(row, batch, logprobs) for row in logits])
 
         return Reader(batch, [readout(metric) for metric in metrics], self.vocab_size)

@@ -31,7 +31,7 @@ from torch import Tensor
 from acdc.errors import Fault, TaskError
 from acdc.metrics import METRICS, Metric
 from acdc.models.transformer import Transformer
-from acdc.patch_map import Axis, Cells
+from acdc.patch_map import Axis, Cells, Numbers
 from acdc.patching.batches import Batch
 from acdc.patching.reruns import (
     Begin,
@@ -48,7 +48,7 @@ from acdc.tasks.prompts import Pair
 from acdc.tracing.activation import memory_left
 from acdc.tracing.collecting import Collected, Outline, layer_axis
 from acdc.tracing.faults import faults_raised
-from acdc.tracing.measuring import Numbers, make_reader
+from acdc.tracing.measuring import make_reader
 from acdc.tracing.places import EVERYWHERE, Places, first_changes, pair_of_row, role_places, starts_of
 from acdc.tracing.sweeping import Sweep
 from acdc.tracing.tiles import Tile
@@ -130,20 +130,18 @@ def trace_causes(
         "causal_tracing", axes, "corrupt", _parameters(corruption, restored, places, n_samples), len(cells)
     )
     collected = Collected(outline, pairs, batches, metrics, memory_bytes, progress)
-    for batch, steps in collected.left():
-        work = _Work(t, batch, metrics, places, subject, memory_bytes)
-        if steps.start == 0:
-            collected.note_run(batch, "clean", work.metric_of(work.clean))
-        for step in collected.each(steps):
-            sample, index, layer = cells[step]
-            is_first = (index, layer) == (0, 0)
-            if is_first or step == steps.start:
-                work.corrupt(corruption, sample, std)
-            if is_first:
-                collected.note_run(batch, "corrupt", work.metric_of(work.corrupted), 1 / n_samples)
-            values = work.measure(restored[index], layer, collected.stop_if_cancelled)
-            collected.note(batch, (index, layer), values, 1 / n_samples)
-        del work  # its runs would stay beside those of the next batch
+
+    def fill(work: _Work, batch: Batch, step: int) -> None:
+        sample, index, layer = cells[step]
+        is_first = (index, layer) == (0, 0)
+        if is_first or work.corrupted is work.clean:  # a map that goes on may do so within a sample
+            work.corrupt(corruption, sample, std)
+        if is_first:
+            collected.note_run(batch, "corrupt", work.metric_of(work.corrupted), 1 / n_samples)
+        values = work.measure(restored[index], layer, collected.stop_if_cancelled)
+        collected.note(batch, (index, layer), values, 1 / n_samples)
+
+    collected.run(lambda batch: _Work(t, batch, metrics, places, subject, memory_bytes), fill)
     return collected.cells(facts={"noise_standard_deviation": (corruption.sigma or 0.0) * std})
 
 
@@ -247,6 +245,10 @@ class _Work:
         self.sweep = Sweep(reader, lambda m: bytes_of_rerun(t, m, length), left, t.device)
         self.where = places.in_batch(batch)
         self.subject = None if subject is None else subject.in_prompts(batch)[0]
+
+    def unchanged(self) -> dict[str, Numbers]:
+        """Of the clean run alone: the corrupt one depends on the sample."""
+        return {"clean": self.metric_of(self.clean)}
 
     def metric_of(self, run: Run) -> Numbers:
         """[metric, example]"""

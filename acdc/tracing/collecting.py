@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from acdc.errors import ModelError, OutOfMemory
 from acdc.metrics import Metric
-from acdc.patch_map import Axis, Cells, measured_axis
+from acdc.patch_map import Axis, Cells, Numbers, measured_axis
 from acdc.patching.batches import Batch
 from acdc.progress import Checkpoint, Progress
 from acdc.tasks.prompts import Pair
-from acdc.tracing.measuring import Numbers
 
 COPIES = 3  # of all numbers: as collected, as differences, and on their way into a file
 
@@ -37,6 +36,17 @@ class Outline:
     base: str
     parameters: Mapping[str, Any]
     steps: int
+
+
+class Work(Protocol):
+    """What the steps on one batch need."""
+
+    def unchanged(self) -> Mapping[str, Numbers]:
+        """Metrics of runs without a change, clean or corrupt, that are known from the beginning: [metric, example]"""
+        ...
+
+
+W = TypeVar("W", bound=Work)
 
 
 class Collected:
@@ -66,21 +76,24 @@ class Collected:
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
-    def left(self) -> Iterator[tuple[Batch, range]]:
-        """Batches with steps left, and which of theirs these are."""
+    def run(self, begin: Callable[[Batch], W], fill: Callable[[W, Batch, int], None]) -> None:
+        """Do what is left. begin: make what the steps on a batch need; one of them is there at a time. fill: note the
+        cells of a step. Raises ModelError, Cancelled."""
         n = self.outline.steps
         for number, batch in enumerate(self.batches):
             steps = range(max(0, self.done - number * n), n)
-            if steps:
-                yield batch, steps
-
-    def each(self, steps: range) -> Iterator[int]:
-        """One step after the other; when its turn is over it is done."""
-        for step in steps:
-            yield step
-            self.done += 1
-            self.progress.save(Checkpoint(self.done, {"map": self._belongs_to}, self._arrays))
-            self.progress.step(self.done)
+            if not steps:
+                continue
+            work = begin(batch)
+            if steps.start == 0:
+                for name, values in work.unchanged().items():
+                    self.note_run(batch, name, values)
+            for step in steps:
+                fill(work, batch, step)
+                self.done += 1
+                self.progress.save(Checkpoint(self.done, {"map": self._belongs_to}, self._arrays))
+                self.progress.step(self.done)
+            del work  # its runs would stay beside those of the next batch
 
     def stop_if_cancelled(self) -> None:
         """To be called often within a step. Raises Cancelled."""

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from acdc.errors import Fault, GraphMismatch
 from acdc.graph import Graph
+from acdc.patch_map import Flags
 
-Flags = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from acdc.errors import Fault, GraphMismatch, TaskError
 from acdc.metrics import Metric
 from acdc.models.transformer import Transformer
-from acdc.patch_map import Axis, Cells
+from acdc.patch_map import Axis, Cells, Flags, Numbers
 from acdc.patching.batches import Batch
 from acdc.patching.reruns import Begin, Change, bytes_of_rerun, bytes_of_run, record_run, rerun
 from acdc.progress import Progress
@@ -24,13 +24,11 @@ from acdc.tasks.prompts import Pair
 from acdc.tracing.activation import memory_left
 from acdc.tracing.collecting import Collected, Outline, layer_axis
 from acdc.tracing.faults import faults_raised
-from acdc.tracing.measuring import Numbers, make_reader
+from acdc.tracing.measuring import make_reader
 from acdc.tracing.places import pair_of_row, role_places
 from acdc.tracing.sweeping import Sweep
 from acdc.tracing.tiles import Tile
 from acdc.tracing.windows import window_around
-
-Flags = npt.NDArray[np.bool_]
 
 
 def knock_out_attention(
@@ -61,14 +59,15 @@ def knock_out_attention(
     parameters = {"window": window, "heads": None if heads is None else list(heads)}
     outline = Outline("attention_knockout", (layer_axis(t.n_layers), edges), "clean", parameters, t.n_layers)
     collected = Collected(outline, pairs, batches, metrics, memory_bytes, progress)
-    for batch, left in collected.left():
-        work = _Work(t, batch, metrics, _forbidden(pairs, blocked, batch), of_heads, memory_bytes)
-        if left.start == 0:
-            for name, values in work.unchanged(all_have_corrupt).items():
-                collected.note_run(batch, name, values)
-        for layer in collected.each(left):
-            collected.note(batch, (layer,), work.measure(windows[layer], collected.stop_if_cancelled))
-        del work  # its run would stay beside that of the next batch
+
+    def begin(batch: Batch) -> _Work:
+        forbidden = _forbidden(pairs, blocked, batch)
+        return _Work(t, batch, metrics, forbidden, of_heads, memory_bytes, has_corrupt=all_have_corrupt)
+
+    def fill(work: _Work, batch: Batch, layer: int) -> None:
+        collected.note(batch, (layer,), work.measure(windows[layer], collected.stop_if_cancelled))
+
+    collected.run(begin, fill)
     return collected.cells(has_other_run=all_have_corrupt)
 
 
@@ -153,8 +152,10 @@ class _Work:
         forbidden: Flags,
         of_heads: Tensor | None,
         memory_bytes: int,
+        *,
+        has_corrupt: bool,
     ) -> None:
-        self.t, self.batch, self.of_heads = t, batch, of_heads
+        self.t, self.batch, self.of_heads, self.has_corrupt = t, batch, of_heads, has_corrupt
         left = memory_left(bytes_of_run(t, batch.n_rows * batch.length), memory_bytes)
         with torch.no_grad():
             self.clean = record_run(t, t.embed(batch.clean))
@@ -169,10 +170,10 @@ class _Work:
         begins = concerned.argmax(-1) if t.is_causal else np.zeros(concerned.shape[:2], dtype=np.int64)
         self.starts = np.where(concerned.any(-1), begins, batch.length)
 
-    def unchanged(self, has_corrupt: bool) -> dict[str, Numbers]:
+    def unchanged(self) -> dict[str, Numbers]:
         """The metrics of both runs: [metric, example]. Without corrupt prompts the other run is the clean one."""
         last = {"clean": self.clean.last, "corrupt": self.clean.last}
-        if has_corrupt:
+        if self.has_corrupt:
             with torch.no_grad():
                 last["corrupt"] = rerun(self.t, self.t.embed(self.batch.corrupt).sum(0), Begin())
         return {name: self.sweep.reader.measure_run(x) for name, x in last.items()}

@@ -6,20 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from acdc.metrics import Metric, in_full_precision
 from acdc.models.transformer import Transformer
+from acdc.patch_map import Numbers
 from acdc.patching.batches import Batch
 from acdc.patching.circuits import Prompts
 from acdc.patching.forward import NodeOutputs
 from acdc.patching.readout import make_readout
 from acdc.patching.reruns import Run
 
-Readout = Callable[[Tensor], Tensor]  # [cell, read, d] -> a metric [cell, example]
-Numbers = npt.NDArray[np.float64]
+ReadMetric = Callable[[Tensor], Tensor]  # [cell, read, d] -> a metric [cell, example]
 COPIES = 3  # of the logits that a metric may make
 
 
@@ -30,7 +29,7 @@ class Reader:
     logits that a readout may need."""
 
     batch: Batch
-    readouts: Sequence[Readout]
+    readouts: Sequence[ReadMetric]
     vocab_size: int
 
     @property
@@ -66,7 +65,7 @@ def make_reader(t: Transformer, batch: Batch, metrics: Sequence[Metric], clean: 
         logprobs = in_full_precision(logits).log_softmax(-1)
     prompts = Prompts(batch, clean.inputs, NodeOutputs(clean.inputs, [], []), logprobs)  # nothing is cut here
 
-    def readout(metric: Metric) -> Readout:
+    def readout(metric: Metric) -> ReadMetric:
         read = make_readout(t, [prompts], metric)
         return lambda residual: read([residual])
 

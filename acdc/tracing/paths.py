@@ -38,7 +38,7 @@ from acdc.errors import TaskError
 from acdc.graph import Graph
 from acdc.metrics import Metric
 from acdc.models.transformer import Layer, Rope, Transformer
-from acdc.patch_map import Axis, Cells
+from acdc.patch_map import Axis, Cells, Flags, Numbers
 from acdc.patching.batches import Batch
 from acdc.patching.forward import read_all
 from acdc.patching.reruns import Run, bytes_of_rerun, bytes_of_run, record_run
@@ -46,8 +46,8 @@ from acdc.progress import Progress
 from acdc.tasks.prompts import Pair
 from acdc.tracing.activation import base_of, memory_left
 from acdc.tracing.collecting import Collected, Outline
-from acdc.tracing.ends import Flags, Ints, inputs_named, inputs_of_layer, receiver_of_input, senders_named
-from acdc.tracing.measuring import Numbers, make_reader
+from acdc.tracing.ends import Ints, inputs_named, inputs_of_layer, receiver_of_input, senders_named
+from acdc.tracing.measuring import make_reader
 from acdc.tracing.places import first_changes
 from acdc.tracing.sweeping import Sweep
 from acdc.tracing.tiles import Tile
@@ -102,16 +102,13 @@ def patch_paths(
     }
     outline = Outline("path_patching", axes, base, parameters, len(groups))
     collected = Collected(outline, pairs, batches, metrics, memory_bytes, progress)
-    for batch, steps in collected.left():
-        work = _Work(t, batch, metrics, base, between, memory_bytes)
-        if steps.start == 0:
-            for name, values in work.unchanged().items():
-                collected.note_run(batch, name, values)
-        for step in collected.each(steps):
-            group = groups[step]
-            values = work.measure(wanted, group, collected.stop_if_cancelled)
-            collected.note_cells(batch, (group.senders, group.receivers), values)
-        del work  # its runs would stay beside those of the next batch
+
+    def fill(work: _Work, batch: Batch, step: int) -> None:
+        group = groups[step]
+        values = work.measure(wanted, group, collected.stop_if_cancelled)
+        collected.note_cells(batch, (group.senders, group.receivers), values)
+
+    collected.run(lambda batch: _Work(t, batch, metrics, base, between, memory_bytes), fill)
     return collected.cells(wanted.defined)
 
 

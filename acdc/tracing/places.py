@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from acdc.errors import Fault, TaskError
+from acdc.patch_map import Flags
 from acdc.patching.batches import Batch
 from acdc.tasks.prompts import Pair
 
 PLACES = ("position", "from_end", "role", "all")
-Flags = npt.NDArray[np.bool_]
 EVERYWHERE = "all"
 END = "end"  # the role of a prompt's last token
 

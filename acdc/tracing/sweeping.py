@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.tracing.measuring import Numbers, Reader
+from acdc.patch_map import Numbers
+from acdc.tracing.measuring import Reader
 from acdc.tracing.tiles import Ints, Tile, make_tiles
 
 Run = Callable[[Tile, Tensor], tuple[Tensor, int]]
