@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from sqlalchemy import create_engine, make_url, text
 
 from acdc.store import Store, migrate
+
+settings.register_profile("long")  # make test-long
 
 _numbers = itertools.count()
 

@@ -36,8 +36,6 @@ from acdc.discovery.walk import Rule, Walk
 from acdc.errors import Fault, TaskError
 from acdc.graph import BoolMatrix, Graph
 from acdc.metrics import METRICS
-from acdc.patching.masked import bytes_per_token
-from acdc.patching.readout import bytes_of_logits
 from acdc.progress import Checkpoint, Progress, Quiet
 
 RULES = ("signed", "absolute")
@@ -245,9 +243,7 @@ def guessed_costs(problem: Problem, progress: Progress) -> Scores:
 
 
 def _prompts_with_room_for_gradients(problem: Problem) -> int:
-    t, batches = problem.t, [p.batch for p in problem.prompts]
-    reads = max(-(-len(batch.read_row) // batch.n_rows) for batch in batches)
-    of_prompt = max(batch.length for batch in batches) * bytes_per_token(t) + reads * bytes_of_logits(t)
+    of_prompt = max(-(-problem.bytes_of_forward(p) // len(p.batch.examples)) for p in problem.prompts)
     return problem.memory_bytes // (GRADIENTS_HOLD * of_prompt)
 
 

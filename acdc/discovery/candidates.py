@@ -14,9 +14,8 @@ from acdc.discovery.ledger import Ledger, Tiles
 from acdc.discovery.problem import Problem
 from acdc.graph import BoolMatrix
 from acdc.patching.circuits import PerExample
-from acdc.patching.masked import bytes_per_token
 from acdc.patching.needs import Needs, Positions
-from acdc.patching.readout import bytes_of_logits, make_readout
+from acdc.patching.readout import make_readout
 from acdc.patching.standing import Standing
 from acdc.patching.suffix import Rooms, Suffix
 from acdc.patching.visit import Visit
@@ -61,6 +60,8 @@ class Candidates:
         self._bytes_of_row = self._bytes_per_row(receiver)
         self._ledger.hold(self, held + visits, max(self._bytes_of_row, self._bytes_of_whole_forward()))
         self._visits = [Visit(suffix, receiver, senders) for suffix in self._suffixes]
+        if self._rooms.n_bytes + self.rows_at_once * self._bytes_of_row > self._ledger.left:
+            self._rooms.release()  # what other visits left there is in no tile's reckoning
 
     @torch.no_grad()
     def values(self, will_go: Sequence[bool], of: range | None = None) -> PerExample:
@@ -136,7 +137,4 @@ class Candidates:
         return largest + reads * (self._readout.bytes_per_read + t.d_model * t.dtype.itemsize)
 
     def _bytes_of_whole_forward(self) -> int:
-        t, batches = self.problem.t, [p.batch for p in self.problem.prompts]
-        tokens = max(batch.n_rows * batch.length for batch in batches)
-        reads = max(len(batch.read_row) for batch in batches)
-        return tokens * bytes_per_token(t) + reads * bytes_of_logits(t)
+        return max(self.problem.bytes_of_forward(p) for p in self.problem.prompts)

@@ -48,12 +48,12 @@ def decide_again(
         for sender in sender_order(graph, receiver, order, order_seed):
             if not start[sender, receiver]:
                 continue
+            without: float | None = None  # the edge
             if is_live and (only is None or only[sender, receiver]):
                 metric = problem.mean_with(standing) if metric is None else metric
-                without = standing.copy()
-                without[sender, receiver] = False
-                cost = metric - problem.mean_with(without)
-                yield Decision(sender, receiver, metric, cost, rule.cuts(cost))
-            if standing[sender, receiver] != kept[sender, receiver]:
-                standing[sender, receiver] = kept[sender, receiver]
-                metric = None
+                standing[sender, receiver] = False
+                without = problem.mean_with(standing)
+                yield Decision(sender, receiver, metric, metric - without, rule.cuts(metric - without))
+            standing[sender, receiver] = kept[sender, receiver]
+            if not kept[sender, receiver]:
+                metric = without

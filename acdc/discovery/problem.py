@@ -15,6 +15,8 @@ from acdc.graph import BoolMatrix
 from acdc.metrics import Metric
 from acdc.models.transformer import Transformer
 from acdc.patching.circuits import PerExample, Prompts, measure, n_examples
+from acdc.patching.masked import bytes_per_token
+from acdc.patching.readout import bytes_of_logits
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Problem:
             return self.objective(logits, p.batch, p.clean_logprobs).sum() / self.n_examples
 
         return objective
+
+    def bytes_of_forward(self, p: Prompts) -> int:
+        """What a whole masked forward of one circuit holds on a batch, with the logits that the objective reads."""
+        tokens, reads = p.batch.n_rows * p.batch.length, len(p.batch.read_row)
+        return tokens * bytes_per_token(self.t) + reads * bytes_of_logits(self.t)
 
     def measure(self, masks: Tensor) -> PerExample:
         """The objective of every circuit on every example. masks: [circuit, senders, receivers]"""

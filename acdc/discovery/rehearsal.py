@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from acdc.circuit import Scores
 from acdc.discovery.acdc import attributed, largest_edges, require_sense, stages_of, without_validation
 from acdc.discovery.candidates import Candidates
 from acdc.discovery.ledger import Ledger
@@ -20,7 +21,6 @@ from acdc.progress import Progress
 
 MEASURED = 6  # receivers, and the last one
 CHAIN = 16  # edges tested at once
-ACCEPTED = 0.94  # of the rows, as `make bench-exact` finds it
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,8 @@ def rehearse_acdc(
     has_gradient = searched.objective.has_gradient
     scores = attributed(searched, progress) if has_gradient else np.full(graph.legal.shape, np.inf, np.float32)
     start = graph.legal.copy() if warm_start is None else largest_edges(graph, scores, warm_start)
-    if edges is not None:
-        likely = [start & largest_edges(graph, scores, min(1.0, edges / graph.n_edges))]
-    else:
-        sizes = scores if rule == "signed" else np.abs(scores)
-        likely = [start & (sizes >= threshold) for threshold in sorted(thresholds)]
-    kept = likely[0]  # the most of them, which hold all others
+    likely = [start & circuit for circuit in _likely(graph, scores, thresholds, rule, edges)]
+    kept = likely[0]
     visits = _visits(graph, start, kept)
     if not visits:  # a warm start without an edge to the logits
         return Rehearsal(edges=0, prompts=all_stages[0].n_examples, seconds=0.0, ms_per_edge=(), memory_bytes=0)
@@ -85,6 +81,16 @@ def rehearse_acdc(
         ms_per_edge=tuple(1e3 * seconds for seconds in measured),
         memory_bytes=ledger.most,
     )
+
+
+def _likely(
+    graph: Graph, scores: Scores, thresholds: Sequence[float], rule: str, edges: int | None
+) -> list[BoolMatrix]:
+    """The circuits that attribution's scores make likely, one a threshold, the largest first: it holds all others."""
+    if edges is not None:
+        return [largest_edges(graph, scores, min(1.0, edges / graph.n_edges))]
+    sizes = scores if rule == "signed" else np.abs(scores)
+    return [sizes >= threshold for threshold in sorted(thresholds)]
 
 
 def _visits(graph: Graph, start: BoolMatrix, kept: BoolMatrix) -> list[int]:
@@ -118,7 +124,7 @@ def _seconds_per_edge(
     rows = _seconds(lambda: standing[0].values(will_go)) / len(will_go)
     for candidates in standing:
         ledger.release(candidates)
-    return opening + rows / ACCEPTED
+    return opening + rows
 
 
 def _seconds(work: Callable[[], object]) -> float:

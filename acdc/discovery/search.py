@@ -35,6 +35,16 @@ class Order:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """What an edge costs, and the objective without it: by a row of each stage that was asked, and its mean on all
+    prompts by a whole masked forward if there was one."""
+
+    cost: float
+    without: Sequence[PerExample]
+    whole: float | None = None
+
+
 class Search:
     """Walks the receivers, deciding on every edge into each.
 
@@ -69,7 +79,7 @@ class Search:
         # The objective of the circuit as decided so far, on the first stage's examples; on later stages' where known.
         self.metric, *later = (stage.value() for stage in self.stages)
         self._later = dict(enumerate(later, start=1))
-        self._whole: dict[int, float] = {}  # its mean by whole masked forwards, by stage, where known
+        self._whole: float | None = None  # its mean on all prompts by a whole masked forward, where known
         self._untold: list[bool] = []  # decisions that the stages have not heard of
         self._paces: defaultdict[str, Pace] = defaultdict(Pace)  # see `_kind_of_visit`
         self._tick: Callable[[], None] = lambda: None  # where a search that is to stop stops
@@ -179,9 +189,9 @@ class Search:
         self.walk.count("rows", len(senders))
         decided = 0
         for sender, is_expected, value in zip(senders, will_go, values, strict=True):
-            cost = self._cost(receiver, sender, value)
-            is_cut = self.rule.cuts(cost)
-            self._record(receiver, sender, cost, value if is_cut else None)
+            trial = self._try(receiver, sender, value)
+            is_cut = self.rule.cuts(trial.cost)
+            self._record(receiver, sender, trial, is_cut)
             decided += 1
             if is_cut != is_expected:
                 break
@@ -195,15 +205,14 @@ class Search:
         odds = self.odds.of(senders, receiver)
         return [self._heard.get(sender, odd) for sender, odd in zip(senders, odds, strict=True)]
 
-    def _record(self, receiver: int, sender: int, cost: float, without: PerExample | None) -> None:
-        """without: the first stage's objective without the edge, if it is cut."""
-        self.walk.record(sender, receiver, cost, without is not None)
-        self._untold.append(without is not None)
-        self.odds.saw(sender, receiver, without is None)
-        if without is not None:
-            self.metric = without
-            self._later.clear()
-            self._whole.clear()
+    def _record(self, receiver: int, sender: int, trial: _Trial, is_cut: bool) -> None:
+        self.walk.record(sender, receiver, trial.cost, is_cut)
+        self._untold.append(is_cut)
+        self.odds.saw(sender, receiver, not is_cut)
+        if is_cut:
+            self.metric, *later = trial.without
+            self._later = dict(enumerate(later, start=1))
+            self._whole = trial.whole
 
     def _costs_as_expected(self, will_go: Sequence[bool], values: PerExample) -> list[float]:
         """What edges cost by their rows, if all those before them go or stay as expected."""
@@ -218,24 +227,25 @@ class Search:
         for sender, cost in zip(senders, costs, strict=True):
             self._heard[sender] = 1 - TOLD if self.rule.cuts(cost) else TOLD
 
-    def _cost(self, receiver: int, sender: int, value: PerExample) -> float:
-        """What the next edge costs: by its row of the first stage where that decides; else by rows of later stages; at
-        last by whole masked forwards. value: the first stage's objective without it."""
+    def _try(self, receiver: int, sender: int, value: PerExample) -> _Trial:
+        """The next edge: by its row of the first stage where that decides; else by rows of later stages; at last by
+        whole masked forwards. value: the first stage's objective without it."""
         last = len(self.stages) - 1
-        standing, without = self.metric, value
+        standing, tried = self.metric, [value]
         for number in range(last + 1):
             if number:
                 standing, without = self._on_stage(number)
+                tried.append(without)
                 self.walk.count("rows_of_later_stages")
-            self.stages[number].require_finite(without, receiver)
-            if self._decides(number, standing, without):
+            self.stages[number].require_finite(tried[-1], receiver)
+            if self._decides(number, standing, tried[-1]):
                 if last:
                     self.walk.count("edges_decided_early", int(number < last))
-                return float((standing - without).mean())
-        metric, cost = self._by_whole_forwards(last, receiver, sender)
-        self.walk.guard.saw(float((standing - without).mean()), cost, metric)
+                return _Trial(float((standing - tried[-1]).mean()), tried)
+        metric, whole = self._by_whole_forwards(receiver, sender)
+        self.walk.guard.saw(float((standing - tried[-1]).mean()), metric - whole, metric)
         self.walk.count("borderline_edges")
-        return cost
+        return _Trial(metric - whole, tried, whole)
 
     def _on_stage(self, number: int) -> tuple[PerExample, PerExample]:
         """The objective of a later stage as decided so far, and without the next edge."""
@@ -252,14 +262,13 @@ class Search:
             return False
         return self.walk.guard.trusts(margin, float(standing.mean()))
 
-    def _by_whole_forwards(self, number: int, receiver: int, sender: int) -> tuple[float, float]:
-        """The objective as decided so far, and what the edge costs, as the oracle computes both."""
+    def _by_whole_forwards(self, receiver: int, sender: int) -> tuple[float, float]:
+        """The objective on all prompts, as decided so far and without the edge, as the oracle computes both."""
         circuit = self._standing(receiver)
-        if number not in self._whole:
-            self._whole[number] = self._whole_forward(number, circuit)
+        if self._whole is None:
+            self._whole = self._whole_forward(-1, circuit)
         circuit[sender, receiver] = False
-        metric = self._whole[number]
-        return metric, metric - self._whole_forward(number, circuit)
+        return self._whole, self._whole_forward(-1, circuit)
 
     def _whole_forward(self, number: int, circuit: BoolMatrix) -> float:
         self._tick()

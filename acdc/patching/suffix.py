@@ -24,10 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from acdc.graph import BoolMatrix
 from acdc.models.transformer import Transformer
 from acdc.patching.circuits import Prompts
 from acdc.patching.needs import NARROW, WIDE, Needs, Positions
-from acdc.patching.standing import BLOCK, Flags, Standing
+from acdc.patching.standing import BLOCK, Standing
 
 DENSE = 0.15  # of the edges between changed senders and receivers: where more are kept, a product adds up faster
 
@@ -56,6 +57,10 @@ class Rooms:
             self._of[level] = torch.empty(size, dtype=self._t.dtype, device=self._t.device)
         return self._of[level][:size].view(shape)
 
+    @property
+    def n_bytes(self) -> int:
+        return sum(room.nbytes for room in self._of.values())
+
     def release(self) -> None:
         self._of.clear()
 
@@ -68,7 +73,7 @@ class Suffix:
     """
 
     def __init__(
-        self, t: Transformer, prompts: Prompts, at: Positions, kept: Flags, needs: Needs, rooms: Rooms
+        self, t: Transformer, prompts: Prompts, at: Positions, kept: BoolMatrix, needs: Needs, rooms: Rooms
     ) -> None:
         self.t, self.batch, self.at, self.kept, self.needs, self.rooms = t, prompts.batch, at, kept, needs, rooms
         self.standing = Standing(t, prompts, at, kept)

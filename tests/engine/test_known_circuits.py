@@ -92,12 +92,15 @@ def test_acdc_decides_as_a_loop_without_any_shortcut_does() -> None:
     def metric(mask: np.ndarray) -> float:  # type: ignore[type-arg]
         return float(problem.measure(torch.from_numpy(mask[None].astype(np.float64))).mean())
 
+    standing = metric(kept)
     for r in receiver_order(graph):
         for s in reversed(range(int(graph.n_senders_before[r]))):
-            without = kept.copy()
-            without[s, r] = False
-            if metric(kept) - metric(without) < threshold:
-                kept = without
+            kept[s, r] = False
+            without = metric(kept)
+            if standing - without < threshold:
+                standing = without
+            else:
+                kept[s, r] = True
     (found,) = search_acdc(problem, Quiet(), thresholds=[threshold], rule="signed")
     assert found.kept is not None
     assert 0 < kept.sum() < graph.n_edges
@@ -134,7 +137,7 @@ def test_a_search_resumed_from_its_checkpoint_ends_as_if_never_stopped(edges: in
     resumed = search_acdc(problem, Keeps(first.saved), **arguments)
     assert [found.key for found in resumed] == [found.key for found in whole]
     for ours, theirs in zip(resumed, whole, strict=True):
-        assert np.array_equal(ours.scores, theirs.scores)
+        assert np.allclose(ours.scores, theirs.scores, rtol=0, atol=1e-10)  # batches have another shape
         assert (ours.kept is None) == (theirs.kept is None)
         assert ours.kept is None or np.array_equal(ours.kept, theirs.kept)
 
