@@ -86,9 +86,9 @@ def _planned_here(request: dict[str, Any], measure: bool) -> dict[str, Any]:
     reference = reference_of(spec.model)
     if reference.kind in ("path", "gguf"):
         reference.found_place()  # here; the service's workers may see other files
-    doubts = doubts_now()
+    doubts, settings = doubts_now(), load_settings()
     rehearsal = rehearse(spec) if measure else None  # first, since it fetches the model
-    cached = cached_directory(load_settings().cache_dir, spec.model)
+    cached = cached_directory(settings.cache_dir, spec.model)
     made = estimate(spec, facts_of(spec.model, cached), measure_speed(), doubts=doubts)
     return (made if rehearsal is None else with_measured(spec, made, rehearsal)).to_dict()
 

@@ -21,7 +21,7 @@ from acdc.circuit import Circuit
 from acdc.cli.console import Json, answer, read_file, write_file
 from acdc.cli.failures import JobFailed
 from acdc.cli.live import LiveProgress
-from acdc.cli.processes import sigterm_as_interrupt, spawn
+from acdc.cli.processes import json_lines, sigterm_as_interrupt, spawn
 from acdc.cli.spec_source import Map, Method, Model, Name, Sets, Source, Tags, read_request
 from acdc.cli.summary import summarise, summary_data
 from acdc.errors import AcdcError, Cancelled
@@ -104,8 +104,7 @@ def _follow(spec: Path, out: Path, resume: bool, source: Path | None) -> Outcome
     outcome = Outcome()
     with LiveProgress() as progress, _child(command, outcome) as lines:
         phase, total = "starting", 0
-        for line in lines:
-            event = json.loads(line)
+        for event in json_lines(lines):
             match event["event"]:
                 case "started":
                     outcome.has_started = True

@@ -3,7 +3,6 @@ model; this one never loads torch."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from typing import Any
 from acdc.cli.console import write_file
 from acdc.cli.failures import JobFailed
 from acdc.cli.live import LiveProgress
-from acdc.cli.processes import sigterm_as_interrupt, spawn, stop
+from acdc.cli.processes import json_lines, sigterm_as_interrupt, spawn, stop
 from acdc.client import faults_of
 from acdc.errors import SpecError
 from acdc.plan import BISECTION, DOUBTED_TESTS, Phase, Plan
@@ -36,13 +35,26 @@ def with_measured(spec: JobSpec, plan: Plan, found: Mapping[str, Any]) -> Plan:
     if searches > 1:
         how += f", in each of about {searches} searches"
     if spec.method.stages:
-        how += "; the first stage alone: edges it leaves open take longer"
+        how += "; the first stage alone"
     search = Phase("search", found["seconds"] * searches, how)
     phases = tuple(search if phase.name == search.name else phase for phase in plan.phases)
     needed = f"of its budget the search needed {found['memory_bytes'] / 1e6:,.0f} MB or more at these receivers"
     memory = replace(plan.memory, how=f"{plan.memory.how}; {needed}")
-    doubts = tuple(what for what in plan.doubts if what != DOUBTED_TESTS)
-    return replace(plan, phases=phases, memory=memory, doubts=doubts)
+    doubts = [what for what in plan.doubts if what != DOUBTED_TESTS]
+    return replace(plan, phases=phases, memory=memory, doubts=(*doubts, *_doubts_of(spec.method)))
+
+
+def _doubts_of(method: Acdc) -> list[str]:
+    """What a rehearsal cannot know."""
+    doubts = [
+        "how many edges are tested: those are taken for kept whose attribution reaches the threshold, and it may be "
+        "far from what cutting them costs"
+    ]
+    if method.stages:
+        doubts.append("how many edges the first stage leaves open, which take longer")
+    if method.edges is not None:
+        doubts.append(f"how many searches it takes to find the threshold: {BISECTION} are reckoned with")
+    return doubts
 
 
 def rehearse(spec: JobSpec) -> dict[str, Any]:
@@ -58,8 +70,7 @@ def rehearse(spec: JobSpec) -> dict[str, Any]:
         process = spawn(["workers.rehearsal", str(file)], stdout=subprocess.PIPE)
         assert process.stdout is not None
         try:
-            for line in process.stdout:
-                event: dict[str, Any] = json.loads(line)
+            for event in json_lines(process.stdout):
                 match event["event"]:
                     case "phase":
                         progress.show(event["name"], 0, event["total"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -39,6 +40,13 @@ def spawn(
         start_new_session=True,
         preexec_fn=_terminate_with_parent(),
     )
+
+
+def json_lines(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
+    """What a process tells, an object a line. One that is killed may leave half a line, which is left out."""
+    for line in stream:
+        if line.endswith(b"\n"):
+            yield json.loads(line)
 
 
 def stop(processes: Sequence[subprocess.Popen[Any]], grace_s: float) -> None:

@@ -138,16 +138,12 @@ def test_local_run_stops_at_ctrl_c_and_resumes_to_the_same_circuit(
     assert "Traceback" not in lines
 
 
-def test_local_run_has_a_directory_of_its_own_and_goes_on_there(
+def test_local_run_has_a_directory_of_its_own_which_is_refused_to_another_job(
     stack: Stack, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("spec.json").write_text(json.dumps(slow(model)))
-
-    def run(*more: str) -> subprocess.Popen[bytes]:
-        return stack.command("run", "spec.json", *more, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    first = run()
+    first = stack.command("run", "spec.json", stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     until("a checkpoint", lambda: list(Path("acdc-out").glob("discover-custom-acdc-*/checkpoint.safetensors")))
     first.send_signal(signal.SIGINT)
     _, said = first.communicate(timeout=60)
@@ -158,14 +154,7 @@ def test_local_run_has_a_directory_of_its_own_and_goes_on_there(
     _, said = refused.communicate(timeout=60)
     assert (refused.returncode, b"--resume" in said) == (REFUSED, False)
     assert b"keeps the work of another job" in said
-    other = stack.command("run", "other.json", stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    _, said = other.communicate(timeout=120)
-    assert other.returncode == 0, said.decode()
-    second = run("--resume")
-    _, said = second.communicate(timeout=120)
-    assert b"resumed from step" in said
-    assert (mine / "circuit.circuit.safetensors").exists()
-    assert len(list(Path("acdc-out").iterdir())) == 2
+    assert (mine / "checkpoint.safetensors").exists()
 
 
 def test_plan_of_an_exact_search_can_be_measured(stack: Stack, model: Path, tmp_path: Path) -> None:

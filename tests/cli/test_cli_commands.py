@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -20,10 +21,13 @@ from acdc.circuit import Choices, Circuit, ModelCard, Provenance, Run, Selected,
 from acdc.cli.app import app
 from acdc.cli.failures import CANCELLED, NO_ANSWER, READER_GONE, WRONG
 from acdc.cli.following import follow
+from acdc.cli.processes import json_lines
 from acdc.client import Client
 from acdc.errors import Cancelled, ServiceError
 from acdc.graph import Graph, GraphShape
 from acdc.models.inventory import Inventory, LocalModel
+from acdc.spec import parse_job
+from workers import rehearsal
 
 Invoke = Callable[..., Any]
 
@@ -373,3 +377,22 @@ def test_a_list_for_a_name_that_nobody_knows_says_so(service: str, option: str, 
 def test_a_list_for_a_known_name_without_circuits_is_not_remarked_on(service: str) -> None:
     known = ("--task", "custom", "--method", "acdc", "--metric", "accuracy", "--tag", "nobody's")
     assert invoke("--url", service, "circuits", "list", *known).stderr == ""
+
+
+def test_wrong_setting_is_told_before_a_search_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACDC_THREADS", "two")
+    said = invoke("plan", "ioi", "--method", "acdc", "--measure")
+    assert said.exit_code == WRONG
+    assert "ACDC_THREADS" in said.output
+
+
+def test_measuring_tells_what_it_cannot_do_as_an_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file, answers = tmp_path / "spec.json", io.StringIO()
+    file.write_text(parse_job({"method": "acdc"}).canonical_json)
+    monkeypatch.setenv("ACDC_THREADS", "two")
+    assert rehearsal.main([str(file)], answers) == 1
+    assert json.loads(answers.getvalue())["code"] == "invalid_spec"
+
+
+def test_half_a_line_of_a_killed_process_is_left_out() -> None:
+    assert list(json_lines(io.BytesIO(b'{"event": "step"}\n{"eve'))) == [{"event": "step"}]

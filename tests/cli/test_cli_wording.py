@@ -27,7 +27,7 @@ from acdc.cli.measuring import with_measured
 from acdc.cli.summary import _areas
 from acdc.client import CircuitInfo
 from acdc.patch_map import MapKind
-from acdc.plan import BISECTION, Speed, estimate, facts_of
+from acdc.plan import BISECTION, DOUBTED_TESTS, Speed, estimate, facts_of
 from acdc.spec import parse_job
 
 CIRCUIT_ID = "cir_06gzsqm6xhd32t10pvajzm"
@@ -108,17 +108,17 @@ def test_a_run_that_goes_on_is_asked_for_with_all_its_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "seconds", "words"),
+    ("method", "seconds", "words", "doubts"),
     [
-        ({"thresholds": [0.1]}, 100.0, "at 7.0 to 9.0 ms"),
-        ({"thresholds": [0.1, 0.2]}, 100.0, "over 2 thresholds"),
-        ({"edges": 20}, 100.0 * BISECTION, f"in each of about {BISECTION} searches"),
-        ({"stages": [8]}, 100.0, "the first stage alone"),
+        ({"thresholds": [0.1]}, 100.0, "at 7.0 to 9.0 ms", []),
+        ({"thresholds": [0.1, 0.2]}, 100.0, "over 2 thresholds", []),
+        ({"edges": 20}, 100.0 * BISECTION, f"in each of about {BISECTION} searches", ["how many searches"]),
+        ({"stages": [8]}, 100.0, "the first stage alone", ["leaves open"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_measured_search_takes_the_place_of_the_reckoned_one(
-    method: dict[str, Any], seconds: float, words: str
+    method: dict[str, Any], seconds: float, words: str, doubts: list[str]
 ) -> None:
     spec = parse_job({"method": {"name": "acdc", **method}})
     made = estimate(spec, facts_of("smollm2-135m-instruct-q4"), Speed(1e10, "a test"), doubts=["of the machine"])
@@ -128,7 +128,11 @@ def test_a_measured_search_takes_the_place_of_the_reckoned_one(
     assert search.seconds == seconds
     assert words in search.how
     assert "2 MB or more" in plan.memory.how
-    assert (len(made.doubts), plan.doubts) == (2, ("of the machine",))
+    assert plan.doubts[0] == made.doubts[0] == "of the machine"
+    assert DOUBTED_TESTS in made.doubts
+    assert DOUBTED_TESTS not in plan.doubts
+    for doubt, part in zip(plan.doubts[1:], ["attribution", *doubts], strict=True):
+        assert part in doubt
 
 
 def test_two_circuits_of_one_file_name_are_two_jobs(tmp_path: Path) -> None:
