@@ -10,7 +10,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: setup browser demo test test-all check format docs serve bench-engine bench-patching bench-exact bench-circuits peers pins clean help
+.PHONY: setup browser demo test test-long check format docs serve bench-engine bench-patching bench-exact bench-circuits peers pins clean help
 
 setup: $(READY)  ## make the virtual environment (other targets do this themselves)
 
@@ -36,11 +36,11 @@ browser:  ## install chromium for the tests of the explorer, where that is possi
 	    >build-browser.log 2>&1 && rm -f build-browser.log || { tail -n 5 build-browser.log; rm -f build-browser.log; }; \
 	fi
 
-test: $(READY) browser  ## run the tests, without those that take minutes
-	@$(BIN)/python -m pytest -m "not slow"
+test: $(READY) browser  ## run the tests
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-all: $(READY) browser  ## run all tests
-	@$(BIN)/python -m pytest
+test-long: $(READY)  ## exact search against its oracle, many more random searches than in the tests: half an hour
+	@$(BIN)/python -m pytest --hypothesis-profile=long --timeout=3600 tests/engine/test_fast_search.py -k every_decision
 
 check: $(READY)  ## format, lint, types, import rules, drift of generated docs
 	$(BIN)/ruff format --check .
@@ -67,7 +67,7 @@ bench-patching: $(READY)  ## patching maps next to a loop with one hook per cell
 	@mkdir -p build
 	@$(BIN)/python benchmarks/patching.py
 
-bench-exact: $(READY)  ## exact ACDC next to bare forwards, its oracle and auto-circuit; tens of minutes
+bench-exact: $(READY)  ## exact ACDC next to bare forwards, its oracle and auto-circuit; two hours
 	@$(MAKE) -s peers || echo "auto-circuit could not be installed: its figures are left out"
 	@$(BIN)/python benchmarks/exact.py
 
