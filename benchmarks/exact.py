@@ -3,11 +3,13 @@
     python benchmarks/exact.py [--part ioi|oracle|staged|small|gpt2-kl|gpt2-logit-diff] [--runs 3] [--out FILE]
 
 Each part runs alone and puts its rows into build/bench_exact.json, where those of the others stay; without --part all
-run, one after the other. runs: of our search, their median counts. Two threads. OMP_WAIT_POLICY=PASSIVE keeps waiting
-threads of both sides from spinning where other work shares the cores. The parts with auto-circuit need `make peers`.
+run, one after the other. runs: of our search, their median counts. Two threads; set OMP_WAIT_POLICY=PASSIVE to keep
+waiting threads of both sides from spinning where other work shares the cores. The parts with auto-circuit need
+`make peers`. On a machine with a GPU the parts ioi and oracle run there, the others never do.
 
 ioi: smollm2-135m-instruct-q4 as the demo takes it, 8 IOI prompts of one length, KL, tau 0.01. The bare forward is the
-Hugging Face model called on the same tokens, as a user would: model(tokens), logits at all positions.
+Hugging Face model called on the same tokens, as a user would: model(tokens), logits at all positions. Before the first
+search it is rehearsed, as by `acdc plan --measure`.
 oracle: a sample of that search's decisions, taken again by the plain form of ACDC; it needs the part ioi to have run.
 staged: how many edges a staged search decides otherwise than the exact one, on the small model and 64 prompts.
 small: end to end against auto-circuit, on a trained model of 4 layers x 8 heads, d 256 (benchmarks/small_model.py).
@@ -38,6 +40,7 @@ from transformers.utils import logging
 from acdc.circuit import Scores
 from acdc.discovery.acdc import search_acdc
 from acdc.discovery.oracle import decide_again
+from acdc.discovery.rehearsal import rehearse_acdc
 from acdc.discovery.walk import Rule
 from acdc.graph import BoolMatrix, Graph
 from acdc.models.architectures import wrap
@@ -93,6 +96,8 @@ def ioi(runs: int) -> list[Figure]:
     taken = []
     with as_found(loaded.model), torch.no_grad():
         loaded.model(tokens)  # what only the first call needs
+        problem = make_problem(wrap(loaded.model), pairs, "kl_divergence")
+        planned = rehearse_acdc(problem, Lines("rehearsal"), thresholds=[TAU], rule="signed")
         measure()
         for run in range(runs):
             lines = Midway(f"ioi, run {run + 1}", measure)
@@ -109,10 +114,12 @@ def ioi(runs: int) -> list[Figure]:
         f"{shape}; {per_edge * 1e3:.2f} ms per tested edge over {forward * 1e3:.0f} ms, the median of {len(forwards)} "
         f"model(tokens) before, in the middle and after each run; {ours.story()}"
     )
+    foretold = f"{shape}; {planned.seconds / 60:.1f} minutes and {planned.edges} tested edges were foretold"
     whole = f"{shape}; model loading not included; {cores / 60:.1f} minutes of core time"
     return [
         Figure("acdc-edge-over-hf-forward", per_edge / forward, "forwards", 0.06, "lower", runs, over),
         Figure("acdc-ioi-minutes", seconds / 60, "minutes", 6.0, "lower", runs, whole),
+        Figure("acdc-plan-over-search", planned.seconds / seconds, "x", None, "lower", 1, foretold),
     ]
 
 
@@ -199,6 +206,7 @@ PARTS: dict[str, Callable[[int], list[Figure]]] = {
 }
 
 
+ON_GPU = ("ioi", "oracle")  # where there is one
 NEED_PEER = ("small", "gpt2-kl", "gpt2-logit-diff")
 
 
@@ -217,12 +225,14 @@ def main() -> None:
         before = os.getloadavg()[0]
         begin = time.perf_counter()
         figures = PARTS[name](arguments.runs)
-        device = torch.device("cuda" if torch.cuda.is_initialized() else "cpu")
-        facts = environment(device, wait_policy=os.environ.get("OMP_WAIT_POLICY", "default"))
-        facts[f"{name} engine"] = facts.pop("engine")  # parts of one file may have run different code
-        facts[f"{name} load before, after"] = [round(before, 1), round(os.getloadavg()[0], 1)]
-        facts[f"{name} minutes"] = round((time.perf_counter() - begin) / 60, 1)
-        write(arguments.out, figures, facts, into=True)
+        device = torch.device("cuda" if name in ON_GPU and torch.cuda.is_initialized() else "cpu")
+        facts = environment(
+            device,
+            wait_policy=os.environ.get("OMP_WAIT_POLICY", "default"),
+            load_before_and_after=[round(before, 1), round(os.getloadavg()[0], 1)],
+            minutes=round((time.perf_counter() - begin) / 60, 1),
+        )
+        write(arguments.out, figures, {name: facts}, into=True)  # parts of one file may have run different code
 
 
 if __name__ == "__main__":
