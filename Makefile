@@ -39,7 +39,7 @@ browser:  ## install chromium for the tests of the explorer, where that is possi
 test: $(READY) browser  ## run the tests
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-long: $(READY)  ## exact search against its oracle, many more random searches than in the tests: half an hour
+test-long: $(READY)  ## exact search against its oracle, many more random searches than in the tests; tens of minutes
 	@$(BIN)/python -m pytest --hypothesis-profile=long --timeout=3600 tests/engine/test_fast_search.py -k every_decision
 
 check: $(READY)  ## format, lint, types, import rules, drift of generated docs

@@ -86,7 +86,8 @@ def _planned_here(request: dict[str, Any], measure: bool) -> dict[str, Any]:
     reference = reference_of(spec.model)
     if reference.kind in ("path", "gguf"):
         reference.found_place()  # here; the service's workers may see other files
-    doubts, settings = doubts_now(), load_settings()
+    settings = load_settings()  # its faults are told before a model is loaded
+    doubts = doubts_now()
     rehearsal = rehearse(spec) if measure else None  # first, since it fetches the model
     cached = cached_directory(settings.cache_dir, spec.model)
     made = estimate(spec, facts_of(spec.model, cached), measure_speed(), doubts=doubts)

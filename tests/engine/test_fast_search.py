@@ -50,12 +50,6 @@ SMALL = 2**18  # bytes, of tensors that grow with nothing
 SHORT, LONG = 3, 60  # searches of each architecture: make test, make test-long
 
 
-@pytest.fixture
-def timeless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How long batches take has no say in how many rows they have."""
-    monkeypatch.setattr(Pace, "took", lambda *_: None)
-
-
 def search(problem: Problem, **arguments: Any) -> Found:
     return search_acdc(problem, Quiet(), **{"thresholds": [0.02], "rule": "signed", **arguments})[0]
 
