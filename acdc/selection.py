@@ -50,11 +50,15 @@ class Ranking:
     rule: str
     order: Indices
 
-    def select(self, n: int) -> Kept:
-        """The first n edges without those on no path; all of the ranking where it holds fewer than n."""
+    def taken(self, n: int) -> BoolMatrix:
+        """The first n edges, connected or not: [senders, receivers]."""
         mask = np.zeros(self.graph.legal.size, dtype=bool)
         mask[self.order[:n]] = True
-        connected = self.graph.connected(mask.reshape(self.graph.legal.shape))
+        return mask.reshape(self.graph.legal.shape)
+
+    def select(self, n: int) -> Kept:
+        """The first n edges without those on no path; all of the ranking where it holds fewer than n."""
+        connected = self.graph.connected(self.taken(n))
         return Kept(connected, Selected(self.rule, n, int(connected.sum())))
 
 

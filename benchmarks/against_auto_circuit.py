@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from acdc.circuit import Scores
 from acdc.discovery.acdc import guessed_costs, search_acdc
-from acdc.discovery.attribution import score_eap_ig_inputs
+from acdc.discovery.eap import score_eap_ig_inputs
 from acdc.discovery.problem import Found, Problem
 from acdc.discovery.search import Search
 from acdc.discovery.walk import Rule, Walk, receiver_order, sender_order

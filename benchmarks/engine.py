@@ -29,7 +29,7 @@ import torch
 from figures import Figure, environment, write
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from acdc.discovery.attribution import score_eap
+from acdc.discovery.eap import score_eap
 from acdc.discovery.problem import Problem
 from acdc.metrics import METRICS
 from acdc.models.architectures import wrap

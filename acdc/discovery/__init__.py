@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from acdc.discovery.acdc import search_acdc
-from acdc.discovery.attribution import score_eap, score_eap_ig_activations, score_eap_ig_inputs
+from acdc.discovery.eap import score_eap, score_eap_ig_activations, score_eap_ig_inputs
 from acdc.discovery.exact import score_exact
 from acdc.discovery.problem import Found
 

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from acdc.circuit import Scores
-from acdc.discovery.attribution import score_eap_ig_inputs
+from acdc.discovery.eap import score_eap_ig_inputs
 from acdc.discovery.problem import Found, Problem
 from acdc.discovery.search import Order, Search
 from acdc.discovery.walk import Rule, Walk

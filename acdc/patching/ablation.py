@@ -76,7 +76,7 @@ def mean_over(t: Transformer, batches: Sequence[Batch], *, per_role: bool) -> Me
     for batch in batches:
         outputs, _ = record(t, batch.clean)
         flat = [outputs.inputs.movedim(0, 2), *outputs.z, *outputs.mlp]  # each [row, pos, ...]
-        prompts = _prompt_positions(batch)
+        prompts = batch.prompt_positions()
         roles = [[role if per_role else "" for role in row] for row in batch.roles]
         for role in sorted({name for row in roles for name in row} | {""}):
             chosen = prompts & torch.tensor([[role in ("", name) for name in row] for row in roles], device=t.device)
@@ -86,14 +86,6 @@ def mean_over(t: Transformer, batches: Sequence[Batch], *, per_role: bool) -> Me
     means = {role: _unflatten(t, [total / counts[role] for total in totals]) for role, totals in sums.items()}
     overall = means.pop("")
     return Mean(overall, means)
-
-
-def _prompt_positions(batch: Batch) -> Tensor:
-    """[row, pos], true at the prompt itself of one row an example: no answer tokens, no filling, no example twice."""
-    rows, ends = batch.read_row[batch.first_read], batch.read_pos[batch.first_read]
-    chosen = torch.zeros_like(batch.clean, dtype=torch.bool)
-    chosen[rows] = torch.arange(batch.length, device=batch.clean.device)[None] <= ends[:, None]
-    return chosen
 
 
 def _unflatten(t: Transformer, totals: list[Tensor]) -> NodeOutputs:

@@ -90,6 +90,13 @@ class Batch:
         """Whether every example has a wrong answer. Asked once: on a GPU the answer has to be waited for."""
         return bool(self.wrong.exists.any(1).all())
 
+    def prompt_positions(self) -> Tensor:
+        """[row, pos], true at the prompt itself of one row an example: no answers, no filling, no example twice."""
+        ends = self.read_pos[self.first_read]
+        chosen = torch.zeros_like(self.clean, dtype=torch.bool)
+        chosen[self.first_row] = torch.arange(self.length, device=self.clean.device)[None] <= ends[:, None]
+        return chosen
+
     def narrowed(self, places: Sequence[int]) -> tuple[Batch, Tensor]:
         """Only the examples at these places, and which rows [row] that leaves."""
         right, wrong = (_of_examples(answers, places) for answers in (self.right, self.wrong))

@@ -93,6 +93,24 @@ def gradients_at_receivers(
     return ReceiverGradients(tap.x, grads[:n], grads[n:-1], grads[-1]), value.detach()
 
 
+def written(t: Transformer, outputs: NodeOutputs, start: int, stop: int, senders: slice = slice(None)) -> Tensor:
+    """What each chosen sender writes (or changes), for a tile of the tokens of all rows: [S, n, d]."""
+    first, last, _ = senders.indices(t.graph.n_senders)
+    parts = []
+    if first < t.graph.n_inputs:
+        parts.append(outputs.inputs.flatten(1, 2)[:, start:stop])
+    for index, layer in enumerate(t.layers):
+        heads = t.graph.heads_of_layer(index)
+        if heads.start >= last or heads.start + t.graph.senders_per_layer <= first:
+            continue
+        if first < heads.stop and last > heads.start:
+            z = _tokens(outputs.z[index], start, stop).unflatten(-1, (t.n_heads, t.d_head)).transpose(0, 1)
+            parts.append(torch.bmm(z, layer.w_out))
+        if outputs.mlp and first <= heads.stop < last:
+            parts.append(_tokens(outputs.mlp[index], start, stop).unsqueeze(0))
+    return torch.cat(parts)
+
+
 def bytes_per_example(graph: Graph) -> int:
     """What `EdgeScores` holds for each example whose own scores are kept: one float32 per edge."""
     return graph.n_edges * 4
@@ -144,7 +162,8 @@ class EdgeScores:
         """<difference, gradient> over a tile's tokens: [block, chosen senders, receivers]. One sum per block."""
         graph = self.t.graph
         start, stop = tile.start, tile.stop
-        d = _blocks(self._differences(differences, start, stop, slice(rows.start, rows.stop)), tile)  # [b, S, n * d]
+        chosen = slice(rows.start, rows.stop)
+        d = _blocks(written(self.t, differences, start, stop, chosen).to(self.dtype), tile)  # [b, S, n * d]
         update = torch.zeros(tile.count, len(rows), graph.n_receivers, dtype=self.dtype, device=self.t.device)
         for layer in range(self.t.n_layers):
             columns = graph.receivers_of_layer(layer)
@@ -167,24 +186,6 @@ class EdgeScores:
             both = numbers.ravel()[cells], cells
             self._cells[key] = tuple(torch.from_numpy(one).to(self.t.device) for one in both)  # type: ignore[assignment]
         return self._cells[key]
-
-    def _differences(self, outputs: NodeOutputs, start: int, stop: int, senders: slice) -> Tensor:
-        """What each chosen sender changes, for a tile of tokens: [S, n, d]."""
-        t = self.t
-        first, last, _ = senders.indices(t.graph.n_senders)
-        parts = []
-        if first < t.graph.n_inputs:
-            parts.append(outputs.inputs.flatten(1, 2)[:, start:stop])
-        for index, layer in enumerate(t.layers):
-            heads = t.graph.heads_of_layer(index)
-            if heads.start >= last or heads.start + t.graph.senders_per_layer <= first:
-                continue
-            if first < heads.stop and last > heads.start:
-                z = _tokens(outputs.z[index], start, stop).unflatten(-1, (t.n_heads, t.d_head)).transpose(0, 1)
-                parts.append(torch.bmm(z, layer.w_out))
-            if outputs.mlp and first <= heads.stop < last:
-                parts.append(_tokens(outputs.mlp[index], start, stop).unsqueeze(0))
-        return torch.cat(parts).to(self.dtype)
 
     def _at_receivers(self, gradients: ReceiverGradients, index: int, start: int, stop: int) -> Tensor:
         """Gradient at the input of each receiver of a layer: [R (+ 1), n, d]."""

@@ -12,7 +12,7 @@ from stopping import Keeps
 from tiny_transformers import MAKERS, random_pairs, tiny
 
 from acdc.discovery.acdc import search_acdc
-from acdc.discovery.attribution import score_eap
+from acdc.discovery.eap import score_eap
 from acdc.discovery.exact import score_exact
 from acdc.discovery.problem import Problem, add_scores
 from acdc.discovery.walk import receiver_order

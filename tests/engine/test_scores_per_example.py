@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_transformers import MAKERS, random_pairs, tiny
 
-from acdc.discovery.attribution import score_eap, score_eap_ig_activations, score_eap_ig_inputs
+from acdc.discovery.eap import score_eap, score_eap_ig_activations, score_eap_ig_inputs
 from acdc.discovery.exact import score_exact
 from acdc.discovery.problem import Found, Problem, add_scores
 from acdc.metrics import METRICS
