@@ -10,7 +10,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: setup browser demo test test-long check format docs serve bench-engine bench-patching bench-exact bench-circuits peers pins clean help
+.PHONY: setup browser demo test test-long check format docs serve bench-engine bench-patching bench-exact bench-circuits truth-tracr truth-siit peers pins clean help
 
 setup: $(READY)  ## make the virtual environment (other targets do this themselves)
 
@@ -74,6 +74,23 @@ bench-exact: $(READY)  ## exact ACDC next to bare forwards, its oracle and auto-
 bench-circuits: $(READY)  ## the circuit exact search finds with 64 prompts, beside attribution's; resumable
 	@mkdir -p build
 	@$(BIN)/python benchmarks/circuits.py
+
+# The models whose circuit is known are stored. These two make them anew, at development time.
+TRACR := build/truth/tracr
+TRUTHS := acdc/evaluation/truth/data
+
+truth-tracr: $(READY) $(TRACR)/.ready  ## compile the programs with tracr and find their circuits by cutting every edge
+	@$(TRACR)/bin/python benchmarks/truth/compile_tracr.py $(TRUTHS)/tracr
+	@$(BIN)/python benchmarks/truth/find_truths.py
+
+$(TRACR)/.ready: benchmarks/truth/tracr.txt
+	@echo "truth: tracr in $(TRACR)"
+	@$(PYTHON) -m venv $(TRACR)
+	@$(TRACR)/bin/python -m pip --disable-pip-version-check install -qq -r benchmarks/truth/tracr.txt
+	@touch $@
+
+truth-siit: $(READY)  ## train the models that hold a known program; under an hour
+	@$(BIN)/python benchmarks/truth/train_siit.py
 
 # What others wrote is run in environments of its own: it needs older packages than ours.
 PEERS := build/peers/auto_circuit

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hand_wired import induction_model
 from hooked import State, exact_arithmetic, logits_with, see_state
 from known_induction import induction_with
 from tiny_transformers import MAKERS, random_pairs, tiny
 from torch import Tensor
 
 from acdc.errors import Cancelled, OutOfMemory, TaskError
+from acdc.evaluation.truth.hand_wired import induction_model
 from acdc.metrics import METRICS
 from acdc.models.architectures import wrap
 from acdc.models.transformer import Transformer

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hand_wired import induction_model
 from hooked import exact_arithmetic
 from known_induction import induction_with
 from tiny_transformers import random_pairs, tiny
 from torch import Tensor
 
 from acdc.errors import GraphMismatch, OutOfMemory, TaskError
+from acdc.evaluation.truth.hand_wired import induction_model
 from acdc.metrics import METRICS
 from acdc.models.architectures import describe, wrap
 from acdc.models.transformer import Transformer

@@ -11,13 +11,13 @@ from functools import cache, partial
 import numpy as np
 import pytest
 import torch
-from hand_wired import induction_model
 from hooked import exact_arithmetic, hooked, see_state
 from known_induction import induction_with
 from tiny_transformers import random_pairs, tiny
 from torch import Tensor
 
 from acdc.errors import OutOfMemory, TaskError
+from acdc.evaluation.truth.hand_wired import induction_model
 from acdc.metrics import METRICS
 from acdc.models.architectures import wrap
 from acdc.models.transformer import Transformer

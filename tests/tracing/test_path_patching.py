@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hand_wired import RESAMPLE_CIRCUIT, induction_model, induction_pairs
 from known_induction import induction_with
 from tiny_transformers import MAKERS, random_pairs, tiny
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from acdc.errors import GraphMismatch, OutOfMemory, TaskError
+from acdc.evaluation.truth.hand_wired import INDUCTION_RESAMPLE, induction_model, induction_pairs
 from acdc.graph import Graph
 from acdc.metrics import METRICS, Metric
 from acdc.models.architectures import wrap
@@ -314,9 +314,9 @@ def test_answers_of_two_tokens_are_forced_in_rows_of_their_own(between: str) -> 
 # Without MLPs heads are all that lies between, so to freeze them is to freeze everything. Free paths from the embedding
 # reach the keys through 0.0 and the logits through all; from 0.0 they go on to the logits.
 KNOWN = {
-    "frozen": RESAMPLE_CIRCUIT,
-    "heads": RESAMPLE_CIRCUIT,
-    "free": RESAMPLE_CIRCUIT | {"embed->1.0.k", "embed->logits", "0.0->logits"},
+    "frozen": set(INDUCTION_RESAMPLE),
+    "heads": set(INDUCTION_RESAMPLE),
+    "free": {*INDUCTION_RESAMPLE, "embed->1.0.k", "embed->logits", "0.0->logits"},
 }
 
 
