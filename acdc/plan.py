@@ -271,18 +271,24 @@ def _search(spec: JobSpec, size: Size, tokens: float) -> tuple[float, str]:
     if not isinstance(spec, DiscoverSpec):
         return 0.0, "nothing is searched"
     n_prompts, n_objectives = _prompts(spec.task)[0], len(spec.objectives)
-    passes, how = _passes(spec.method, Graph(size.shape).n_edges, size.shape.n_layers)
+    in_batch = min(n_prompts, max(1, int(spec.compute.batch_tokens // tokens)))
+    passes, how = _passes(spec.method, Graph(size.shape).n_edges, size.shape.n_layers, in_batch / n_prompts)
     per_objective = f" x {n_objectives} objectives" if n_objectives > 1 else ""
     return n_prompts * passes * n_objectives, f"{n_prompts:,} prompts x {how}{per_objective}"
 
 
-def _passes(method: MethodSpec, n_edges: int, n_layers: int) -> tuple[float, str]:
-    """Bare forwards that a method takes per prompt, and in words."""
+def _passes(method: MethodSpec, n_edges: int, n_layers: int, batch_share: float) -> tuple[float, str]:
+    """Bare forwards that a method takes per prompt, and in words. batch_share: of all prompts, those in a batch."""
     step = 1 + BACKWARD
     match method.name:
-        case "eap":
+        case "eap" | "node-ap":
             return 2 + step, "(2 forward + 1 forward-backward)"
-        case "eap-ig-inputs":
+        case "information-flow-routes":
+            return 1.0, "1 forward"
+        case "edge-pruning":
+            n = method.steps * batch_share
+            return 2 + n * MASKED * step, f"(2 forward + {n:,.0f} masked forward-backward)"
+        case "eap-ig-inputs" | "mask-ig" | "node-ap-ig":
             return 2 + method.steps * step, f"(2 forward + {method.steps} forward-backward)"
         case "eap-ig-activations":
             n = method.steps * (2 * n_layers + 1)

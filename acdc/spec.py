@@ -262,6 +262,50 @@ class EapIgActivations(Frozen):
     objective: Objectives | None = None
 
 
+class MaskIg(Frozen):
+    """Gradients integrated over the mask itself, every edge faded in together from the empty circuit."""
+
+    name: Literal["mask-ig"] = "mask-ig"
+    steps: int = Field(default=10, ge=1, le=1000)
+    objective: Objectives | None = None
+
+
+class NodeAp(Frozen):
+    """Node attribution patching: an edge gets the smaller score of its two nodes."""
+
+    name: Literal["node-ap"] = "node-ap"
+    objective: Objectives | None = None
+
+
+class NodeApIg(Frozen):
+    """Node attribution patching with the gradient integrated along the embeddings' path."""
+
+    name: Literal["node-ap-ig"] = "node-ap-ig"
+    steps: int = Field(default=10, ge=1, le=1000)
+    objective: Objectives | None = None
+
+
+class InformationFlowRoutes(Frozen):
+    """How near what a sender writes is to what a receiver reads; no metric, no ablation, no gradient."""
+
+    name: Literal["information-flow-routes"] = "information-flow-routes"
+
+
+class EdgePruning(Frozen):
+    """A mask for every edge, trained until as many are cut as wanted."""
+
+    name: Literal["edge-pruning"] = "edge-pruning"
+    edges: float = Field(default=0.02, gt=0, description="to leave open: a number of edges, or below 1 a share of all")
+    steps: int = Field(default=1000, ge=1, le=100_000)
+    rate: float = Field(default=0.8, gt=0, le=10, description="Adam's learning rate of the masks")
+    penalty_rate: float = Field(default=0.8, gt=0, le=10, description="that of the penalty on too many open edges")
+    warm_start: float | None = Field(
+        default=None, gt=0, le=1, description="train only this share of the edges, the largest by mask-ig"
+    )
+    mask_seed: int = Field(default=0, ge=0, lt=2**63, description="of the masks drawn in every step")
+    objective: MetricName | None = Field(default=None, description="kl_divergence by default")
+
+
 class Exact(Frozen):
     """Every edge alone, cut from the full graph."""
 
@@ -341,14 +385,34 @@ class Acdc(Frozen):
         return self
 
 
-MethodSpec = Annotated[Eap | EapIgInputs | EapIgActivations | Exact | Acdc, Field(discriminator="name")]
+MethodSpec = Annotated[
+    Eap
+    | EapIgInputs
+    | EapIgActivations
+    | MaskIg
+    | NodeAp
+    | NodeApIg
+    | InformationFlowRoutes
+    | EdgePruning
+    | Exact
+    | Acdc,
+    Field(discriminator="name"),
+]
 METHOD_SPECS: dict[str, type[Frozen]] = {
     "eap": Eap,
     "eap-ig-inputs": EapIgInputs,
     "eap-ig-activations": EapIgActivations,
+    "mask-ig": MaskIg,
+    "node-ap": NodeAp,
+    "node-ap-ig": NodeApIg,
+    "information-flow-routes": InformationFlowRoutes,
+    "edge-pruning": EdgePruning,
     "exact": Exact,
     "acdc": Acdc,
 }
+WITHOUT_GRADIENT = ("exact", "acdc", "information-flow-routes")
+AT_THE_CLEAN_RUN = {"eap": "eap-ig-inputs", "node-ap": "node-ap-ig"}
+"""Methods that differentiate there, where KL has no slope, and what to use instead."""
 FOUND_WITH = (*METHOD_SPECS, "acdc-hierarchical", "acdc-staged", "acdc-hierarchical-staged", "hypothesis")
 """What a circuit may say that it was found with: a search that is no longer exact is not called by its method's name
 alone."""
@@ -754,7 +818,8 @@ class DiscoverSpec(_Measured):
 
     @property
     def objectives(self) -> tuple[MetricName, ...]:
-        """What the search improves: the method's own objective, else KL for acdc and the metric for the others."""
+        """What the search improves: the method's own objective, else KL for those that decide edge by edge or train
+        masks, and the metric for the others."""
         return _objectives(self.method, self.metric)
 
     @field_validator("method")
@@ -763,19 +828,20 @@ class DiscoverSpec(_Measured):
         objectives = _objectives(method, info.data.get("metric", "logit_diff"))
         if len(set(objectives)) < len(objectives):
             raise ValueError(f"an objective is named twice in {', '.join(objectives)}")
-        if method.name in ("eap", "eap-ig-inputs", "eap-ig-activations") and "accuracy" in objectives:
+        if method.name not in WITHOUT_GRADIENT and "accuracy" in objectives:
             raise ValueError(f"method {method.name!r} needs a gradient and accuracy has none; use logit_diff")
-        if method.name == "eap" and "kl_divergence" in objectives:
+        if method.name in AT_THE_CLEAN_RUN and "kl_divergence" in objectives:
             raise ValueError(
-                "method 'eap' cannot use kl_divergence: its gradient at the clean run is zero; use eap-ig-inputs"
+                f"method {method.name!r} cannot use kl_divergence: its gradient at the clean run is zero; use "
+                f"{AT_THE_CLEAN_RUN[method.name]}"
             )
         return method
 
 
 def _objectives(method: MethodSpec, metric: MetricName) -> tuple[MetricName, ...]:
-    own = method.objective
+    own = None if isinstance(method, InformationFlowRoutes) else method.objective
     if own is None:
-        return ("kl_divergence",) if method.name == "acdc" else (metric,)
+        return ("kl_divergence",) if method.name in ("acdc", "edge-pruning") else (metric,)
     return (own,) if isinstance(own, str) else own
 
 

@@ -6,13 +6,22 @@ from collections.abc import Callable
 
 from acdc.discovery.acdc import search_acdc
 from acdc.discovery.eap import score_eap, score_eap_ig_activations, score_eap_ig_inputs
+from acdc.discovery.edge_pruning import search_edge_pruning
 from acdc.discovery.exact import score_exact
+from acdc.discovery.information_flow_routes import score_information_flow_routes
+from acdc.discovery.mask_ig import score_mask_ig
+from acdc.discovery.node_ap import score_node_ap, score_node_ap_ig
 from acdc.discovery.problem import Found
 
 METHODS: dict[str, Callable[..., list[Found]]] = {
     "eap": score_eap,
     "eap-ig-inputs": score_eap_ig_inputs,
     "eap-ig-activations": score_eap_ig_activations,
+    "mask-ig": score_mask_ig,
+    "node-ap": score_node_ap,
+    "node-ap-ig": score_node_ap_ig,
+    "information-flow-routes": score_information_flow_routes,
+    "edge-pruning": search_edge_pruning,
     "exact": score_exact,
     "acdc": search_acdc,
 }

@@ -1,0 +1,163 @@
+"""Methods beside EAP and exact search, each against its definition worked out another way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from masked_gradient import make_problem, mask_gradient, relative
+from stopping import Keeps, StopsAt
+from tiny_transformers import MAKERS
+
+from acdc.discovery.eap import score_eap, score_eap_ig_inputs
+from acdc.discovery.edge_pruning import search_edge_pruning
+from acdc.discovery.information_flow_routes import score_information_flow_routes
+from acdc.discovery.mask_ig import score_mask_ig
+from acdc.discovery.node_ap import score_node_ap, score_node_ap_ig
+from acdc.discovery.problem import Problem
+from acdc.errors import Cancelled, TaskError
+from acdc.evaluation.truth.cases import case_named, prompts_of
+from acdc.graph import Graph
+from acdc.metrics import METRICS
+from acdc.models.architectures import wrap
+from acdc.patching.forward import record
+from acdc.patching.gradients import written
+from acdc.progress import Quiet
+from acdc.selection import rank
+
+PRUNING: dict[str, Any] = {"rate": 0.8, "penalty_rate": 0.8, "warm_start": None, "mask_seed": 0}
+
+
+# -- mask-ig -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ablation", ["resample", "zero", "mean"])
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_mask_ig_is_the_masks_gradient_averaged_from_empty_to_whole(name: str, ablation: str) -> None:
+    problem = make_problem(name, ablation=ablation, lengths=(6, 7))
+    (found,) = score_mask_ig(problem, Quiet(), steps=3)
+    expected = sum(mask_gradient(problem, problem.full_mask() * k / 3) for k in (1, 2, 3)) / 3
+    assert isinstance(expected, torch.Tensor)
+    assert relative(torch.from_numpy(found.scores), expected) < 1e-5
+
+
+def test_the_scores_of_mask_ig_add_up_to_all_that_there_is_to_explain() -> None:
+    problem = make_problem("llama")
+    (found,) = score_mask_ig(problem, Quiet(), steps=256)
+    ends = torch.stack([problem.full_mask(), 0 * problem.full_mask()])
+    full, empty = problem.measure(ends).mean(1)
+    assert found.scores.sum() == pytest.approx(full - empty, rel=0.02)
+    assert found.facts["completeness_error"] < 0.02
+
+
+# -- nodes -------------------------------------------------------------------------------------------------------------
+
+
+def node_scores(problem: Problem) -> dict[str, float]:
+    """dm by scaling all that a node writes, at the clean run: the gradient of its whole row of the mask."""
+    gradient = mask_gradient(problem, problem.full_mask())
+    return {s.name: float(gradient[i].sum()) for i, s in enumerate(problem.t.graph.senders)}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt-neox"])
+def test_node_ap_gives_an_edge_the_smaller_score_of_its_two_nodes(name: str) -> None:
+    problem = make_problem(name)
+    graph, by_node = problem.t.graph, node_scores(problem)
+    (found,) = score_node_ap(problem, Quiet())
+    for edge in list(graph.edges())[::7]:
+        sender, readers = graph.senders[edge.sender].name, graph.nodes_read_by(edge.receiver)
+        ends = [] if sender == "embed" else [by_node[sender]]
+        if readers != ("logits",):
+            ends.append(max((by_node[reader] for reader in readers), key=abs))
+        if ends:
+            assert found.scores[edge.sender, edge.receiver] == pytest.approx(min(ends, key=abs), rel=1e-4, abs=1e-9)
+
+
+def test_what_goes_straight_from_the_input_to_the_logits_is_worth_what_it_is() -> None:
+    problem = make_problem("llama")
+    plain, nodes = score_eap(problem, Quiet())[0].scores, score_node_ap(problem, Quiet())[0].scores
+    assert nodes[0, -1] == pytest.approx(plain[0, -1])
+
+
+def test_integrated_node_scores_come_from_the_integrated_edge_scores() -> None:
+    problem = make_problem("llama")
+    edges, nodes = (method(problem, Quiet(), steps=4)[0].scores for method in (score_eap_ig_inputs, score_node_ap_ig))
+    last_head = problem.t.graph.heads_of_layer(problem.t.n_layers - 1).start
+    assert nodes[last_head, -1] == pytest.approx(edges[last_head].sum(), rel=1e-5)
+
+
+# -- information flow routes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neox"])
+def test_information_flow_is_the_share_of_nearness_by_a_loop_over_tokens(name: str) -> None:
+    problem = make_problem(name, lengths=(4, 5))
+    graph = problem.t.graph
+    expected, n = np.zeros(graph.legal.shape), 0
+    for p in problem.prompts:
+        outputs, _ = record(problem.t, p.batch.clean)
+        parts = written(problem.t, outputs, 0, p.batch.n_rows * p.batch.length).detach().numpy()
+        for token in range(parts.shape[1]):
+            for r in range(graph.n_receivers):
+                read = parts[: graph.n_senders_before[r], token]
+                near = [max(0.0, abs(read.sum(0)).sum() - abs(read.sum(0) - part).sum()) for part in read]
+                expected[: len(near), r] += np.array(near) / max(sum(near), 1e-30)
+            n += 1
+    (found,) = score_information_flow_routes(problem, Quiet())
+    assert np.abs(found.scores - expected / n).max() < 1e-6
+
+
+# -- edge pruning ------------------------------------------------------------------------------------------------------
+
+
+def known(name: str = "hand-wired/induction") -> tuple[Problem, set[str]]:
+    case = case_named(name)
+    t = wrap(case.model(), split_position=case.split_position)
+    truth = case.truth(t.graph, "resample")
+    problem = Problem(t, prompts_of(case, t, "resample"), METRICS["kl_divergence"], 2**30)
+    return problem, names(t.graph, truth.true)
+
+
+def names(graph: Graph, mask: np.ndarray) -> set[str]:  # type: ignore[type-arg]
+    return {graph.edge_name(edge) for edge in graph.edges() if mask[edge.sender, edge.receiver]}
+
+
+@pytest.mark.parametrize("name", ["hand-wired/induction", "tracr/more-opened"])
+def test_edge_pruning_leaves_the_known_edges_open_and_no_others(name: str) -> None:
+    problem, true = known(name)
+    (found,) = search_edge_pruning(problem, Quiet(), edges=len(true), steps=400, **PRUNING)
+    best = rank(problem.t.graph, found.scores, found.tested, "signed").taken(len(true))
+    assert names(problem.t.graph, best) == true
+    assert found.facts["edges_open"] == pytest.approx(len(true), abs=2)
+
+
+def test_a_warm_start_trains_the_largest_edges_of_mask_ig_alone() -> None:
+    problem = make_problem("llama", metric="kl_divergence")
+    graph = problem.t.graph
+    (by_mask_ig,) = score_mask_ig(problem, Quiet(), steps=5)
+    largest = rank(graph, by_mask_ig.scores, by_mask_ig.tested, "absolute").taken(graph.n_edges // 4)
+    arguments = {**PRUNING, "warm_start": 0.25}
+    (found,) = search_edge_pruning(problem, Quiet(), edges=0.1, steps=100, **arguments)
+    assert ((found.scores > 0) == largest).all()
+
+
+def test_edge_pruning_resumed_goes_on_as_if_never_stopped() -> None:
+    problem, true = known()
+    whole = search_edge_pruning(problem, Quiet(), edges=len(true), steps=50, **PRUNING)
+    first = StopsAt(33)
+    with pytest.raises(Cancelled):
+        search_edge_pruning(problem, first, edges=len(true), steps=50, **PRUNING)
+    assert first.saved is not None
+    assert first.saved.step == 20
+    resumed = search_edge_pruning(problem, Keeps(first.saved), edges=len(true), steps=50, **PRUNING)
+    assert np.array_equal(resumed[0].scores, whole[0].scores)
+
+
+def test_edge_pruning_cannot_leave_more_edges_than_there_are() -> None:
+    problem, _ = known()
+    with pytest.raises(TaskError, match="leave 1,000 edges open and has 29: lower `edges`"):
+        search_edge_pruning(problem, Quiet(), edges=1000, steps=1, **PRUNING)
+    with pytest.raises(TaskError, match="leave 10 edges open and has 6: lower `edges` or raise `warm_start`"):
+        search_edge_pruning(problem, Quiet(), edges=10, steps=1, **{**PRUNING, "warm_start": 0.2})
