@@ -10,7 +10,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: setup browser demo test test-long check format docs serve bench-engine bench-patching bench-exact bench-circuits truth-tracr truth-siit peers pins clean help
+.PHONY: setup browser demo test test-long check format docs serve bench-engine bench-patching bench-exact bench-circuits bench-truth truth-tracr truth-siit peers pins clean help
 
 setup: $(READY)  ## make the virtual environment (other targets do this themselves)
 
@@ -75,7 +75,11 @@ bench-circuits: $(READY)  ## the circuit exact search finds with 64 prompts, bes
 	@mkdir -p build
 	@$(BIN)/python benchmarks/circuits.py
 
-# The models whose circuit is known are stored. These two make them anew, at development time.
+bench-truth: $(READY)  ## every method on models whose circuit is known; writes build/bench_truth.json
+	@mkdir -p build
+	@$(BIN)/python benchmarks/truth/bench.py
+
+# The models that bench-truth runs on are stored. These two make them anew, at development time.
 TRACR := build/truth/tracr
 TRUTHS := acdc/evaluation/truth/data
 

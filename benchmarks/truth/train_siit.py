@@ -46,7 +46,7 @@ from acdc.patching.masked import run_masked
 T = TypeVar("T")
 
 SEED = 0
-STEPS, BATCH, PEAK_RATE, WARM_UP, CLIP = 10_000, 64, 3e-3, 200, 1.0
+STEPS, BATCH, PEAK_RATE, WARM_UP, CLIP = 3000, 64, 3e-3, 200, 1.0
 WEIGHTS = torch.tensor([1.0, 1.0, 1.0, 1.0, 3.0, 1.0])  # of the six; what is hardest to learn counts most
 HELD_OUT = 2000
 NEEDED = 0.995
