@@ -167,18 +167,26 @@ class Graph:
 
     def mask_of_edges(self, names: Iterable[str]) -> BoolMatrix:
         """[senders, receivers], true at the named edges. All unknown names are reported together."""
-        mask = np.zeros_like(self.legal)
-        faults = []
+        edges, faults = [], []
         for name in names:
             try:
-                edge = self.edge(name)
+                edges.append(self.edge(name))
             except GraphMismatch as error:
                 faults.append(Fault(name, error.message))
-            else:
-                mask[edge.sender, edge.receiver] = True
         if faults:
             raise GraphMismatch("not all of the edges named are in this graph", faults)
+        return self.mask_of(edges)
+
+    def mask_of(self, edges: Iterable[Edge]) -> BoolMatrix:
+        """[senders, receivers], true at these edges."""
+        mask = np.zeros_like(self.legal)
+        for edge in edges:
+            mask[edge.sender, edge.receiver] = True
         return mask
+
+    def names_of(self, mask: BoolMatrix) -> list[str]:
+        """The names of a mask's edges, in canonical order: the inverse of `mask_of_edges`."""
+        return [self.edge_name(edge) for edge in self.edges() if mask[edge.sender, edge.receiver]]
 
     def mask_of_nodes(self, names: Iterable[str]) -> BoolMatrix:
         """Every edge between two of the named nodes; embed (and pos) and logits are always among them."""

@@ -21,8 +21,8 @@ from acdc.models.architectures import wrap
 from acdc.models.loading import Loaded
 from acdc.models.parity import Parity, check_parity, probe_tokens
 from acdc.models.transformer import Transformer
-from acdc.patching.ablation import Ablation, Resample, Zero, mean_over
-from acdc.patching.batches import Batch, make_batches
+from acdc.patching.ablation import Ablation, Resample, ablation_of
+from acdc.patching.batches import make_batches
 from acdc.patching.circuits import Prompts, measure, measure_corrupt, prepare, require_memory
 from acdc.patching.masked import run_masked
 from acdc.progress import Progress
@@ -104,7 +104,7 @@ def make_setting(
         "held_out": make_batches(t, prompt_set.held_out, batch_tokens, memory_bytes),
     }
     require_memory(t, [*batches["search"], *batches["held_out"]], memory_of(t.device))
-    values = _ablation(t, ablation, batches["search"], mean_per_role)
+    values = ablation_of(ablation, t, batches["search"], mean_per_role=mean_per_role)
     splits = {}
     progress.phase("clean and ablated runs", len(batches))
     for name, pairs in (("search", prompt_set.search), ("held_out", prompt_set.held_out)):
@@ -112,18 +112,6 @@ def make_setting(
         splits[name] = PreparedSplit(name, pairs, prompts, memory_bytes)
         progress.step(len(splits))
     return Setting(t, loaded.card, parity, prompt_set, values, splits["search"], splits["held_out"])
-
-
-def _ablation(t: Transformer, kind: str, reference: Sequence[Batch], per_role: bool) -> Ablation:
-    match kind:
-        case "resample":
-            return Resample()
-        case "zero":
-            return Zero()
-        case "mean":
-            return mean_over(t, reference, per_role=per_role)
-        case _:
-            raise AssertionError(f"unknown ablation {kind}")
 
 
 def top_tokens(

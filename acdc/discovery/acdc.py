@@ -37,6 +37,7 @@ from acdc.errors import Fault, TaskError
 from acdc.graph import BoolMatrix, Graph
 from acdc.metrics import METRICS
 from acdc.progress import Checkpoint, Progress, Quiet
+from acdc.selection import rank
 
 RULES = ("signed", "absolute")
 ORDERS = ("reverse", "normal", "random")
@@ -255,11 +256,7 @@ def attributed(problem: Problem, progress: Progress, *, steps: int = WARM_STEPS)
 
 def largest_edges(graph: Graph, scores: Scores, share: float) -> BoolMatrix:
     """[senders, receivers]: the share of all edges with the largest scores."""
-    sizes = graph.in_order(np.abs(scores))
-    n = max(1, round(share * graph.n_edges))
-    chosen = np.zeros(graph.n_edges, dtype=bool)
-    chosen[np.argsort(-sizes, kind="stable")[:n]] = True
-    return graph.matrix_of(chosen)
+    return rank(graph, scores, graph.legal, "absolute").taken(max(1, round(share * graph.n_edges)))
 
 
 def _bisect(runs: _Runs, edges: int) -> _Run:

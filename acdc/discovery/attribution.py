@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from acdc.discovery.problem import Found, Problem
 from acdc.errors import TaskError
 from acdc.models.transformer import Transformer
 from acdc.patching.circuits import Prompts
-from acdc.patching.forward import NodeOutputs, record_from
+from acdc.patching.forward import NodeOutputs, Watcher, record_from, run_plain
 from acdc.patching.gradients import EdgeScores, bytes_per_example
 
 EXAMPLES_SHARE = 0.25  # of memory_bytes, for the scores per example of one objective
@@ -30,6 +31,19 @@ def run_clean_again(t: Transformer, p: Prompts) -> tuple[NodeOutputs, NodeOutput
 def path_of(problem: Problem, steps: int) -> list[float]:
     shift = 0.5 if problem.objective.name == "kl_divergence" else 0.0
     return [(k - shift) / steps for k in range(1, steps + 1)]
+
+
+@torch.no_grad()
+def change_from(problem: Problem, p: Prompts, inputs: Tensor, watcher: Watcher, last: Tensor) -> float:
+    """m(clean) - m(another run), this batch's part. inputs, watcher: of the other run, as `run_plain` takes them. last:
+    the clean run's residual, as `run_clean_again` gives it."""
+    other = run_plain(problem.t, inputs.expand(-1, *last.shape), watcher, p.prefix)
+    return float(problem.mean_of(p)(last) - problem.mean_of(p)(other))
+
+
+def completeness_error(attributed: float, change: float) -> float:
+    """Of scores that should add up to a change of the metric: how far they are from it, over it."""
+    return abs(attributed - change) / max(abs(change), 1e-12)
 
 
 def edge_scores(problem: Problem) -> EdgeScores:

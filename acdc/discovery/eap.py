@@ -18,15 +18,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from acdc.discovery.attribution import edge_scores, found_by, path_of, require_gradient, run_clean_again
+from acdc.discovery.attribution import (
+    change_from,
+    completeness_error,
+    edge_scores,
+    found_by,
+    path_of,
+    require_gradient,
+    run_clean_again,
+)
 from acdc.discovery.problem import Found, Problem
 from acdc.errors import TaskError
 from acdc.models.transformer import Transformer
-from acdc.patching.circuits import Prompts
-from acdc.patching.forward import Ignore, NodeOutputs, run_plain
+from acdc.patching.forward import Ignore, NodeOutputs
 from acdc.patching.gradients import gradients_at_receivers
 from acdc.progress import Progress
 
@@ -62,9 +68,9 @@ def score_eap_ig_inputs(problem: Problem, progress: Progress, *, steps: int) -> 
             gradients, _ = gradients_at_receivers(t, inputs, problem.mean_of(p), prefix=p.prefix)
             scores.add(p.batch, differences, gradients, 1.0 / steps)
             progress.step(done * steps + number + 1)
-        change += _change(problem, p, ablation, last)
+        change += change_from(problem, p, ablation.inputs, Ignore(), last)
     attributed = float(scores.result()[: t.graph.n_inputs].sum())
-    error = abs(attributed - change) / max(abs(change), 1e-12)
+    error = completeness_error(attributed, change)
     return [found_by(problem, scores, {"forward": 2, "forward_backward": steps}, {"completeness_error": error})]
 
 
@@ -124,11 +130,3 @@ class _OnPath(Ignore):
 
     def _between(self, start: Tensor, end: Tensor) -> Tensor:
         return start + self.alpha * (end - start)
-
-
-@torch.no_grad()
-def _change(problem: Problem, p: Prompts, ablation: NodeOutputs, last: Tensor) -> float:
-    """m(clean) - m(embeddings ablated), this batch's part. ablation, last: as `_later` gives them."""
-    inputs = ablation.inputs.expand(-1, *last.shape)
-    ablated = run_plain(problem.t, inputs, Ignore(), p.prefix)
-    return float(problem.mean_of(p)(last) - problem.mean_of(p)(ablated))

@@ -13,13 +13,19 @@ a_s + alpha (out_s - a_s): a plain forward and backward a step, not a masked one
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from acdc.discovery.attribution import edge_scores, found_by, path_of, require_gradient, run_clean_again
+from acdc.discovery.attribution import (
+    change_from,
+    completeness_error,
+    edge_scores,
+    found_by,
+    path_of,
+    require_gradient,
+    run_clean_again,
+)
 from acdc.discovery.problem import Found, Problem
-from acdc.patching.circuits import Prompts
-from acdc.patching.forward import Ignore, NodeOutputs, run_plain
+from acdc.patching.forward import Ignore, NodeOutputs
 from acdc.patching.gradients import gradients_at_receivers
 from acdc.progress import Progress
 
@@ -38,8 +44,9 @@ def score_mask_ig(problem: Problem, progress: Progress, *, steps: int) -> list[F
             gradients, _ = gradients_at_receivers(problem.t, faded.inputs, problem.mean_of(p), faded, p.prefix)
             scores.add(p.batch, faded.differences(), gradients, 1.0 / steps)
             progress.step(done * steps + number + 1)
-        change += _change(problem, p, clean, ablation, last)
-    error = abs(float(scores.result().sum()) - change) / max(abs(change), 1e-12)
+        empty = _Faded(clean, ablation, 0.0)
+        change += change_from(problem, p, empty.inputs, empty, last)
+    error = completeness_error(float(scores.result().sum()), change)
     return [found_by(problem, scores, {"forward": 2, "forward_backward": steps}, {"completeness_error": error})]
 
 
@@ -66,11 +73,3 @@ class _Faded(Ignore):
         difference = out - ablated
         differences.append(difference.detach())
         return ablated + self.alpha * difference
-
-
-@torch.no_grad()
-def _change(problem: Problem, p: Prompts, clean: NodeOutputs, ablation: NodeOutputs, last: Tensor) -> float:
-    """m(full) - m(empty), this batch's part. clean, ablation, last: as `run_clean_again` gives them."""
-    faded = _Faded(clean, ablation, 0.0)
-    empty = run_plain(problem.t, faded.inputs.expand(-1, *last.shape), faded, p.prefix)
-    return float(problem.mean_of(p)(last) - problem.mean_of(p)(empty))

@@ -47,9 +47,9 @@ def edited(
     edges_in, edges_out = _read_names(graph, add_edges, remove_edges, add_nodes, remove_nodes)
     nodes_in, nodes_out = _names(add_nodes), _names(remove_nodes)
     entering = _edges_of_nodes(graph, mask, nodes_in) if nodes_in else np.zeros_like(mask)
-    largest = mask | entering | _mask_of(graph, edges_in)
+    largest = mask | entering | graph.mask_of(edges_in)
     leaving = _touching_only(graph, set(nodes_out))
-    result = largest & ~leaving & ~_mask_of(graph, edges_out)
+    result = largest & ~leaving & ~graph.mask_of(edges_out)
     idle = [
         *_idle_edges(graph, edges_in, mask, "add_edges", "is in the circuit already"),
         *_idle_nodes(graph, nodes_in, entering & ~mask, "add_nodes", "is in the circuit already, with all its edges"),
@@ -87,13 +87,6 @@ def _read_names(
 
 def _names(given: Sequence[str]) -> list[str]:
     return [name.strip() for name in given]
-
-
-def _mask_of(graph: Graph, edges: Sequence[Edge]) -> BoolMatrix:
-    mask = np.zeros_like(graph.legal)
-    for edge in edges:
-        mask[edge.sender, edge.receiver] = True
-    return mask
 
 
 def _idle_edges(graph: Graph, edges: Sequence[Edge], done: BoolMatrix, where: str, why: str) -> Iterator[Fault]:

@@ -88,6 +88,19 @@ def mean_over(t: Transformer, batches: Sequence[Batch], *, per_role: bool) -> Me
     return Mean(overall, means)
 
 
+def ablation_of(kind: str, t: Transformer, reference: Sequence[Batch], *, mean_per_role: bool) -> Ablation:
+    """By the name that specs use. reference: whose clean prompts a mean is over."""
+    match kind:
+        case "resample":
+            return Resample()
+        case "zero":
+            return Zero()
+        case "mean":
+            return mean_over(t, reference, per_role=mean_per_role)
+        case _:
+            raise AssertionError(f"unknown ablation {kind}")
+
+
 def _unflatten(t: Transformer, totals: list[Tensor]) -> NodeOutputs:
     inputs, rest = totals[0], [x[None, None].to(t.dtype) for x in totals[1:]]
     return NodeOutputs(inputs[:, None, None].to(t.dtype), rest[: t.n_layers], rest[t.n_layers :])

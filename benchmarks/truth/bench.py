@@ -27,7 +27,6 @@ from acdc.evaluation.truth.cases import FAMILIES, MEMORY_BYTES, Case, cases, pro
 from acdc.evaluation.truth.ranking import at_heads, auroc, average_precision, mib_auroc, size_matched_f1
 from acdc.graph import BoolMatrix
 from acdc.metrics import METRICS
-from acdc.models.architectures import wrap
 from acdc.models.transformer import Transformer
 from acdc.progress import Quiet
 
@@ -88,7 +87,7 @@ class Row:
 
 def rows_of(case: Case, ablation: str, entries: Sequence[Entry]) -> list[Row]:
     with torch.no_grad():
-        t = wrap(case.model(), split_position=case.split_position)
+        t = case.transformer()
         prompts = prompts_of(case, t, ablation)
     truth = case.truth(t.graph, ablation)
     rows = []

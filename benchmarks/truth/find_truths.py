@@ -9,8 +9,6 @@ import torch
 from acdc.evaluation.truth import tracr
 from acdc.evaluation.truth.cases import Case, cases, prompts_of
 from acdc.evaluation.truth.exhaustive import find_truth
-from acdc.graph import BoolMatrix, Graph
-from acdc.models.architectures import wrap
 
 
 def main() -> None:
@@ -21,20 +19,16 @@ def main() -> None:
 
 @torch.no_grad()
 def of_case(case: Case) -> dict[str, dict[str, list[str]]]:
-    t = wrap(case.model(), split_position=case.split_position)
+    t = case.transformer()
     rows = {}
     for ablation in case.ablations:
         truth = find_truth(t, prompts_of(case, t, ablation))
-        rows[ablation] = {"true": names(t.graph, truth.true), "redundant": names(t.graph, truth.redundant)}
+        rows[ablation] = {"true": t.graph.names_of(truth.true), "redundant": t.graph.names_of(truth.redundant)}
         n_redundant = len(rows[ablation]["redundant"])
         print(
             f"{case.name}, {ablation}: {len(rows[ablation]['true'])} of {t.graph.n_edges} true, {n_redundant} redundant"
         )
     return rows
-
-
-def names(graph: Graph, mask: BoolMatrix) -> list[str]:
-    return [graph.edge_name(edge) for edge in graph.edges() if mask[edge.sender, edge.receiver]]
 
 
 if __name__ == "__main__":

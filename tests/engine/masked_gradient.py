@@ -10,7 +10,7 @@ from torch import Tensor
 from acdc.discovery.problem import Problem
 from acdc.metrics import METRICS
 from acdc.models.architectures import wrap
-from acdc.patching.ablation import Ablation, Resample, Zero, mean_over
+from acdc.patching.ablation import ablation_of
 from acdc.patching.batches import make_batches
 from acdc.patching.circuits import prepare
 from acdc.patching.masked import run_masked
@@ -23,7 +23,7 @@ def make_problem(
 ) -> Problem:
     t = wrap(tiny(name))
     batches = make_batches(t, random_pairs(n, lengths), 512, MEMORY)
-    values: Ablation = {"resample": Resample(), "zero": Zero()}.get(ablation) or mean_over(t, batches, per_role=True)
+    values = ablation_of(ablation, t, batches, mean_per_role=True)
     return Problem(t, prepare(t, batches, values), METRICS[metric], MEMORY)
 
 

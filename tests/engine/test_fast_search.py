@@ -36,7 +36,7 @@ from acdc.errors import ModelError, OutOfMemory, TaskError
 from acdc.graph import BoolMatrix
 from acdc.metrics import METRICS, Metric
 from acdc.models.architectures import wrap
-from acdc.patching.ablation import Ablation, Resample, Zero, mean_over
+from acdc.patching.ablation import Resample, Zero, ablation_of
 from acdc.patching.batches import make_batches
 from acdc.patching.circuits import prepare
 from acdc.patching.needs import Needs
@@ -80,7 +80,7 @@ def drawn_problem(data: st.DataObject, name: str, ablation: str, metric: str) ->
         for pair in random_pairs(3, lengths, seed=data.draw(st.integers(0, 99)))
     ]
     batches = make_batches(t, pairs, 512, MEMORY)
-    values: Ablation = {"resample": Resample(), "zero": Zero()}.get(ablation) or mean_over(t, batches, per_role=True)
+    values = ablation_of(ablation, t, batches, mean_per_role=True)
     return Problem(t, prepare(t, batches, values), METRICS[metric], MEMORY)
 
 

@@ -19,9 +19,7 @@ from acdc.discovery.node_ap import score_node_ap, score_node_ap_ig
 from acdc.discovery.problem import Problem
 from acdc.errors import Cancelled, TaskError
 from acdc.evaluation.truth.cases import case_named, prompts_of
-from acdc.graph import Graph
 from acdc.metrics import METRICS
-from acdc.models.architectures import wrap
 from acdc.patching.forward import record
 from acdc.patching.gradients import written
 from acdc.progress import Quiet
@@ -114,14 +112,10 @@ def test_information_flow_is_the_share_of_nearness_by_a_loop_over_tokens(name: s
 
 def known(name: str = "hand-wired/induction") -> tuple[Problem, set[str]]:
     case = case_named(name)
-    t = wrap(case.model(), split_position=case.split_position)
+    t = case.transformer()
     truth = case.truth(t.graph, "resample")
     problem = Problem(t, prompts_of(case, t, "resample"), METRICS["kl_divergence"], 2**30)
-    return problem, names(t.graph, truth.true)
-
-
-def names(graph: Graph, mask: np.ndarray) -> set[str]:  # type: ignore[type-arg]
-    return {graph.edge_name(edge) for edge in graph.edges() if mask[edge.sender, edge.receiver]}
+    return problem, set(t.graph.names_of(truth.true))
 
 
 @pytest.mark.parametrize("name", ["hand-wired/induction", "tracr/more-opened"])
@@ -129,7 +123,7 @@ def test_edge_pruning_leaves_the_known_edges_open_and_no_others(name: str) -> No
     problem, true = known(name)
     (found,) = search_edge_pruning(problem, Quiet(), edges=len(true), steps=400, **PRUNING)
     best = rank(problem.t.graph, found.scores, found.tested, "signed").taken(len(true))
-    assert names(problem.t.graph, best) == true
+    assert set(problem.t.graph.names_of(best)) == true
     assert found.facts["edges_open"] == pytest.approx(len(true), abs=2)
 
 

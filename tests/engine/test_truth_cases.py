@@ -7,23 +7,12 @@ import pytest
 import torch
 
 from acdc.evaluation.truth import siit, tracr
-from acdc.evaluation.truth.cases import Case, case_named, cases, prompts_of
+from acdc.evaluation.truth.cases import case_named, cases, prompts_of
 from acdc.evaluation.truth.exhaustive import Outputs, Truth, find_truth
-from acdc.graph import BoolMatrix, Graph
-from acdc.models.architectures import wrap
-from acdc.models.transformer import Transformer
 
 EXACT = [(case.name, ablation) for case in cases() if case.family != "siit" for ablation in case.ablations]
 SUFFICIENT = [(name, ablation) for name, ablation in EXACT if name != "gates/or"]
 TRAINED = [case.name for case in cases() if case.family == "siit"]
-
-
-def wrapped(case: Case) -> Transformer:
-    return wrap(case.model(), split_position=case.split_position)
-
-
-def names(graph: Graph, mask: BoolMatrix) -> set[str]:
-    return {graph.edge_name(edge) for edge in graph.edges() if mask[edge.sender, edge.receiver]}
 
 
 @pytest.mark.parametrize("name", sorted(tracr.programs()))
@@ -41,16 +30,16 @@ def test_a_compiled_program_runs_here_as_tracr_runs_it(name: str) -> None:
 @pytest.mark.parametrize(("name", "ablation"), [*SUFFICIENT])
 def test_cutting_every_edge_finds_the_circuit_that_is_stored(name: str, ablation: str) -> None:
     case = case_named(name)
-    t = wrapped(case)
+    t = case.transformer()
     found, stored = find_truth(t, prompts_of(case, t, ablation)), case.truth(t.graph, ablation)
-    assert names(t.graph, found.true) == names(t.graph, stored.true)
-    assert names(t.graph, found.redundant) == names(t.graph, stored.redundant)
+    assert t.graph.names_of(found.true) == t.graph.names_of(stored.true)
+    assert t.graph.names_of(found.redundant) == t.graph.names_of(stored.redundant)
 
 
 @pytest.mark.parametrize(("name", "ablation"), EXACT)
 def test_the_stored_circuit_alone_leaves_every_output_as_it_is(name: str, ablation: str) -> None:
     case = case_named(name)
-    t = wrapped(case)
+    t = case.transformer()
     truth = case.truth(t.graph, ablation)
     outputs = Outputs(t, prompts_of(case, t, ablation))
     assert not outputs.differ(truth.true[None])[0]
@@ -61,10 +50,10 @@ def test_the_stored_circuit_alone_leaves_every_output_as_it_is(name: str, ablati
 def test_edges_that_stand_in_for_each_other_are_told_from_true_ones(ablation: str) -> None:
     """Of an OR whose inputs are both on either way is enough, and one is needed."""
     case = case_named("gates/or")
-    t = wrapped(case)
+    t = case.transformer()
     found, designed = find_truth(t, prompts_of(case, t, ablation)), case.truth(t.graph, ablation)
-    assert names(t.graph, found.true) == {"mlp0->logits"}
-    assert names(t.graph, found.true | found.redundant) == names(t.graph, designed.true)
+    assert t.graph.names_of(found.true) == ["mlp0->logits"]
+    assert t.graph.names_of(found.true | found.redundant) == t.graph.names_of(designed.true)
     assert not found.is_sufficient
 
 
@@ -72,11 +61,12 @@ def test_edges_that_stand_in_for_each_other_are_told_from_true_ones(ablation: st
 def test_a_trained_model_still_passes_what_it_was_accepted_by(name: str) -> None:
     """On its benchmark prompts: the model answers, and so do its true edges alone with all others resampled."""
     case = case_named(name)
-    t = wrapped(case)
+    t = case.transformer()
     prompts = prompts_of(case, t, "resample")
     truth = case.truth(t.graph, "resample")
     outputs = Outputs(t, prompts)
-    wanted = [pair.answers[0][0] for p in prompts for pair in (case.pairs()[example] for example in p.batch.examples)]
+    pairs = case.pairs()
+    wanted = [pairs[example].answers[0][0] for p in prompts for example in p.batch.examples]
     for mask in (t.graph.legal, truth.true):
         said = outputs.logits(mask[None])[0].argmax(-1)
         assert np.mean(said.numpy() == wanted) >= 0.97
@@ -86,7 +76,7 @@ def test_a_trained_model_still_passes_what_it_was_accepted_by(name: str) -> None
 
 def test_a_truth_scores_every_edge_but_the_redundant() -> None:
     case = case_named("gates/or")
-    graph = wrapped(case).graph
+    graph = case.transformer().graph
     redundant = graph.mask_of_edges(["0.0->mlp0"])
     truth = Truth(graph.mask_of_edges(["mlp0->logits"]), redundant)
     assert (truth.scored(graph) == (graph.legal & ~redundant)).all()

@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 
 from acdc.evaluation.truth import hand_wired, siit, tracr
 from acdc.evaluation.truth.exhaustive import Truth
-from acdc.evaluation.truth.high_level import HIGH_LEVEL
+from acdc.evaluation.truth.high_level import HIGH_LEVEL, HighLevel
 from acdc.graph import Graph
+from acdc.models.architectures import wrap
 from acdc.models.transformer import Transformer
-from acdc.patching.ablation import Ablation, Resample, Zero, mean_over
+from acdc.patching.ablation import ablation_of
 from acdc.patching.batches import make_batches
 from acdc.patching.circuits import Prompts, prepare
 from acdc.tasks.prompts import Pair
@@ -42,6 +43,10 @@ class Case:
     at_heads: bool = False
     split_position: bool = False
 
+    def transformer(self) -> Transformer:
+        """The model for the executor, with the graph that the truth is about."""
+        return wrap(self.model(), split_position=self.split_position)
+
 
 def cases() -> list[Case]:
     return [*_hand_wired(), *_tracr(), *_siit()]
@@ -50,12 +55,7 @@ def cases() -> list[Case]:
 def prompts_of(case: Case, t: Transformer, ablation: str) -> list[Prompts]:
     """Its prompts, ready for masked forwards of its model. Means are over all positions alike."""
     batches = make_batches(t, case.pairs(), BATCH_TOKENS, MEMORY_BYTES)
-    means: dict[str, Callable[[], Ablation]] = {
-        "resample": Resample,
-        "zero": Zero,
-        "mean": lambda: mean_over(t, batches, per_role=False),
-    }
-    return prepare(t, batches, means[ablation]())
+    return prepare(t, batches, ablation_of(ablation, t, batches, mean_per_role=False))
 
 
 def case_named(name: str) -> Case:
@@ -137,7 +137,7 @@ def _siit() -> list[Case]:
             ("resample",),
             functools.partial(siit.model_of, program),
             functools.partial(siit.pairs_of, program),
-            functools.partial(_trained, program.name),
+            functools.partial(_trained, program),
             at_heads=True,
         )
         for program in HIGH_LEVEL
@@ -145,5 +145,5 @@ def _siit() -> list[Case]:
     ]
 
 
-def _trained(name: str, graph: Graph, ablation: str) -> Truth:
-    return Truth(siit.true_edges(siit.program_named(name), graph), np.zeros_like(graph.legal))
+def _trained(program: HighLevel, graph: Graph, ablation: str) -> Truth:
+    return Truth(siit.true_edges(program, graph), np.zeros_like(graph.legal))

@@ -75,7 +75,7 @@ def _redundant(outputs: Outputs, graph: Graph, true: BoolMatrix) -> BoolMatrix:
                 to_avoid.append(more)
         if len(seen) > MOST_SETS:
             raise ValueError(f"edges of {graph!r} stand in for each other in more than {MOST_SETS} ways")
-    return with_edges(np.zeros_like(true), redundant)
+    return graph.mask_of(redundant)
 
 
 def _smallest(outputs: Outputs, true: BoolMatrix, fixed: list[Edge], open_: list[Edge]) -> list[Edge]:
@@ -90,14 +90,6 @@ def _smallest(outputs: Outputs, true: BoolMatrix, fixed: list[Edge], open_: list
     return _smallest(outputs, true, fixed + late, open_[:half]) + late
 
 
-def with_edges(mask: BoolMatrix, edges: Sequence[Edge] | set[Edge]) -> BoolMatrix:
-    """A copy of a circuit with these edges too."""
-    wider = mask.copy()
-    for edge in edges:
-        wider[edge.sender, edge.receiver] = True
-    return wider
-
-
 class Outputs:
     """What circuits of a model put out on all prompts, next to what the model does."""
 
@@ -108,7 +100,7 @@ class Outputs:
 
     def are_kept_by(self, true: BoolMatrix, more: Sequence[Edge]) -> bool:
         """Whether these edges alone leave every output as it is."""
-        return not self.differ(with_edges(true, more)[None])[0]
+        return not self.differ((true | self.t.graph.mask_of(more))[None])[0]
 
     def differ(self, masks: BoolMatrix) -> BoolMatrix:
         """masks: [circuit, senders, receivers] -> [circuit]: whether any logit that is read changes on any prompt."""

@@ -13,11 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from acdc.circuit import Scores
+from acdc.evaluation.measuring import Bools, Floats
 from acdc.graph import BoolMatrix, Graph, Number
 from acdc.selection import rank, size_of
-
-Floats = npt.NDArray[np.floating]
-Bools = npt.NDArray[np.bool_]
 
 MIB_GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
