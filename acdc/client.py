@@ -22,9 +22,10 @@ from urllib.parse import quote
 import httpx
 from httpx_sse import EventSource, ServerSentEvent, SSEError
 
-from acdc.circuit import Circuit, Report
+from acdc.circuit import Circuit
 from acdc.errors import AcdcError, Fault, ServiceError, SpecError
 from acdc.patch_map import PatchMap
+from acdc.report import Report
 from acdc.spec import spell_infinity
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from figures import SAY_EVERY_S, engine_hash, environment
 
-from acdc.circuit import Circuit, two_digits
+from acdc.circuit import Circuit
 from acdc.models.cache import ModelCache
 from acdc.pipeline import run_job
 from acdc.progress import Checkpoint, Quiet
+from acdc.report import two_digits
 from acdc.selection import rank
 from acdc.settings import load_settings
 from acdc.spec import parse_job, reference_of

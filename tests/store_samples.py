@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from sqlalchemy import text
 
-from acdc.circuit import Behaviour, Choices, Circuit, ModelCard, Point, Provenance, Report, Run, Selected, TaskCard
+from acdc.circuit import Choices, Circuit, ModelCard, Provenance, Run, Selected, TaskCard
 from acdc.graph import Graph, GraphShape
 from acdc.patch_map import Axis, Cells, PatchMap, measured_axis
+from acdc.report import Behaviour, Point, Report
 from acdc.spec import DiscoverSpec, parse_job
 from acdc.store import Claim, JobFilter, JobRow, Move, Page, State, Store
 

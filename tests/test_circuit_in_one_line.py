@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from store_samples import circuit, report
 
-from acdc.circuit import KStar, Point
+from acdc.report import KStar, Point
 
 LONGEST = 250
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from acdc.circuit import Report
+from acdc.report import Report
 from acdc.store import CircuitDetail
 
 

@@ -27,9 +27,10 @@ from acdc.api.views import (
     circuit_summary,
     circuit_view,
 )
-from acdc.circuit import Circuit, Report
+from acdc.circuit import Circuit
 from acdc.drawing import draw_circuit, draw_curve
 from acdc.errors import NotFound, SpecError
+from acdc.report import Report
 from acdc.spec import NonEmpty, faults_of
 from acdc.store import KEEP, MAX_LIMIT, CircuitDetail, CircuitFilter
 

@@ -22,8 +22,9 @@ from acdc.cli.processes import sigterm_as_interrupt, spawn, stop
 from acdc.errors import NotFound, ServiceError, SpecError
 
 if TYPE_CHECKING:
-    from acdc.circuit import Circuit, Point, Report
+    from acdc.circuit import Circuit
     from acdc.client import Client, Event, Job
+    from acdc.report import Point, Report
 
 # Fewer prompts, steps, sizes and random circuits than the defaults, so that two cores are done in minutes.
 SPEC: dict[str, Any] = {

@@ -12,8 +12,9 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from acdc.circuit import Areas, Band, Circuit, KStar, Point, Report
+from acdc.circuit import Circuit
 from acdc.cli.console import number, table
+from acdc.report import Areas, Band, KStar, Point, Report
 
 BAR = 24  # characters that f = 1 takes in the text curve
 _SPLIT = {"search": "search", "held_out": "held out"}

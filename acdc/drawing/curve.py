@@ -10,8 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from acdc.circuit import Areas, KStar, Report, two_digits
-from acdc.circuit import Point as Judged
 from acdc.drawing.svg import (
     INK,
     LINE_HEIGHT,
@@ -27,6 +25,8 @@ from acdc.drawing.svg import (
     text_width,
     wrap,
 )
+from acdc.report import Areas, KStar, Report, two_digits
+from acdc.report import Point as Judged
 
 MARGIN, AXIS = 20.0, 46.0  # AXIS: room for the numbers left of a panel
 PANEL_WIDTH, F_HEIGHT, KL_HEIGHT = 380.0, 250.0, 130.0

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from acdc.circuit import Choices, Circuit, Point
+from acdc.circuit import Choices, Circuit
 from acdc.drawing.layout import BAR, BOX_HEIGHT, BOX_WIDTH, PORT_HEIGHT, PORT_OFFSET, PORT_WIDTH, Layout, Link
 from acdc.drawing.svg import (
     INK,
@@ -31,6 +31,7 @@ from acdc.drawing.svg import (
     wrap,
 )
 from acdc.graph import Edge
+from acdc.report import Point
 
 POSITIVE, NEGATIVE, UNSCORED = "#14497f", "#c2410c", "#6b7280"
 DASH, SOLID = "6 4", "none"

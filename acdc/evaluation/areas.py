@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from acdc.circuit import Areas, Point
+from acdc.report import Areas, Point
 
 
 def trapezoid_weights(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

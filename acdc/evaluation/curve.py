@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from acdc.circuit import Point
 from acdc.evaluation.faithfulness import Scale, point_of
 from acdc.evaluation.measuring import Ledger
 from acdc.graph import Graph
+from acdc.report import Point
 from acdc.selection import Kept, Ranking, size_of
 
 SMALL = 1000  # edges: up to here the smallest usual share (.001) is less than two edges, and every size is affordable

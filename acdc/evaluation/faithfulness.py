@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from acdc.circuit import Point, Selected
+from acdc.circuit import Selected
 from acdc.evaluation.bootstrap import mean_interval
 from acdc.evaluation.measuring import Floats, Outcome
+from acdc.report import Point
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 ROUNDING = 1e-6  # relative: differences below this are float32 rounding of the metrics

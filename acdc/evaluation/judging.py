@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from acdc.circuit import Areas, Band, Behaviour, KStar, Point, Report, Scores, Stability
+from acdc.circuit import Scores
 from acdc.evaluation.areas import areas_of
 from acdc.evaluation.behaviour import verdict_on
 from acdc.evaluation.curve import Judge, Size, curve, sizes_of
@@ -18,6 +18,7 @@ from acdc.evaluation.random_circuits import random_circuits
 from acdc.evaluation.stability import stability_of
 from acdc.graph import BoolMatrix, Graph
 from acdc.progress import Progress
+from acdc.report import Areas, Band, Behaviour, KStar, Point, Report, Stability
 from acdc.selection import Kept, Ranking, rank, size_of
 
 

@@ -22,8 +22,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from acdc.circuit import KStar, Point
 from acdc.evaluation.curve import Judge, Size
+from acdc.report import KStar, Point
 from acdc.selection import Ranking, size_of
 
 BAND = (0.8, 1.2)

@@ -19,10 +19,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from acdc.circuit import Scores, Stability
+from acdc.circuit import Scores
 from acdc.evaluation.bootstrap import units_of
 from acdc.graph import BoolMatrix, Graph
 from acdc.progress import Progress
+from acdc.report import Stability
 from acdc.selection import RULES, Kept, rank
 
 RESAMPLES = 200

@@ -8,8 +8,9 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select
 
-from acdc.circuit import Circuit, ModelCard, Point
+from acdc.circuit import Circuit, ModelCard
 from acdc.errors import NotFound
+from acdc.report import Point
 from acdc.spec import spell_infinity
 from acdc.store.clock import now_ms
 from acdc.store.database import insert_or

@@ -8,23 +8,9 @@ from typing import Any
 import numpy as np
 from fastapi.testclient import TestClient
 
-from acdc.circuit import (
-    Areas,
-    Band,
-    Behaviour,
-    Choices,
-    Circuit,
-    KStar,
-    ModelCard,
-    Point,
-    Provenance,
-    Report,
-    Run,
-    Selected,
-    Stability,
-    TaskCard,
-)
+from acdc.circuit import Choices, Circuit, ModelCard, Provenance, Run, Selected, TaskCard
 from acdc.graph import Graph, GraphShape
+from acdc.report import Areas, Band, Behaviour, KStar, Point, Report, Stability
 from acdc.settings import Settings
 from acdc.store import Artefacts, NewCircuit, Store
 

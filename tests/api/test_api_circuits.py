@@ -12,7 +12,8 @@ import pytest
 from api_samples import HOSTILE, SPEC, Connect, finish, make_circuit
 from fastapi.testclient import TestClient
 
-from acdc.circuit import Circuit, Selected, Stability
+from acdc.circuit import Circuit, Selected
+from acdc.report import Stability
 from acdc.store import Artefacts, Store
 
 FILE = {"content-type": "application/octet-stream"}

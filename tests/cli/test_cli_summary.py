@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 from store_samples import circuit
 
-from acdc.circuit import Stability
 from acdc.cli.summary import summarise, summary_data
+from acdc.report import Stability
 
 
 @pytest.mark.parametrize(

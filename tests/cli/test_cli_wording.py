@@ -15,7 +15,6 @@ from rich.console import Console
 from store_samples import circuit
 from typer.testing import CliRunner
 
-from acdc.circuit import Areas
 from acdc.cli.app import app
 from acdc.cli.check import _rows
 from acdc.cli.circuits import _remark_on_ablation
@@ -28,6 +27,7 @@ from acdc.cli.summary import _areas
 from acdc.client import CircuitInfo
 from acdc.patch_map import MapKind
 from acdc.plan import BISECTION, DOUBTED_TESTS, Speed, estimate, facts_of
+from acdc.report import Areas
 from acdc.spec import parse_job
 
 CIRCUIT_ID = "cir_06gzsqm6xhd32t10pvajzm"

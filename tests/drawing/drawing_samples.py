@@ -4,22 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from acdc.circuit import (
-    Areas,
-    Band,
-    Behaviour,
-    Choices,
-    Circuit,
-    KStar,
-    ModelCard,
-    Point,
-    Provenance,
-    Report,
-    Run,
-    Selected,
-    TaskCard,
-)
+from acdc.circuit import Choices, Circuit, ModelCard, Provenance, Run, Selected, TaskCard
 from acdc.graph import Graph, GraphShape
+from acdc.report import Areas, Band, Behaviour, KStar, Point, Report
 
 SMOLLM2 = GraphShape(30, 9, 3)
 GPT2 = GraphShape(12, 12, 12)

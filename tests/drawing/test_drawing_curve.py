@@ -11,8 +11,8 @@ import pytest
 from drawing_samples import make_point, make_report
 from test_drawing_circuit import SVG, overlap, path_points, text_boxes
 
-from acdc.circuit import Report
 from acdc.drawing import draw_curve
+from acdc.report import Report
 
 
 def titles(svg: str) -> list[str]:

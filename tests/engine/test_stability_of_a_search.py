@@ -12,11 +12,12 @@ from test_library import SMALL, rows, words_tokenizer
 from tiny_transformers import tiny
 
 import acdc
-from acdc.circuit import Circuit, Report
+from acdc.circuit import Circuit
 from acdc.errors import CircuitFileError, GraphMismatch
 from acdc.models.loading import describe_loaded
 from acdc.pipeline import run_on
 from acdc.progress import Quiet
+from acdc.report import Report
 from acdc.spec import parse_job, with_defaults_of
 
 

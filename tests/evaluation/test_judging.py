@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from analytic_measure import MEDIUM, SMALL, Additive, split_of
 
-from acdc.circuit import Report
 from acdc.errors import Cancelled
 from acdc.evaluation.judging import Plan, judge, n_evaluations
 from acdc.progress import Quiet
+from acdc.report import Report
 from acdc.selection import Kept, rank
 
 GRID = (0.01, 0.05, 0.2, 0.5, 1.0)

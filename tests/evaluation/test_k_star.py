@@ -6,13 +6,13 @@ from analytic_measure import MEDIUM, SMALL, Additive, random_scores, split_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acdc.circuit import Point
 from acdc.evaluation.curve import Judge, sizes_of
 from acdc.evaluation.faithfulness import scale_of
 from acdc.evaluation.k_star import find_k_star, meets, most_trials, shortfall, sizes_between
 from acdc.evaluation.measuring import Ledger
 from acdc.graph import Graph, GraphShape
 from acdc.progress import Quiet
+from acdc.report import Point
 from acdc.selection import rank
 from acdc.spec import GRID
 

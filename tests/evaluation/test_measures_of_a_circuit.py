@@ -8,7 +8,7 @@ from analytic_measure import SMALL, Additive, split_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acdc.circuit import Point, Selected
+from acdc.circuit import Selected
 from acdc.errors import Cancelled, ModelError
 from acdc.evaluation.areas import areas_of, trapezoid_weights
 from acdc.evaluation.behaviour import verdict_on
@@ -18,6 +18,7 @@ from acdc.evaluation.editing import complement
 from acdc.evaluation.faithfulness import point_of, scale_of
 from acdc.evaluation.measuring import Ledger, Outcome, Outcomes
 from acdc.progress import Quiet
+from acdc.report import Point
 from acdc.spec import GRID
 
 EMPTY = np.zeros_like(SMALL.legal)

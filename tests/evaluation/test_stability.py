@@ -10,13 +10,14 @@ from analytic_measure import MEDIUM, SHAPES, SMALL, TINY, Additive, random_score
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acdc.circuit import Selected, Stability
+from acdc.circuit import Selected
 from acdc.errors import Cancelled
 from acdc.evaluation.bootstrap import units_of
 from acdc.evaluation.judging import Plan, judge
 from acdc.evaluation.stability import RESAMPLES, stability_of
 from acdc.graph import Graph
 from acdc.progress import Quiet
+from acdc.report import Stability
 from acdc.selection import RULES, Kept, rank
 
 

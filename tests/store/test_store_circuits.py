@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from store_samples import CARD, EDGES, GRAPH, circuit, claimed, every_page, report, sql
 
-from acdc.circuit import Provenance, Report
+from acdc.circuit import Provenance
 from acdc.errors import NotFound, SpecError
+from acdc.report import Report
 from acdc.store import CheckpointRef, CircuitFilter, NewCircuit, NewEvaluation, State, Store
 
 DIGEST = "d" * 64
