@@ -320,6 +320,14 @@ class Client:
     def curve_svg(self, circuit_id: str) -> str:
         return self._request("GET", f"/v1/circuits/{_id(circuit_id)}/curve.svg").text
 
+    def card(self, circuit_id: str) -> str:
+        """What is known of it, as Markdown."""
+        return self._request("GET", f"/v1/circuits/{_id(circuit_id)}/card").text
+
+    def card_page(self, circuit_id: str) -> str:
+        """The same as a page of text and pictures, HTML."""
+        return self._request("GET", f"/v1/circuits/{_id(circuit_id)}/card.html").text
+
     def import_file(self, data: bytes, *, name: str | None = None, tags: Sequence[str] = ()) -> CircuitInfo:
         """Store an exported circuit file. Not repeated when the connection breaks: it would be stored twice."""
         headers = {"Content-Type": "application/octet-stream"}

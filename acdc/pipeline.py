@@ -6,6 +6,7 @@ Here, and for maps in `acdc.mapping`, specs (pydantic) meet the engine (plain ar
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,8 @@ from acdc.discovery.problem import Found, Problem, add_scores
 from acdc.discovery.rehearsal import Rehearsal, rehearse_acdc
 from acdc.errors import GraphMismatch, TaskError
 from acdc.evaluation.editing import complement, edited
-from acdc.evaluation.judging import Judgement, Plan, judge
+from acdc.evaluation.judging import Judgement, judge
+from acdc.evaluation.measuring import Split
 from acdc.evaluation.random_circuits import random_circuits
 from acdc.graph import Graph
 from acdc.mapping import make_map
@@ -30,12 +32,14 @@ from acdc.models.cache import ModelCache
 from acdc.models.loading import Loaded
 from acdc.models.transformer import as_found
 from acdc.patch_map import PatchMap
+from acdc.plan import evaluation_plan
 from acdc.progress import Progress
 from acdc.prompting import make_prompts
 from acdc.provenance import record_run, task_card
 from acdc.selection import Kept, rank, size_of
 from acdc.setting import Setting, make_setting, top_tokens
 from acdc.spec import (
+    Ablation,
     Acdc,
     DiscoverSpec,
     EvaluateSpec,
@@ -165,15 +169,12 @@ def _judge(
     kept: Kept | None,
     progress: Progress,
 ) -> Judgement:
-    rule = spec.selection.rule
-    plan = Plan(
-        grid=spec.evaluation.grid,
-        rules=spec.evaluation.rules if found.is_ranking else (),
-        k_star_rules=None if rule is None else (rule,),
-        random_circuits=spec.evaluation.random_circuits,
-        band_circuits=spec.evaluation.band_circuits,
-        seed=spec.seed,
-    )
+    plan = evaluation_plan(spec)
+    if not found.is_ranking:
+        plan = dataclasses.replace(plan, rules=())
+    others = {
+        other.title: functools.partial(_held_out_under, setting, other, spec.metric) for other in spec.other_ablations
+    }
     return judge(
         setting.t.graph,
         found.scores,
@@ -185,7 +186,13 @@ def _judge(
         kept=kept,
         per_example=found.per_example,
         why_no_examples=found.why_no_examples,
+        elsewhere=others,
     )
+
+
+def _held_out_under(setting: Setting, ablation: Ablation, metric: str) -> Split:
+    prepared = setting.held_out_under(ablation.kind, mean_per_role=ablation.mean_over == "role")
+    return prepared.split(setting.t, metric)
 
 
 def _circuit(setting: Setting, found: Found, judgement: Judgement, provenance: Provenance) -> Circuit:
@@ -325,6 +332,7 @@ def _setting(
         batch_tokens=spec.compute.batch_tokens,
         memory_bytes=spec.compute.memory_bytes,
         progress=progress,
+        other_ablations=bool(spec.other_ablations),
     )
 
 
@@ -338,12 +346,15 @@ def _provenance(
     found: Found | None,
     notes: Sequence[str] = (),
 ) -> Provenance:
-    ablation = f"mean per {spec.ablation.mean_over}" if spec.ablation.kind == "mean" else spec.ablation.kind
     return Provenance(
         model=dataclasses.replace(setting.card, parity=setting.parity.worst),
         task=task_card(setting.prompt_set, spec.task.seed),
         choices=Choices(
-            metric=spec.metric, objective=objective, ablation=ablation, method=method, parameters=dict(parameters)
+            metric=spec.metric,
+            objective=objective,
+            ablation=spec.ablation.title,
+            method=method,
+            parameters=dict(parameters),
         ),
         run=record_run(
             spec,

@@ -311,23 +311,35 @@ def _evaluation(spec: JobSpec, measured: PromptsSpec, size: Size) -> tuple[float
         return n_mean + 2 + 3 * MASKED, f"{n_mean:,} prompts for the mean, 2 forwards and 3 masked ones on the prompt"
     cost = circuits_judged(spec, Graph(size.shape))
     masked = cost.search * n_search + cost.held_out * n_held_out
+    kinds = [other.kind for other in spec.other_ablations]
+    again = len(kinds) * 2 * n_held_out + kinds.count("mean") * n_search
     how = (
         f"at most {cost.search:,} circuits on {n_search:,} prompts and {cost.held_out:,} on {n_held_out:,}, masked "
         f"forwards at {MASKED:.0f} bare ones; 2 forwards of every prompt"
     )
-    return 2 * (n_search + n_held_out) + masked * MASKED, how
+    if kinds:
+        how += f", and again of those held out for {len(kinds)} other ablations"
+    return 2 * (n_search + n_held_out) + again + masked * MASKED, how
 
 
-def circuits_judged(spec: MeasuredSpec, graph: Graph) -> Cost:
-    """Masked forwards of a job's whole evaluation, a prompt of each split: an upper bound."""
+def evaluation_plan(spec: MeasuredSpec) -> EvaluationPlan:
+    """What a job asks to be evaluated."""
     wanted, rule = spec.evaluation, spec.selection.rule
-    plan = EvaluationPlan(
+    return EvaluationPlan(
         grid=wanted.grid,
         rules=wanted.rules,
         k_star_rules=None if rule is None else (rule,),
         random_circuits=wanted.random_circuits,
         band_circuits=wanted.band_circuits,
+        **wanted.parts(),
+        other_ablations=len(spec.other_ablations),
+        seed=spec.seed,
     )
+
+
+def circuits_judged(spec: MeasuredSpec, graph: Graph) -> Cost:
+    """Masked forwards of a job's whole evaluation, a prompt of each split: an upper bound."""
+    plan = evaluation_plan(spec)
     kept, ranked = (n_evaluations(graph, plan, with_k_star=looks) for looks in (False, True))
     if isinstance(spec, DiscoverSpec) and isinstance(spec.method, Acdc):
         n = len(spec.method.thresholds) or 1  # each keeps its own decisions, which no curve is drawn of;
@@ -364,7 +376,9 @@ def _memory(spec: PromptsSpec, size: Size, tokens: float) -> Need:
     in_batch = max(spec.compute.batch_tokens, tokens)
     streams = int(RESIDUALS_PER_LAYER * size.shape.n_layers * in_batch * residual)
     logits = int(in_batch / tokens * size.vocab_size) * 8
-    n_prompts = sum(_prompts(spec.task))
+    n_search, n_held_out = _prompts(spec.task)
+    others = not isinstance(spec, PatchSpec) and bool(spec.other_ablations)  # one at a time
+    n_prompts = n_search + n_held_out * (2 if others else 1)
     of_prompt = tokens * prepared_streams(graph, 1.0) * residual + size.vocab_size * 8
     if isinstance(spec, DiscoverSpec) and spec.method.name in ("acdc", "exact"):
         working = {"budget of the search": spec.compute.memory_bytes}

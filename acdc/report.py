@@ -35,7 +35,8 @@ class Point:
 
     split: search or held_out. rule: as in Selected. fraction: of all edges, asked for. f: normalised faithfulness (a
     ratio of means), None where m(M) - m(empty) is too small to divide by. kl: KL(model || circuit) in nats, kl_share:
-    over that of the empty circuit. quantiles: of the metric over examples at 5, 25, 50, 75 and 95 %.
+    over that of the empty circuit. quantiles: of the metric over examples at 5, 25, 50, 75 and 95 %, kl_quantiles: of
+    KL. answer_logprob: mean log P(right answer). The last two are None in reports from before they were measured.
     """
 
     split: str
@@ -49,6 +50,8 @@ class Point:
     kl_share: float | None
     accuracy: float
     quantiles: tuple[float, float, float, float, float]
+    kl_quantiles: tuple[float, float, float, float, float] | None = None
+    answer_logprob: float | None = None
 
     @property
     def figures(self) -> str:
@@ -58,7 +61,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Areas:
-    """CPR = area under f, CMD = area under |1 - f|, trapezoid over the grid; `_log` over the logarithm of size."""
+    """CPR = area under f, CMD = area under |1 - f|, trapezoid over the grid; `_log` over the logarithm of size.
+
+    cmd_guarded: CMD where a size whose KL is no less than the empty circuit's counts |1 - f| = 1, whatever its f.
+    kl_area: area under the KL share. These two are None in reports from before they were measured.
+    """
 
     split: str
     rule: str
@@ -66,6 +73,8 @@ class Areas:
     cmd: float | None
     cpr_log: float | None
     cmd_log: float | None
+    cmd_guarded: float | None = None
+    kl_area: float | None = None
 
 
 @dataclass(frozen=True)
@@ -135,8 +144,112 @@ class Stability:
 
 
 @dataclass(frozen=True)
+class KnockOut:
+    """A set of the circuit's heads and MLPs, cut from the circuit and from the model. how: random, layer or greedy."""
+
+    how: str
+    nodes: tuple[str, ...]
+    metric_circuit: float
+    metric_model: float
+    f_circuit: float | None
+    f_model: float | None
+
+    @property
+    def metric_gap(self) -> float:
+        return abs(self.metric_circuit - self.metric_model)
+
+    @property
+    def gap(self) -> float | None:
+        """|f(C \\ K) - f(M \\ K)|, small for every K where a circuit is complete."""
+        return None if self.f_circuit is None or self.f_model is None else abs(self.f_circuit - self.f_model)
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """complement: the model without the circuit, held out; its f is near 0 where the circuit is all there is."""
+
+    complement: Point
+    knock_outs: tuple[KnockOut, ...] = ()
+
+    @property
+    def worst(self) -> KnockOut | None:
+        return max(self.knock_outs, key=lambda one: one.metric_gap, default=None)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """An edge of the circuit, removed from it alone, on held-out prompts.
+
+    cost: m(C) - m(C without it), cost_f: in units of f, cost_kl: growth of KL(model || circuit) in nats; positive means
+    that the edge helps. moved: mean |difference| of the metric per example. exceeds: how many removals of random edges
+    it moved more than, superfluous: whether the test calls it so; None where the test was not asked for.
+    """
+
+    edge: str
+    cost: float
+    cost_f: float | None
+    cost_kl: float
+    moved: float
+    exceeds: int | None = None
+    superfluous: bool | None = None
+
+
+@dataclass(frozen=True)
+class Minimality:
+    """n_edges: of the circuit; where `removals` are fewer, they were drawn at random. n_random: random paths that the
+    test compared with."""
+
+    n_edges: int
+    removals: tuple[Removal, ...]
+    n_random: int = 0
+
+    @property
+    def n_superfluous(self) -> int | None:
+        return sum(bool(one.superfluous) for one in self.removals) if self.n_random else None
+
+
+@dataclass(frozen=True)
+class HypothesisTest:
+    """One of the tests of Shi et al. (2024): statistic of n observations, p-value, whether its null is rejected at 5 %,
+    and what that says. The first and the last two are None where nothing could be computed."""
+
+    name: str
+    statistic: float | None
+    n: int
+    p: float | None
+    rejected: bool | None
+    says: str
+
+
+@dataclass(frozen=True)
+class GroupFigures:
+    """The circuit on one group of prompts, such as a template; f in the group's own scale."""
+
+    split: str
+    group: str
+    n_examples: int
+    metric: float
+    metric_full: float
+    f: float | None
+    kl_share: float | None
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """The same circuit where cut edges carry something else: held out, in that ablation's own scale."""
+
+    ablation: str
+    metric_full: float
+    metric_empty: float
+    kl_empty: float
+    kept: Point
+
+
+@dataclass(frozen=True)
 class Report:
-    """The evaluation of a scored circuit. `kept`: the stored selection itself, on both splits."""
+    """The evaluation of a scored circuit. `kept`: the stored selection itself, on both splits. The parts after
+    `stability` are empty where they were not asked for."""
 
     behaviour: Behaviour
     metric_full: Mapping[str, float]
@@ -149,6 +262,11 @@ class Report:
     kept: tuple[Point, ...]
     kept_random: Band | None = None
     stability: Stability = Stability()
+    elsewhere: tuple[Elsewhere, ...] = ()
+    groups: tuple[GroupFigures, ...] = ()
+    completeness: Completeness | None = None
+    minimality: Minimality | None = None
+    tests: tuple[HypothesisTest, ...] = ()
 
     def __repr__(self) -> str:
         """One line: a notebook shows it, and hundreds of points say less."""

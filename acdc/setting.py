@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from acdc.models.loading import Loaded
 from acdc.models.parity import Parity, check_parity, probe_tokens
 from acdc.models.transformer import Transformer
 from acdc.patching.ablation import Ablation, Resample, ablation_of
-from acdc.patching.batches import make_batches
+from acdc.patching.batches import Batch, make_batches
 from acdc.patching.circuits import Prompts, measure, measure_corrupt, prepare, require_memory
 from acdc.patching.masked import run_masked
 from acdc.progress import Progress
@@ -60,10 +60,12 @@ class _Measured:
 
     def __call__(self, masks: Sequence[BoolMatrix]) -> Outcomes:
         stacked = torch.from_numpy(np.stack(masks).astype(np.float32))
-        names = list(dict.fromkeys((self.metric, "kl_divergence", "accuracy")))
+        names = list(dict.fromkeys((self.metric, "kl_divergence", "accuracy", "answer_logprob")))
         metrics = [METRICS[name] for name in names]
         values = measure(self.t, self.of.prompts, stacked, metrics, self.of.memory_bytes)
-        return Outcomes(values[self.metric], -values["kl_divergence"], values["accuracy"] > 0.5)
+        return Outcomes(
+            values[self.metric], -values["kl_divergence"], values["accuracy"] > 0.5, values["answer_logprob"]
+        )
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,15 @@ class Setting:
     search: PreparedSplit
     held_out: PreparedSplit
 
+    def held_out_under(self, ablation: str, *, mean_per_role: bool) -> PreparedSplit:
+        """The held-out prompts where cut edges carry something else. It holds as much memory again."""
+        values = ablation_of(ablation, self.t, _batches(self.search), mean_per_role=mean_per_role)
+        return replace(self.held_out, prompts=prepare(self.t, _batches(self.held_out), values))
+
+
+def _batches(split: PreparedSplit) -> list[Batch]:
+    return [prompts.batch for prompts in split.prompts]
+
 
 def make_setting(
     loaded: Loaded,
@@ -87,8 +98,10 @@ def make_setting(
     batch_tokens: int,
     memory_bytes: int,
     progress: Progress,
+    other_ablations: bool = False,
 ) -> Setting:
-    """Wrap the model, check its parity, run the prompts clean and ablated.
+    """Wrap the model, check its parity, run the prompts clean and ablated. other_ablations: the held-out prompts are to
+    be run under others besides, one at a time.
 
     Raises UnsupportedModel, ParityFailed, BadWeights, TaskError, OutOfMemory.
     """
@@ -103,7 +116,8 @@ def make_setting(
         "search": make_batches(t, prompt_set.search, batch_tokens, memory_bytes),
         "held_out": make_batches(t, prompt_set.held_out, batch_tokens, memory_bytes),
     }
-    require_memory(t, [*batches["search"], *batches["held_out"]], memory_of(t.device))
+    besides = batches["held_out"] if other_ablations else []
+    require_memory(t, [*batches["search"], *batches["held_out"], *besides], memory_of(t.device))
     values = ablation_of(ablation, t, batches["search"], mean_per_role=mean_per_role)
     splits = {}
     progress.phase("clean and ablated runs", len(batches))

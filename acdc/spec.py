@@ -43,7 +43,7 @@ GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 NonEmpty = Annotated[str, Field(min_length=1, max_length=200)]
 # Fields that may be written as one word.
-_WORD_OF = {"task": "name", "method": "name", "map": "name", "ablation": "kind"}
+_WORD_OF = {"task": "name", "method": "name", "map": "name", "ablation": "kind", "evaluation": "extent"}
 
 
 class Frozen(BaseModel):
@@ -676,24 +676,67 @@ _TAGGED: dict[str, type[Frozen]] = {**METHOD_SPECS, **MAP_SPECS, "NodeSet": Node
 # -- the rest of a job -------------------------------------------------------------------------------------------------
 
 
+AblationName = Literal["resample", "zero", "mean"]
+
+
 class Ablation(Frozen):
     """What a cut edge carries. `mean` is over the clean prompts that are searched, per position role or overall."""
 
-    kind: Literal["resample", "zero", "mean"] = "resample"
+    kind: AblationName = "resample"
     mean_over: Literal["role", "all"] = "role"
+
+    @property
+    def title(self) -> str:
+        """As it is stored with the numbers that depend on it."""
+        return f"mean per {self.mean_over}" if self.kind == "mean" else self.kind
 
 
 class EvaluationSpec(Frozen):
-    """The faithfulness curve and its controls."""
+    """The faithfulness curve, its controls, and what else is asked about the kept circuit. The word `full` alone asks
+    for every part."""
 
+    extent: Literal["standard", "full"] = Field(
+        default="standard", description="full: knock_outs, minimality and tests at their usual sizes unless given"
+    )
     grid: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=GRID, min_length=1, max_length=200)
     rules: tuple[Rule, ...] = Field(default=("signed", "absolute"), min_length=1)
     random_circuits: int = Field(default=20, ge=0, le=1000, description="matched to the kept circuit")
     band_circuits: int = Field(default=5, ge=0, le=1000, description="matched to each point of the curve")
+    also_under: tuple[AblationName, ...] = Field(
+        default=("resample", "mean"), description="ablations that the kept circuit is run under besides the job's own"
+    )
+    knock_outs: int | None = Field(
+        default=None,
+        ge=0,
+        le=10_000,
+        description="random sets of the circuit's nodes that are cut from it and from the model, for completeness; "
+        "those of layers and greedy ones come with them; by default 0, with `full` 20",
+    )
+    minimality: int | None = Field(
+        default=None,
+        ge=0,
+        le=100_000,
+        description="edges whose removal is measured, drawn at random where the circuit has more; by default 0, with "
+        "`full` 300",
+    )
+    tests: int | None = Field(
+        default=None,
+        ge=0,
+        le=10_000,
+        description="random circuits and paths that the hypothesis tests compare with; by default 0, with `full` 100",
+    )
 
-    @field_validator("rules")
+    def parts(self) -> dict[str, int]:
+        """knock_outs, minimality and tests as they are to be, whatever was left out."""
+        usual = {"knock_outs": 20, "minimality": 300, "tests": 100} if self.extent == "full" else {}
+        return {
+            name: usual.get(name, 0) if (own := getattr(self, name)) is None else own
+            for name in ("knock_outs", "minimality", "tests")
+        }
+
+    @field_validator("rules", "also_under")
     @classmethod
-    def _once(cls, value: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(value))
 
     @field_validator("grid")
@@ -803,6 +846,12 @@ class _Measured(_OnPrompts):
     ablation: Ablation = Field(default_factory=Ablation)
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     selection: Selection = Field(default_factory=Selection)
+
+    @property
+    def other_ablations(self) -> tuple[Ablation, ...]:
+        """Those that the kept circuit is run under besides its own."""
+        kinds = (kind for kind in self.evaluation.also_under if kind != self.ablation.kind)
+        return tuple(Ablation(kind=kind, mean_over=self.ablation.mean_over) for kind in kinds)
 
 
 class DiscoverSpec(_Measured):

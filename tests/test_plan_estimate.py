@@ -92,7 +92,22 @@ def test_evaluation_of_a_chosen_size_is_the_curve_the_kept_circuit_and_the_rando
     made = plan(evaluation=GRID, selection={"size": 4})
     both = 3 + len(sizes_of(GRID["grid"], N_EDGES)) * 2  # model, empty and kept circuit; then the curve
     masked = both * (8 + 4) + (3 * 2 + 5) * 4  # matched to each grid point, and to the kept circuit
-    assert seconds(made, "evaluate") == pytest.approx((2 * 12 + 3 * masked) * FORWARD / 1e6)
+    masked += (1 + 3) * 4  # its complement; and model, empty and kept circuit under mean ablation, prepared by itself
+    assert seconds(made, "evaluate") == pytest.approx((2 * 12 + 8 + 2 * 4 + 3 * masked) * FORWARD / 1e6)
+
+
+def test_every_part_of_a_full_evaluation_is_told_before() -> None:
+    standard, full = (plan(evaluation={**GRID, **more}, selection={"size": 4}) for more in ({}, {"extent": "full"}))
+    random = 100 - 5 + 100  # of the tests, and what is left without each
+    knock_outs = 2 * (20 + SIZE.shape.n_layers + 25)
+    minimality = N_EDGES + 2 * 100  # the graph has fewer than 300
+    more = (random + knock_outs + minimality) * 4 * 3 * FORWARD / 1e6
+    assert seconds(full, "evaluate") - seconds(standard, "evaluate") == pytest.approx(more)
+
+
+def test_an_ablation_besides_costs_its_own_runs_and_none_costs_nothing() -> None:
+    alone, besides = (plan(evaluation={**GRID, "also_under": u}, selection={"size": 4}) for u in ([], ["zero"]))
+    assert seconds(besides, "evaluate") - seconds(alone, "evaluate") == pytest.approx((2 + 3 * 3) * 4 * FORWARD / 1e6)
 
 
 def test_random_circuits_are_judged_once_and_not_at_every_point() -> None:
@@ -107,7 +122,7 @@ def test_looking_for_k_star_costs_more_than_a_chosen_size() -> None:
 
 def test_decisions_are_judged_without_a_curve_and_the_ranking_of_several_thresholds_with_one() -> None:
     one, three = (circuits_judged_by({"name": "acdc", "thresholds": t}) for t in ([0.1], [0.1, 0.2, 0.3]))
-    assert one == Cost(3, 3 + 20)  # model, empty and kept circuit; and random ones
+    assert one == Cost(3, 3 + 20 + 1 + 3)  # model, empty and kept circuit; random ones; complement; under mean
     ranking = circuits_judged_by({"name": "eap"})
     assert three == Cost(3 * one.search + ranking.search, 3 * one.held_out + ranking.held_out)
 

@@ -12,8 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from acdc.api import exports
 from acdc.api.bodies import CIRCUIT_FILE, JSON, Body, RequestBody
-from acdc.api.card import card_markdown
-from acdc.api.files import download, svg
+from acdc.api.files import download, html, svg
 from acdc.api.jobs import IdempotencyKey, submit
 from acdc.api.services import USER, CircuitId, Cursor, Deps, Services
 from acdc.api.views import (
@@ -27,18 +26,20 @@ from acdc.api.views import (
     circuit_summary,
     circuit_view,
 )
+from acdc.card import Card, also, card_of, conditions_of, in_words, to_markdown, to_page
 from acdc.circuit import Circuit
 from acdc.drawing import draw_circuit, draw_curve
 from acdc.errors import NotFound, SpecError
 from acdc.report import Report
 from acdc.spec import NonEmpty, faults_of
-from acdc.store import KEEP, MAX_LIMIT, CircuitDetail, CircuitFilter
+from acdc.store import KEEP, MAX_LIMIT, CircuitDetail, CircuitFilter, CircuitRow
 
 router = APIRouter(prefix="/v1/circuits", tags=["circuits"])
 
 Name = Annotated[str | None, Query(max_length=200)]
 Notes = Annotated[str | None, Query(max_length=10_000)]
 _MAX_EDGES = 2**31 - 1  # what the column holds
+_LATER_EVALUATIONS = 10  # that a card holds, the newest
 
 
 class CircuitQuery(BaseModel):
@@ -217,11 +218,29 @@ def get_curve(services: Deps, circuit_id: CircuitId) -> dict[str, Any]:
 
 @router.get("/{circuit_id}/card", summary="What is known of it, on one page")
 def get_card(services: Deps, circuit_id: CircuitId, accept: Annotated[str, Header()] = "") -> Response:
-    """Markdown; with `Accept: application/json` the report and the provenance behind it."""
+    """Markdown, with every later evaluation; with `Accept: application/json` the report and the provenance behind it,
+    and the card's own sections."""
     detail = services.store.circuits.get(circuit_id)
+    card = _card(services, detail.row, services.circuit(circuit_id))
     if JSON in accept:
-        return JSONResponse(circuit_view(detail).model_dump(mode="json"))
-    return Response(card_markdown(detail), media_type="text/markdown; charset=utf-8")
+        return JSONResponse({**circuit_view(detail).model_dump(mode="json"), "sections": _plain(card)})
+    return Response(to_markdown(card), media_type="text/markdown; charset=utf-8")
+
+
+@router.get("/{circuit_id}/card.html", summary="The same as a page of text and pictures")
+def get_card_page(services: Deps, circuit_id: CircuitId) -> Response:
+    """Needs nothing besides itself: to read, print or send."""
+    circuit = services.circuit(circuit_id)
+    card = _card(services, services.store.circuits.get(circuit_id).row, circuit)
+    return html(to_page(card, draw_circuit(circuit)))
+
+
+def _card(services: Services, row: CircuitRow, circuit: Circuit) -> Card:
+    card = card_of(row.name or row.id, circuit, row.notes or "")
+    for evaluation in services.store.circuits.evaluations(row.id, limit=_LATER_EVALUATIONS).items:
+        said = f"By job {evaluation.job_id}: {conditions_of(evaluation.spec)}."
+        card = also(card, f"Evaluation {evaluation.id}", said, Report.from_dict(evaluation.report))
+    return card
 
 
 @router.get("/{circuit_id}/graph.svg", summary="Its picture")
@@ -243,6 +262,19 @@ def _report(detail: CircuitDetail) -> dict[str, Any]:
         name = detail.row.id
         raise NotFound(f"circuit {name} has no report of its own; POST /v1/circuits/{name}/evaluate judges it")
     return dict(detail.report)
+
+
+def _plain(card: Card) -> list[dict[str, Any]]:
+    """Sections as JSON; cells are text, as they are to be shown."""
+    return [
+        {
+            "title": section.title,
+            "text": section.text,
+            "columns": section.table and section.table.columns,
+            "rows": section.table and [[in_words(cell) for cell in row] for row in section.table.rows],
+        }
+        for section in card.sections
+    ]
 
 
 _EXPORTS: dict[str, tuple[str, str, Callable[[Circuit, str], bytes]]] = {  # media type, file ending, writer

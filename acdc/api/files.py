@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-# A picture that is opened by itself may style itself and do nothing else.
-_SVG_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox"}
+# A picture or a page that is opened by itself may style itself and do nothing else.
+_HARMLESS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox"}
+
+
+def html(text: str) -> Response:
+    return Response(text, media_type="text/html; charset=utf-8", headers=_HARMLESS)
 
 
 def svg(text: str) -> Response:
-    return Response(text, media_type="image/svg+xml", headers=_SVG_HEADERS)
+    return Response(text, media_type="image/svg+xml", headers=_HARMLESS)
 
 
 def download(data: bytes, media_type: str, file_name: str) -> Response:

@@ -213,7 +213,19 @@ class ScoresView(BaseModel):
     inclusion: list[list[float]] | None
 
 
-_PARTS = ("edges", "scores", "curve", "card", "graph.svg", "curve.svg", "export", "evaluations", "evaluate", "try")
+_PARTS = (
+    "edges",
+    "scores",
+    "curve",
+    "card",
+    "card.html",
+    "graph.svg",
+    "curve.svg",
+    "export",
+    "evaluations",
+    "evaluate",
+    "try",
+)
 
 
 def _circuit_fields(row: CircuitRow) -> dict[str, Any]:

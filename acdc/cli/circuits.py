@@ -79,6 +79,7 @@ def show(
     circuit_id: CircuitId,
     svg: Annotated[Path | None, typer.Option("--svg", help="write the circuit's picture here")] = None,
     curve_svg: Annotated[Path | None, typer.Option("--curve-svg", help="write the curve's picture here")] = None,
+    card: Annotated[Path | None, typer.Option("--card", help="write its page of text and pictures here")] = None,
     edges: Annotated[int, typer.Option("--edges", min=0, help="list this many edges, the largest |score| first")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -92,6 +93,8 @@ def show(
             remark(f"wrote {write_file(svg, client.graph_svg(circuit_id))}")
         if curve_svg is not None:
             remark(f"wrote {write_file(curve_svg, client.curve_svg(circuit_id))}")
+        if card is not None:
+            remark(f"wrote {write_file(card, client.card_page(circuit_id))}")
         listed = client.edges(circuit_id, limit=edges) if edges else []
         grid = table(("#", "edge", "#score"), [[e.rank, f"{e.sender}->{e.receiver}", e.score] for e in listed])
         data = {**info.raw, "summary": summary_data(client.circuit_file(circuit_id))}

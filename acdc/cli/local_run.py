@@ -186,6 +186,7 @@ def _finish(result: dict[str, Any], out: Path) -> tuple[dict[str, Any], list[Any
         from acdc.cli.tables import tables
 
         return data, list(tables(json.loads(Path(result["data"]).read_text())))
+    from acdc.card import card_of, to_page
     from acdc.drawing import draw_circuit, draw_curve
 
     file = Path(result["circuit"])
@@ -194,9 +195,11 @@ def _finish(result: dict[str, Any], out: Path) -> tuple[dict[str, Any], list[Any
     pictures = [write_file(out / f"{stem}.svg", draw_circuit(circuit))]
     if circuit.report is not None and circuit.report.points:
         pictures.append(write_file(out / f"{stem}.curve.svg", draw_curve(circuit.report)))
+    card = card_of(f"{circuit.provenance.task.name} on {circuit.provenance.model.title}", circuit)
+    page = write_file(out / f"{stem}.html", to_page(card, draw_circuit(circuit)))
     shown = list(summarise(circuit, [str(path) for path in pictures], title=result["key"]))
-    shown.append(f"file       {file}")
-    return {**data, "pictures": [str(path) for path in pictures], **summary_data(circuit)}, shown
+    shown += [f"card       {page}", f"file       {file}"]
+    return {**data, "pictures": [str(path) for path in pictures], "card": str(page), **summary_data(circuit)}, shown
 
 
 def _finish_map(data: dict[str, Any], file: Path, out: Path) -> tuple[dict[str, Any], list[Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
+from acdc.card import Section, closer_look, conditions_of
 from acdc.circuit import Circuit
 from acdc.cli.console import number, table
 from acdc.report import Areas, Band, KStar, Point, Report
@@ -41,13 +42,7 @@ def summarise_evaluation(
     yield f"{title} was evaluated again; what it was found with has not changed"
     yield _headline(circuit, title)
     yield from _judgement(judged, report)
-    task, ablation = spec["task"], spec["ablation"]
-    over = f" per {ablation['mean_over']}" if ablation["kind"] == "mean" else ""
-    yield (
-        "choices    these numbers hold for:\n"
-        f"           ablation {ablation['kind']}{over}; metric {spec['metric']}; task {task['name']}, corruption "
-        f"{task['corruption'] or 'its first'}, prompts of seed {task['seed']}; seed {spec['seed']}"
-    )
+    yield f"choices    these numbers hold for:\n           {conditions_of(spec)}"
 
 
 def heads_of(circuit: Circuit) -> list[str]:
@@ -117,6 +112,15 @@ def _judgement(circuit: Circuit, report: Report) -> Iterator[RenderableType]:
     yield from _random(report)
     if report.kept:
         yield _kept(report.kept)
+    for section in closer_look(report):
+        yield from _section(section)
+
+
+def _section(section: Section) -> Iterator[RenderableType]:
+    """As the card has it."""
+    yield "\n".join([section.title.lower(), *(f"           {line}" for line in section.text)])
+    if section.table is not None:
+        yield table(section.table.columns, section.table.rows)
 
 
 def _behaviour(circuit: Circuit, report: Report) -> str:

@@ -8,5 +8,6 @@ from __future__ import annotations
 from acdc.drawing.curve import draw_curve
 from acdc.drawing.diagram import draw_circuit
 from acdc.drawing.heatmap import draw_map
+from acdc.drawing.removals import draw_removals
 
-__all__ = ["draw_circuit", "draw_curve", "draw_map"]
+__all__ = ["draw_circuit", "draw_curve", "draw_map", "draw_removals"]

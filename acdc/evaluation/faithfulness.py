@@ -33,6 +33,10 @@ class Scale:
     def f(self, metric: float) -> float | None:
         return (metric - self.empty) / (self.full - self.empty) if self.can_divide else None
 
+    def share(self, cost: float) -> float | None:
+        """A difference of metrics in units of f."""
+        return cost / (self.full - self.empty) if self.can_divide else None
+
     def kl_share(self, kl: float) -> float | None:
         return kl / self.kl_empty if self.kl_empty > SMALLEST_KL else None
 
@@ -61,7 +65,6 @@ def can_divide_by(full: Floats, empty: Floats, groups: Sequence[str], seed: int)
 def point_of(outcome: Outcome, scale: Scale, split: str, selected: Selected, fraction: float) -> Point:
     """One circuit's figures on one split."""
     metric, kl = _mean(outcome.metric), _mean(outcome.kl)
-    q05, q25, q50, q75, q95 = (float(q) for q in np.quantile(outcome.metric.astype(np.float64), QUANTILES))
     return Point(
         split=split,
         rule=selected.rule,
@@ -73,8 +76,15 @@ def point_of(outcome: Outcome, scale: Scale, split: str, selected: Selected, fra
         kl=kl,
         kl_share=scale.kl_share(kl),
         accuracy=float(outcome.correct.mean()),
-        quantiles=(q05, q25, q50, q75, q95),
+        quantiles=_quantiles(outcome.metric),
+        kl_quantiles=_quantiles(outcome.kl),
+        answer_logprob=_mean(outcome.answer_logprob),
     )
+
+
+def _quantiles(values: Floats) -> tuple[float, float, float, float, float]:
+    q05, q25, q50, q75, q95 = (float(q) for q in np.quantile(values.astype(np.float64), QUANTILES))
+    return q05, q25, q50, q75, q95
 
 
 def _mean(values: Floats) -> float:

@@ -1,24 +1,41 @@
-"""The whole evaluation of a scored circuit: behaviour, curve, areas, k*, the kept circuit and its random controls."""
+"""The whole evaluation of a scored circuit: behaviour, curve, areas, k*, the kept circuit and its random controls; and
+of the kept circuit what else was asked for: other ablations, groups, completeness, minimality, hypothesis tests."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from acdc.circuit import Scores
+from acdc.evaluation import completeness, minimality
 from acdc.evaluation.areas import areas_of
 from acdc.evaluation.behaviour import verdict_on
 from acdc.evaluation.curve import Judge, Size, curve, sizes_of
-from acdc.evaluation.faithfulness import scale_of
+from acdc.evaluation.faithfulness import point_of, scale_of
+from acdc.evaluation.groups import group_figures
+from acdc.evaluation.hypotheses import FEWEST_CIRCUITS, hypotheses_of
 from acdc.evaluation.k_star import find_k_star, most_trials, target_size
 from acdc.evaluation.measuring import Ledger, Split
 from acdc.evaluation.random_circuits import random_circuits
 from acdc.evaluation.stability import stability_of
 from acdc.graph import BoolMatrix, Graph
 from acdc.progress import Progress
-from acdc.report import Areas, Band, Behaviour, KStar, Point, Report, Stability
+from acdc.report import (
+    Areas,
+    Band,
+    Behaviour,
+    Completeness,
+    Elsewhere,
+    GroupFigures,
+    HypothesisTest,
+    KStar,
+    Minimality,
+    Point,
+    Report,
+    Stability,
+)
 from acdc.selection import Kept, Ranking, rank, size_of
 
 
@@ -29,6 +46,9 @@ class Plan:
     grid: shares of all edges. rules: of the curve; none for no curve. k_star_rules: among which k* is looked for, those
     of the curve by default. random_circuits: matched to the kept circuit. band_circuits: matched to each grid point, by
     the kept circuit's rule (the curve's first where that is none of them).
+    knock_outs: random sets of nodes for completeness, besides those of layers and the greedy ones; 0 leaves it at the
+    complement. minimality: edges whose removal is measured. tests: random circuits and paths that the hypothesis tests
+    compare with; 0 leaves out those that need any. other_ablations: how many the kept circuit is run under besides.
     """
 
     grid: Sequence[float]
@@ -36,7 +56,16 @@ class Plan:
     k_star_rules: Sequence[str] | None = None
     random_circuits: int = 20
     band_circuits: int = 5
+    knock_outs: int = 0
+    minimality: int = 0
+    tests: int = 0
+    other_ablations: int = 0
     seed: int = 0
+
+    @property
+    def matched(self) -> int:
+        """Random circuits drawn for the kept one: those of the tests are the same."""
+        return max(self.random_circuits, self.tests)
 
     @property
     def rules_of_k_star(self) -> Sequence[str]:
@@ -68,8 +97,11 @@ def n_evaluations(graph: Graph, plan: Plan, *, with_k_star: bool) -> Cost:
     both = 3 + len(rules) * len(sizes)  # the model, the empty circuit, the kept one; then the sizes
     if with_k_star:
         both += most_trials(sizes, graph.n_edges, len(plan.rules_of_k_star))
-    bands = len(_band_sizes(plan, graph)) * plan.band_circuits if plan.rules else 0
-    return Cost(both, both + bands + plan.random_circuits)
+    held_out = len(_band_sizes(plan, graph)) * plan.band_circuits if plan.rules else 0
+    held_out += plan.matched * (2 if plan.matched >= FEWEST_CIRCUITS else 1)  # and what is left without each
+    held_out += completeness.n_circuits(graph, plan.knock_outs)
+    held_out += minimality.n_circuits(min(plan.minimality, graph.n_edges), plan.tests)
+    return Cost(both, both + held_out + 3 * plan.other_ablations)
 
 
 def judge(
@@ -84,11 +116,13 @@ def judge(
     kept: Kept | None = None,
     per_example: Scores | None = None,
     why_no_examples: str = "there are no scores per example",
+    elsewhere: Mapping[str, Callable[[], Split]] | None = None,
 ) -> Judgement:
     """Evaluate the scores, and the circuit `kept`; without one, look for k* and keep that.
 
     per_example: float32 [n search examples, n_edges], edges in the graph's order, from which stability is measured;
-    without them the report says why_no_examples.
+    without them the report says why_no_examples. elsewhere: the held-out prompts under other ablations, by name; each
+    is made when its turn comes.
     Where k* cannot be told (f is withheld, nothing is ranked), the first rule's 2 % of the edges are kept. Where no
     edge was tested there is no curve. Raises Cancelled, ModelError for numbers that are not finite.
     """
@@ -108,6 +142,7 @@ def judge(
         k_star = find_k_star(judging, ranked, sizes)
         kept = _to_keep(graph, ranked, k_star, progress)
     report = _report(judging, plan, points, k_star, kept, on_curve, progress)
+    report = replace(report, elsewhere=_elsewhere(graph, elsewhere or {}, kept, plan.seed, progress))
     stability, inclusion = Stability("not measured", why_no_examples), None
     if per_example is not None:
         stability, inclusion = stability_of(graph, per_example, tested, search.groups, kept, plan.seed, progress)
@@ -150,11 +185,18 @@ def _report(
     share = kept.selected.asked_for / judging.graph.n_edges
     progress.phase("kept circuit", 2)
     of_kept = tuple(judging.point(split, kept, share) for split in judging.ledgers)
-    kept_random = _band(judging, kept, share, plan.random_circuits, rng, progress)
+    matched = _matched(judging.graph, kept, plan.matched, rng)
+    kept_random = _band(judging, kept, share, matched, progress)
     by_rule = {ranking.rule: ranking for ranking in on_curve}
     ranking = by_rule.get(kept.selected.rule, on_curve[0] if on_curve else None)
     on_grid = [(ranking.select(size.n), size.fraction) for size in _band_sizes(plan, judging.graph)] if ranking else []
-    bands = [_band(judging, one, fraction, plan.band_circuits, rng, progress) for one, fraction in on_grid]
+    bands = [
+        _band(judging, one, fraction, _matched(judging.graph, one, plan.band_circuits, rng), progress)
+        for one, fraction in on_grid
+    ]
+    parts = _Parts()
+    if kept.mask.any():
+        parts = _parts(judging, kept, matched, plan, progress)
     return Report(
         behaviour=_behaviour(judging, plan.seed),
         metric_full={name: scale.full for name, scale in judging.scales.items()},
@@ -166,6 +208,10 @@ def _report(
         k_star=k_star,
         kept=of_kept,
         kept_random=kept_random,
+        groups=parts.groups,
+        completeness=parts.completeness,
+        minimality=parts.minimality,
+        tests=parts.tests,
     )
 
 
@@ -196,21 +242,60 @@ def _band_sizes(plan: Plan, graph: Graph) -> list[Size]:
     return [own[n] for n in sorted(wanted) if 0 < n < graph.n_edges and n in own]
 
 
-def _band(
-    judging: Judge, kept: Kept, fraction: float, n: int, rng: np.random.Generator, progress: Progress
-) -> Band | None:
-    """None for a circuit without edges, and where no random circuits are asked for."""
-    if n == 0 or kept.selected.connected == 0:
+def _matched(graph: Graph, kept: Kept, n: int, rng: np.random.Generator) -> list[BoolMatrix]:
+    """None for a circuit without edges."""
+    return random_circuits(graph, kept.mask, n, rng) if n and kept.selected.connected else []
+
+
+def _band(judging: Judge, kept: Kept, fraction: float, masks: Sequence[BoolMatrix], progress: Progress) -> Band | None:
+    """masks: random circuits; None without any."""
+    if not masks:
         return None
-    progress.phase(f"random circuits of {kept.selected.connected} edges", n)
-    masks = random_circuits(judging.graph, kept.mask, n, rng)
+    progress.phase(f"random circuits of {kept.selected.connected} edges", len(masks))
     outcomes = judging.ledgers["held_out"].all_of(masks)
     scale = judging.scales["held_out"]
     return Band(
         rule=kept.selected.rule,
         fraction=fraction,
         connected=kept.selected.connected,
-        n_circuits=n,
+        n_circuits=len(masks),
         f=tuple(scale.f(float(outcome.metric.mean(dtype=np.float64))) for outcome in outcomes),
         kl_share=tuple(scale.kl_share(float(outcome.kl.mean(dtype=np.float64))) for outcome in outcomes),
     )
+
+
+# -- the kept circuit, more closely ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Parts:
+    groups: tuple[GroupFigures, ...] = ()
+    completeness: Completeness | None = None
+    minimality: Minimality | None = None
+    tests: tuple[HypothesisTest, ...] = ()
+
+
+def _parts(judging: Judge, kept: Kept, matched: Sequence[BoolMatrix], plan: Plan, progress: Progress) -> _Parts:
+    rng = np.random.default_rng((plan.seed, 1))  # of its own: what is asked for besides moves no other figure
+    return _Parts(
+        groups=group_figures(judging, kept, plan.seed),
+        completeness=completeness.completeness_of(judging, kept, plan.knock_outs, rng, progress),
+        minimality=minimality.minimality_of(judging, kept, plan.minimality, plan.tests, rng, progress),
+        tests=hypotheses_of(judging, kept, matched, plan.seed, progress),
+    )
+
+
+def _elsewhere(
+    graph: Graph, splits: Mapping[str, Callable[[], Split]], kept: Kept, seed: int, progress: Progress
+) -> tuple[Elsewhere, ...]:
+    """The kept circuit, and the ends of its scale, under every other ablation."""
+    found = []
+    for ablation, make in splits.items():
+        progress.phase(f"the same circuit under {ablation}", 3)
+        ledger = Ledger(make(), progress)
+        full, empty, circuit = ledger.all_of([graph.legal, np.zeros_like(graph.legal), kept.mask])
+        scale = scale_of(full, empty, ledger.split.groups, seed)
+        share = kept.selected.asked_for / graph.n_edges
+        point = point_of(circuit, scale, ledger.split.name, kept.selected, share)
+        found.append(Elsewhere(ablation, scale.full, scale.empty, scale.kl_empty, point))
+    return tuple(found)

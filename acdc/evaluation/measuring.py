@@ -24,14 +24,16 @@ class Outcomes:
     """What circuits did on one set of prompts, each array [n_circuits, n_examples].
 
     metric: oriented so that higher is better. kl: KL(model || circuit) in nats. correct: the right answer won.
+    answer_logprob: log P(right answer).
     """
 
     metric: Floats
     kl: Floats
     correct: Bools
+    answer_logprob: Floats
 
     def row(self, i: int) -> Outcome:
-        return Outcome(self.metric[i], self.kl[i], self.correct[i])
+        return Outcome(self.metric[i], self.kl[i], self.correct[i], self.answer_logprob[i])
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,10 @@ class Outcome:
     metric: Floats
     kl: Floats
     correct: Bools
+    answer_logprob: Floats
+
+    def of_examples(self, chosen: Bools) -> Outcome:
+        return Outcome(self.metric[chosen], self.kl[chosen], self.correct[chosen], self.answer_logprob[chosen])
 
 
 class Measure(Protocol):
@@ -85,6 +91,10 @@ class Ledger:
     def has(self, mask: BoolMatrix) -> bool:
         return _key(mask) in self._outcomes
 
+    def known(self, mask: BoolMatrix) -> Outcome:
+        """Of a circuit that was measured before; raises KeyError for another."""
+        return self._outcomes[_key(mask)]
+
     def all_of(self, masks: Sequence[BoolMatrix], done_before: int = 0) -> list[Outcome]:
         """Outcomes of the circuits, in order; progress steps count on from `done_before`.
 
@@ -103,11 +113,16 @@ class Ledger:
 
     def _run(self, masks: dict[bytes, BoolMatrix]) -> None:
         outcomes = self.split.measure(list(masks.values()))
-        if not (np.isfinite(outcomes.metric).all() and np.isfinite(outcomes.kl).all()):
-            raise ModelError(
-                f"the masked forward gave a metric or KL that is not a finite number on the {self.split.name} prompts; "
-                "use dtype float32 or check the weights"
-            )
+        for name, numbers in (
+            ("metric", outcomes.metric),
+            ("KL", outcomes.kl),
+            ("log-probability", outcomes.answer_logprob),
+        ):
+            if not np.isfinite(numbers).all():
+                raise ModelError(
+                    f"the masked forward gave a {name} that is not a finite number on the {self.split.name} prompts; "
+                    "use dtype float32 or check the weights"
+                )
         self._outcomes.update((key, outcomes.row(i)) for i, key in enumerate(masks))
         self.measured += len(masks)
 

@@ -9,15 +9,16 @@ const EDGES_DRAWN = 300;
 
 export async function circuitPage(circuitId, signal) {
   const root = `/v1/circuits/${circuitId}`;
-  const circuit = await get(root);
+  const circuit = await get(`${root}/card`);
   const [edges, evaluations] = await Promise.all([get(`${root}/edges`, { limit: EDGES_PER_PAGE }), get(`${root}/evaluations`)]);
   return el("div", {},
     el("h2", {}, circuit.name ?? circuit.id),
     headline(circuit),
     el("h3", {}, "Picture"), graph(root, circuit, signal),
     circuit.report ? [el("h3", {}, "Faithfulness"), picture(`${root}/curve.svg`, "Faithfulness curve; the numbers are in the tables below", signal)] : null,
-    circuit.report ? judgement(circuit.report) : el("p", {}, "Not evaluated yet: use the form below."),
-    el("h3", {}, "What the numbers depend on"), choices(circuit.provenance),
+    circuit.report ? null : el("p", {}, "Not evaluated yet: use the form below."),
+    circuit.sections.map(section),
+    circuit.report ? el("details", {}, el("summary", {}, `Every point of the curve (${circuit.report.points.length})`), table("Points", POINT, circuit.report.points)) : null,
     el("h3", {}, "Edges"), edgeTable(root, circuit, edges),
     el("h3", {}, "Try it on a prompt"), tryForm(root, signal),
     el("h3", {}, "Evaluate it again"), evaluateForm(root, circuit), evaluationTable(evaluations.items),
@@ -60,43 +61,15 @@ const POINT = [
   ["KL", (p) => number(p.kl), true], ["KL share", (p) => number(p.kl_share), true], ["Accuracy", (p) => number(p.accuracy), true],
 ];
 
-function judgement(report) {
-  const { behaviour, k_star: star } = report;
-  const [low, high] = behaviour.interval;
-  return el("div", {},
-    el("p", {}, "The behaviour is ", el("strong", {}, behaviour.verdict),
-      `: metric ${number(behaviour.metric_clean)} on clean and ${number(behaviour.metric_corrupt)} on corrupt prompts `
-      + `(interval of the difference ${number(low)} to ${number(high)}), accuracy ${number(behaviour.accuracy_clean)} `
-      + `where chance is ${number(behaviour.chance)}; ${behaviour.n_examples} examples.`),
-    report.kept.length ? table("The circuit itself", POINT, report.kept) : null,
-    star ? table(star.met ? "k*: the smallest circuit with f in 0.8 to 1.2 and KL share at most 0.5" : "No size met both conditions; the nearest ones", POINT, star.met ? [star.point] : star.nearest) : null,
-    el("p", {}, el("strong", {}, "Stability under resampling: "), stability(report.stability)),
-    report.areas.length ? table("Areas over all sizes", [
-      ["Prompts", (a) => a.split.replace("_", " ")], ["Rule", (a) => a.rule], ["CPR", (a) => number(a.cpr), true],
-      ["CMD", (a) => number(a.cmd), true], ["CPR, log size", (a) => number(a.cpr_log), true], ["CMD, log size", (a) => number(a.cmd_log), true],
-    ], report.areas) : null,
-    el("details", {}, el("summary", {}, `Every point of the curve (${report.points.length})`), table("Points", POINT, report.points)));
-}
+// As the card has it; what speaks of model, prompts and run is folded.
+const FOLDED = ["Model", "Prompts", "Run"];
 
-function stability(found) {
-  if (!found) return "not measured.";
-  if (found.jaccard === null) return `${found.verdict}: ${found.reason}.`;
-  return `${found.verdict}${found.reason ? ` (${found.reason})` : ""}: mean Jaccard ${number(found.jaccard)} over `
-    + `${found.n_resamples} resamples of ${found.n_units} ${found.unit}s (${found.n_examples} prompts), ${number(found.jaccard_with_kept)} with `
-    + `the circuit itself; more than half of them have ${number(found.kept_in_half)} of its edges and ${number(found.others_in_half)} others.`;
-}
-
-function choices({ model, task, choices: made, run }) {
-  const list = (object, names) => names.filter((name) => object[name] !== null && object[name] !== "")
-    .map((name) => [name.replaceAll("_", " "), typeof object[name] === "object" ? JSON.stringify(object[name]) : number(object[name])]);
-  return el("div", {},
-    facts(list(made, ["metric", "objective", "ablation", "parameters", "granularity", "positions", "direction"])),
-    el("details", {}, el("summary", {}, "Model, prompts and run"),
-      facts([
-        ...list(model, ["reference", "fingerprint", "quantisation", "tuning", "parity"]),
-        ...list(task, ["corruption", "n_search", "n_held_out", "n_dropped", "sha256", "groups_search", "groups_held_out"]),
-        ...list(run, ["code_version", "engine_version", "torch_version", "dtype", "device", "threads", "seed", "wall_time_s", "peak_memory_bytes", "facts", "notes"]),
-      ])));
+function section({ title, text, columns, rows }) {
+  const cells = columns?.map((name, place) => [name.replace(/^#/, ""), (row) => row[place], name.startsWith("#")]);
+  const said = [...text.map((line) => el("p", {}, line)), rows?.length ? table(title, cells, rows) : null];
+  return FOLDED.includes(title)
+    ? el("details", {}, el("summary", {}, title), said)
+    : el("section", {}, el("h3", {}, title), said);
 }
 
 function edgeTable(root, circuit, first) {
@@ -153,6 +126,7 @@ function evaluateForm(root, circuit) {
     const form = new FormData(event.target);
     const body = {};
     for (const name of ["metric", "ablation"]) if (form.get(name)) body[name] = form.get(name);
+    if (form.get("extent")) body.evaluation = form.get("extent");
     if (form.get("size")) body.selection = { size: Number(form.get("size")) };
     const edit = Object.fromEntries(["add_edges", "remove_edges", "add_nodes", "remove_nodes"].map((name) => [name, lines(form.get(name))]).filter(([, list]) => list.length));
     if (Object.keys(edit).length) body.edit = edit;
@@ -166,6 +140,7 @@ function evaluateForm(root, circuit) {
   return el("div", {}, el("form", { onsubmit: submit },
     field("Metric", select("metric", same(METRICS)), `It was ${circuit.metric}.`),
     field("Ablation value", select("ablation", same(["resample", "zero", "mean"])), `It was ${circuit.ablation}.`),
+    field("How much", select("extent", [["", "as it was"], ["standard", "standard"], ["full", "full: completeness, minimality, tests"]])),
     field("Size", el("input", { name: "size", type: "number", min: "0", step: "any" }), "A number of edges, or a share below 1."),
     el("details", {}, el("summary", {}, "Add or remove edges and nodes"),
       field("Add edges", el("input", { name: "add_edges", placeholder: "5.5->9.6.q" })),
@@ -189,7 +164,7 @@ function exportButtons(root, circuitId) {
   const files = [
     ["Everything (safetensors)", "/export?format=safetensors", "safetensors"], ["Kept edges (JSON)", "/export?format=json", "json"],
     ["Every edge (CSV)", "/export?format=csv", "csv"], ["Attribution graph (Neuronpedia)", "/export?format=neuronpedia", "graph.json"],
-    ["Card (Markdown)", "/card", "md"], ["Picture (SVG)", "/graph.svg", "svg"],
+    ["Card (page)", "/card.html", "html"], ["Card (Markdown)", "/card", "md"], ["Picture (SVG)", "/graph.svg", "svg"],
   ];
   return saveButtons(root, circuitId, files);
 }

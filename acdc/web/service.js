@@ -34,7 +34,7 @@ export async function get(path, params = {}) {
   for (const [name, value] of Object.entries(params)) {
     for (const one of [value].flat()) if (one !== "" && one !== null && one !== undefined) query.append(name, one);
   }
-  return (await ask(query.size ? `${path}?${query}` : path)).json();
+  return (await ask(query.size ? `${path}?${query}` : path, { headers: { Accept: "application/json" } })).json();
 }
 
 export async function send(method, path, body = {}) {

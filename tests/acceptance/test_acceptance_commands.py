@@ -31,6 +31,19 @@ def test_stored_circuits_are_listed_shown_and_drawn(stack: Stack, circuit_id: st
     assert shown["summary"]["report"] == shown["report"]
 
 
+def test_a_full_evaluation_stands_on_the_circuits_card(stack: Stack, circuit_id: str, tmp_path: Path) -> None:
+    words = ["--set", "evaluation=full", "--set", "evaluation.tests=30", "--wait"]
+    said = stack.ask("circuits", "evaluate", circuit_id, *words).output
+    parts = ("Under other ablations", "Completeness", "Minimality", "Hypothesis tests")
+    assert [part for part in parts if part.lower() not in said] == []
+    assert "sufficiency" in said
+    page = tmp_path / "card.html"
+    stack.ask("circuits", "show", circuit_id, "--card", str(page))
+    assert [part for part in parts if f": {part}</h2>" not in page.read_text()] == []
+    assert page.read_text().count("<svg") >= 3
+    assert [part for part in parts if f": {part}" not in stack.client.card(circuit_id)] == []
+
+
 def test_circuit_is_evaluated_again(stack: Stack, circuit_id: str) -> None:
     said = stack.ask("circuits", "evaluate", circuit_id, "--set", "ablation=zero", "--wait").output
     for word in ("was evaluated again", "behaviour", "faithfulness curve", "ablation zero"):

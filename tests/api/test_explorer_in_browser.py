@@ -101,7 +101,7 @@ def test_circuit_page_shows_pictures_numbers_and_edges(browser: Browser, hostile
     for text in (
         "0 edges hidden by the threshold",
         "The behaviour is shown",
-        "k*: the smallest circuit",
+        "k*, the smallest circuit",
         "unstable: mean Jaccard 0.71 over 200 resamples of 12 groups (64 prompts)",
         "embed",
         "resample",

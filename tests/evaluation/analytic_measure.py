@@ -46,7 +46,7 @@ class Additive:
         kept = np.array([(self.weights * mask).sum() for mask in masks]) / self.weights.sum()
         metric = self.base + self.g(kept)[:, None] * self.shares[None, :]
         kl = np.array([self.kl(share) for share in kept])[:, None] * np.ones_like(self.shares)[None, :]
-        return Outcomes(metric.astype(np.float32), kl.astype(np.float32), metric > self.base + 0.5)
+        return Outcomes(metric.astype(np.float32), kl.astype(np.float32), metric > self.base + 0.5, -np.exp(-metric))
 
 
 def split_of(measure: Additive, name: str, n_groups: int = 4) -> Split:

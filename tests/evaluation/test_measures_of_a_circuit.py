@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from analytic_measure import SMALL, Additive, split_of
@@ -16,7 +18,7 @@ from acdc.evaluation.bootstrap import mean_interval
 from acdc.evaluation.curve import sizes_of
 from acdc.evaluation.editing import complement
 from acdc.evaluation.faithfulness import point_of, scale_of
-from acdc.evaluation.measuring import Ledger, Outcome, Outcomes
+from acdc.evaluation.measuring import Ledger, Outcome
 from acdc.progress import Quiet
 from acdc.report import Point
 from acdc.spec import GRID
@@ -26,7 +28,7 @@ EMPTY = np.zeros_like(SMALL.legal)
 
 def outcome(metric, kl=0.0, correct=True):
     metric = np.asarray(metric, dtype=np.float32)
-    return Outcome(metric, np.full(metric.shape, kl, np.float32), np.full(metric.shape, correct))
+    return Outcome(metric, np.full(metric.shape, kl, np.float32), np.full(metric.shape, correct), -np.exp(-metric))
 
 
 def a_curve(f_of, fractions=GRID):
@@ -224,7 +226,7 @@ def test_a_number_that_is_not_finite_never_leaves():
     class Broken(Additive):
         def __call__(self, masks):
             outcomes = super().__call__(masks)
-            return Outcomes(outcomes.metric * np.nan, outcomes.kl, outcomes.correct)
+            return replace(outcomes, metric=outcomes.metric * np.nan)
 
     with pytest.raises(ModelError, match="held_out"):
         Ledger(split_of(Broken(SMALL.legal * 1.0, np.ones(3)), "held_out"), Quiet())(EMPTY)

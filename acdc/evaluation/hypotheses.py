@@ -1,0 +1,97 @@
+"""The tests of a circuit as a hypothesis, on held-out prompts, and what each outcome says in words.
+
+Random circuits have the size and the layer profile of the circuit (random_circuits.py), a harder comparison than size
+alone. Prompts count as independent observations; those of one template are alike, so p-values are too small by what
+that matters. Minimality's test is minimality.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from acdc.evaluation.curve import Judge
+from acdc.evaluation.editing import complement
+from acdc.evaluation.statistics import (
+    ALPHA,
+    QUANTILE,
+    Tested,
+    claimed_equivalence,
+    distance,
+    equivalence,
+    independence,
+    partial_necessity,
+    sufficiency,
+)
+from acdc.graph import BoolMatrix, Graph
+from acdc.progress import Progress
+from acdc.report import HypothesisTest
+from acdc.selection import Kept
+
+FEWEST_CIRCUITS = int(np.ceil(np.log(ALPHA) / np.log(QUANTILE)))  # with fewer, to beat all of them shows nothing
+
+
+def hypotheses_of(
+    judge: Judge, kept: Kept, random: Sequence[BoolMatrix], seed: int, progress: Progress
+) -> tuple[HypothesisTest, ...]:
+    """random: matched circuits; too few for a verdict leave out the tests that need them. Raises Cancelled."""
+    ledger, graph = judge.ledgers["held_out"], judge.graph
+    enough = len(random) >= FEWEST_CIRCUITS
+    progress.phase("hypothesis tests", 3 + 2 * len(random) if enough else 3)
+    model, circuit, rest = (
+        outcome.metric for outcome in ledger.all_of([graph.legal, kept.mask, _rest(graph, kept.mask)])
+    )
+    found = [
+        _told("equivalence", equivalence(circuit, model)),
+        _told("claimed equivalence", claimed_equivalence(circuit, model)),
+        _told("independence", independence(rest, model, seed)),
+    ]
+    if enough:
+        others = [outcome.metric for outcome in ledger.all_of(random, done_before=3)]
+        left = [_rest(graph, mask) for mask in random]
+        remains = [outcome.metric for outcome in ledger.all_of(left, done_before=3 + len(random))]
+        far, far_without = (np.array([distance(model, one) for one in some]) for some in (others, remains))
+        found += [
+            _told("sufficiency", sufficiency(distance(model, circuit), far)),
+            _told("partial necessity", partial_necessity(distance(model, rest), far_without)),
+        ]
+    return tuple(found)
+
+
+def _rest(graph: Graph, mask: BoolMatrix) -> BoolMatrix:
+    return graph.connected(complement(graph, mask))
+
+
+# What a rejected null says, and what one says that is not rejected.
+_SAYS = {
+    "equivalence": (
+        "not equivalent: the circuit is above the model on {share:.0%} of the prompts where they differ",
+        "no evidence against equivalence, which is none for it",
+    ),
+    "claimed equivalence": (
+        "equivalent: above the model about as often as below it ({share:.0%})",
+        "equivalence is not shown",
+    ),
+    "independence": (
+        "not the whole mechanism: what the rest of the model does depends on what the model does",
+        "no dependence found between the rest of the model and the model",
+    ),
+    "sufficiency": (
+        "nearer to the model than nine in ten random circuits ({count} of {n})",
+        "not shown to be nearer to the model than nine in ten random circuits ({count} of {n})",
+    ),
+    "partial necessity": (
+        "to cut it moves the model further than to cut nine in ten random circuits ({count} of {n})",
+        "not shown that to cut it moves the model further than to cut nine in ten random circuits ({count} of {n})",
+    ),
+}
+
+
+def _told(name: str, tested: Tested | None) -> HypothesisTest:
+    if tested is None:
+        return HypothesisTest(name, None, 0, None, None, "cannot be told: the numbers do not differ between prompts")
+    rejected = tested.p < ALPHA
+    told = _SAYS[name][0 if rejected else 1]
+    says = told.format(share=tested.statistic, count=int(tested.statistic), n=tested.n)
+    return HypothesisTest(name, tested.statistic, tested.n, tested.p, rejected, says)

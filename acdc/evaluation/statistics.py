@@ -1,0 +1,135 @@
+"""The tests of a circuit hypothesis (Shi et al. 2024, arXiv 2410.13032), as statistics of numbers already measured.
+
+Each function takes what circuits did and gives a p-value with what it was computed from; what is measured, and how the
+random circuits are drawn, is in hypotheses.py. Where the paper's public code and its text differ, the text is followed:
+equivalence counts signs, and minimality is corrected for the number of edges (Bonferroni).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from acdc.evaluation.measuring import Floats
+
+ALPHA = 0.05
+EPSILON = 0.1  # how far from even odds still counts as equivalent
+QUANTILE = 0.9  # what a circuit has to beat: this share of random ones
+PERMUTATIONS = 1000
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A statistic, how many observations it is of, and its p-value."""
+
+    statistic: float
+    n: int
+    p: float
+
+
+def distance(a: Floats, b: Floats) -> float:
+    """Between two circuits' metrics on the same examples: the mean |a - b|, in the metric's unit."""
+    return float(np.abs(a.astype(np.float64) - b.astype(np.float64)).mean())
+
+
+def equivalence(circuit: Floats, model: Floats) -> Tested | None:
+    """H0: the circuit's metric is above the model's on between .4 and .6 of all examples. Ties are dropped; None where
+    all are ties. statistic: the share above.
+
+    p = P(|K/n - 1/2| >= |share - 1/2|) with K ~ Binomial(n, 1/2 + EPSILON), the null's worst case. A small p says that
+    the circuit is not equivalent; a large one says nothing: see `claimed_equivalence`.
+    """
+    above, n = _signs(circuit, model)
+    if n == 0:
+        return None
+    far = abs(above / n - 0.5)
+    chances = _binomial(n, 0.5 + EPSILON)
+    outside = np.abs(np.arange(n + 1) / n - 0.5) >= far - 1e-12
+    return Tested(above / n, n, float(min(1.0, chances[outside].sum())))
+
+
+def claimed_equivalence(circuit: Floats, model: Floats) -> Tested | None:
+    """The null the other way round, H0: that share is outside .4 to .6; a small p supports equivalence (two one-sided
+    tests, the larger p of both)."""
+    above, n = _signs(circuit, model)
+    if n == 0:
+        return None
+    at_least = float(_binomial(n, 0.5 - EPSILON)[above:].sum())
+    at_most = float(_binomial(n, 0.5 + EPSILON)[: above + 1].sum())
+    return Tested(above / n, n, min(1.0, max(at_least, at_most)))
+
+
+def independence(complement: Floats, model: Floats, seed: int) -> Tested | None:
+    """H0: what the complement does on an example is independent of what the model does there. A small p says that the
+    circuit is not the whole mechanism. None where either does the same on all examples, or there are fewer than four.
+
+    statistic: HSIC with Gaussian kernels, both of the median |x_i - y_j|; p by permuting examples, the observed order
+    counted in, so that it is never zero.
+    """
+    x, y = complement.astype(np.float64), model.astype(np.float64)
+    n = len(x)
+    if n < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    between = np.abs(x[:, None] - y[None, :])
+    width = float(np.median(between)) or float(between.mean())
+    k, centred = _kernel(x, width), _centred(_kernel(y, width))
+    observed = float((k * centred).sum()) / (n - 1) ** 2
+    rng = np.random.default_rng(seed)
+    as_large = 0
+    for _ in range(PERMUTATIONS):
+        order = rng.permutation(n)
+        as_large += float((k[np.ix_(order, order)] * centred).sum()) / (n - 1) ** 2 >= observed * (1 - 1e-12)
+    return Tested(observed, n, (1 + as_large) / (1 + PERMUTATIONS))
+
+
+def sufficiency(of_circuit: float, of_random: Floats) -> Tested:
+    """H0: the circuit is nearer to the model than at most QUANTILE of random circuits. of_*: distances to the model.
+    statistic: how many it is at least as near as; p: the upper tail."""
+    n = len(of_random)
+    beaten = int((of_circuit <= of_random).sum())
+    return Tested(beaten, n, float(_binomial(n, QUANTILE)[beaten:].sum()))
+
+
+def partial_necessity(of_complement: float, of_random_complements: Floats) -> Tested:
+    """H0: to cut the circuit moves the model further than to cut a random one of its size does, at most QUANTILE of the
+    time. of_*: the model's distance to what is left. statistic: how many it exceeds; p: the upper tail."""
+    n = len(of_random_complements)
+    exceeded = int((of_complement > of_random_complements).sum())
+    return Tested(exceeded, n, float(_binomial(n, QUANTILE)[exceeded:].sum()))
+
+
+def superfluous(of_edge: float, of_random_edges: Floats) -> Tested:
+    """H0: removing the edge moves the circuit further than removing an edge of a path that was added at random does, at
+    least QUANTILE of the time. statistic: how many it exceeds; p: the lower tail, before any correction."""
+    n = len(of_random_edges)
+    exceeded = int((of_edge > of_random_edges).sum())
+    return Tested(exceeded, n, float(min(1.0, _binomial(n, QUANTILE)[: exceeded + 1].sum())))
+
+
+def _signs(circuit: Floats, model: Floats) -> tuple[int, int]:
+    """How many examples the circuit is above the model on, and on how many they differ."""
+    difference = circuit.astype(np.float64) - model.astype(np.float64)
+    return int((difference > 0).sum()), int((difference != 0).sum())
+
+
+def _binomial(n: int, p: float) -> npt.NDArray[np.float64]:
+    """P(K = k) for k = 0..n."""
+    k = np.arange(n + 1)
+    ways = np.array([math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(n + 1)])
+    chances: npt.NDArray[np.float64] = np.exp(ways + k * math.log(p) + (n - k) * math.log1p(-p))
+    return chances
+
+
+def _kernel(x: npt.NDArray[np.float64], width: float) -> npt.NDArray[np.float64]:
+    kernel: npt.NDArray[np.float64] = np.exp(-((x[:, None] - x[None, :]) ** 2) / (2 * width**2))
+    return kernel
+
+
+def _centred(kernel: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """HKH with H = I - 11'/n. Centring one of two matrices is enough for the trace of their product."""
+    rows = kernel.mean(1)
+    centred: npt.NDArray[np.float64] = kernel - rows[:, None] - rows[None, :] + kernel.mean()
+    return centred

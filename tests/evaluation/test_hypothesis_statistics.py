@@ -1,0 +1,105 @@
+"""The hypothesis tests' statistics, against figures worked out by hand, brute force and their own level."""
+
+from __future__ import annotations
+
+from math import comb
+
+import numpy as np
+import pytest
+
+from acdc.evaluation.hypotheses import FEWEST_CIRCUITS
+from acdc.evaluation.statistics import (
+    ALPHA,
+    claimed_equivalence,
+    distance,
+    equivalence,
+    independence,
+    partial_necessity,
+    sufficiency,
+    superfluous,
+)
+
+
+def above(share, n=100, ties=0):
+    """A circuit that is above the model on a share of n prompts, below on the rest, and equal on some more."""
+    k = round(share * n)
+    return np.array([1.0] * k + [-1.0] * (n - k) + [0.0] * ties), np.zeros(n + ties)
+
+
+@pytest.mark.parametrize(("share", "p"), [(0.68, 0.062), (0.70, 0.025), (0.32, 0.062), (0.30, 0.025)])
+def test_equivalence_has_the_p_values_of_its_formula(share, p):
+    assert equivalence(*above(share)).p == pytest.approx(p, abs=5e-4)
+
+
+def test_equivalence_is_the_sum_over_all_counts_as_far_from_even_odds():
+    found = equivalence(*above(0.75, 20))
+    far = sum(comb(20, k) * 0.6**k * 0.4 ** (20 - k) for k in range(21) if abs(k / 20 - 0.5) >= 0.25)
+    assert found.p == pytest.approx(far)
+    assert (found.statistic, found.n) == (0.75, 20)
+
+
+def test_ties_are_dropped_and_nothing_but_ties_is_no_test():
+    assert equivalence(*above(0.7, ties=900)) == equivalence(*above(0.7))
+    assert equivalence(np.ones(9), np.ones(9)) is None
+    assert claimed_equivalence(np.ones(9), np.ones(9)) is None
+
+
+def test_equivalence_is_claimed_only_with_many_prompts_at_even_odds():
+    assert claimed_equivalence(*above(0.5, 100)).p > ALPHA / 2
+    assert claimed_equivalence(*above(0.5, 400)).p < 1e-3
+    assert claimed_equivalence(*above(0.6, 400)).p == pytest.approx(0.5, abs=0.05)  # on the null's edge
+    assert claimed_equivalence(*above(0.9, 400)).p == pytest.approx(1)
+    tail = sum(comb(100, k) * 0.6**k * 0.4 ** (100 - k) for k in range(53))
+    assert claimed_equivalence(*above(0.52, 100)).p == pytest.approx(tail)
+
+
+@pytest.mark.parametrize(("beaten", "p"), [(96, 0.024), (95, 0.058), (100, 0.9**100), (0, 1.0)])
+def test_sufficiency_needs_96_of_100_random_circuits(beaten, p):
+    of_random = np.array([2.0] * beaten + [0.5] * (100 - beaten))
+    found = sufficiency(1.0, of_random)
+    assert (found.statistic, found.p) == (beaten, pytest.approx(p, abs=5e-4))
+
+
+def test_a_circuit_as_near_as_a_random_one_counts_as_nearer_but_one_as_far_does_not_count_as_further():
+    assert sufficiency(1.0, np.ones(30)).statistic == 30
+    assert partial_necessity(1.0, np.ones(30)).statistic == 0
+    assert superfluous(0.0, np.zeros(30)).statistic == 0
+
+
+@pytest.mark.parametrize(("n_edges", "most"), [(1, 84), (10, 81), (100, 78), (1000, 76)])
+def test_an_edge_is_superfluous_up_to_the_published_counts(n_edges, most):
+    def exceeds(count):
+        return superfluous(1.0, np.array([0.5] * count + [2.0] * (100 - count))).p * n_edges < ALPHA
+
+    assert exceeds(most)
+    assert not exceeds(most + 1)
+
+
+def test_fewer_random_circuits_than_the_fewest_could_never_reject():
+    assert 0.9**FEWEST_CIRCUITS < ALPHA < 0.9 ** (FEWEST_CIRCUITS - 1)
+
+
+def test_independence_is_the_trace_of_centred_kernels():
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal(12), rng.standard_normal(12)
+    width = np.median(np.abs(x[:, None] - y[None]))
+    k, kernel_of_y = (np.exp(-((z[:, None] - z[None]) ** 2) / (2 * width**2)) for z in (x, y))
+    h = np.eye(12) - 1 / 12
+    assert independence(x, y, 0).statistic == pytest.approx(np.trace(h @ k @ h @ h @ kernel_of_y @ h) / 11**2)
+
+
+def test_independence_is_rejected_for_what_depends_and_rarely_for_what_does_not():
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal(60)
+    assert independence(x, x**2 + 0.1 * rng.standard_normal(60), 0).p < 0.01  # no correlation, yet dependent
+    false = [independence(*rng.standard_normal((2, 30)), seed).p < ALPHA for seed in range(200)]
+    assert sum(false) <= 20  # of 200 at 5 %: more than 20 has a chance below 1 %
+
+
+def test_independence_cannot_be_told_of_numbers_that_do_not_differ():
+    assert independence(np.ones(20), np.arange(20.0), 0) is None
+    assert independence(np.arange(3.0), np.arange(3.0), 0) is None
+
+
+def test_the_distance_of_two_circuits_is_their_mean_difference():
+    assert distance(np.array([1.0, 5.0]), np.array([2.0, 2.0])) == 2.0
