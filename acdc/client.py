@@ -22,6 +22,7 @@ from urllib.parse import quote
 import httpx
 from httpx_sse import EventSource, ServerSentEvent, SSEError
 
+from acdc.challenge import Challenge
 from acdc.circuit import Circuit
 from acdc.errors import AcdcError, Fault, ServiceError, SpecError
 from acdc.patch_map import PatchMap
@@ -90,7 +91,8 @@ class Job:
 
     @property
     def circuit_ids(self) -> tuple[str, ...]:
-        return tuple(result.circuit_id for result in self.results if result.circuit_id is not None)
+        """Found or evaluated; not one that was only challenged."""
+        return tuple(one.circuit_id for one in self.results if one.circuit_id is not None and one.kind != "table")
 
     @property
     def map_ids(self) -> tuple[str, ...]:
@@ -147,6 +149,15 @@ class EvaluationInfo:
     job_id: str
     report: Report
     spec: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ChallengeInfo:
+    """What a job found that tried to break a stored circuit. core: id of the circuit of what survived, if any did."""
+
+    job_id: str
+    challenge: Challenge
+    core: str | None
 
 
 @dataclass(frozen=True)
@@ -341,6 +352,20 @@ class Client:
     def evaluate(self, circuit_id: str, changes: Mapping[str, Any]) -> Job:
         """Evaluate a stored circuit again; what `changes` leaves out is as the circuit's own job had it."""
         return _job(self._post(f"/v1/circuits/{_id(circuit_id)}/evaluate", changes))
+
+    def challenge(self, circuit_id: str, asked: Mapping[str, Any] | None = None) -> Job:
+        """Try to break a stored circuit: a job whose results are the table `challenge` and the circuit `core`. asked:
+        what to vary, by default everything."""
+        return _job(self._post(f"/v1/circuits/{_id(circuit_id)}/challenge", asked or {}))
+
+    def challenges(self, circuit_id: str) -> list[ChallengeInfo]:
+        """Newest first."""
+        items = self._json_object("GET", f"/v1/circuits/{_id(circuit_id)}/challenge")["items"]
+        return [ChallengeInfo(one["job_id"], Challenge.from_dict(one["data"]), one["core"]) for one in items]
+
+    def challenge_svg(self, circuit_id: str) -> str:
+        """The newest one as a picture."""
+        return self._request("GET", f"/v1/circuits/{_id(circuit_id)}/challenge.svg").text
 
     def try_prompt(self, circuit_id: str, prompt: str, corrupt: str | None = None, *, top: int = 10) -> Job:
         """The likeliest next tokens of model, circuit, complement and random circuit: the job's result `try`."""

@@ -9,8 +9,9 @@ from acdc.circuit import Circuit
 from acdc.errors import SpecError
 from acdc.models.loading import describe_loaded
 from acdc.patch_map import PatchMap
-from acdc.pipeline import Result, run_on
+from acdc.pipeline import run_on
 from acdc.progress import Progress, Quiet
+from acdc.result import Result
 from acdc.spec import parse_job
 
 

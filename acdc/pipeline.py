@@ -7,73 +7,64 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 
-from acdc.circuit import Choices, Circuit, Provenance
-from acdc.discovery import METHODS
-from acdc.discovery.problem import Found, Problem, add_scores
+from acdc.challenging import challenge
+from acdc.circuit import Circuit, Provenance
+from acdc.discovery.problem import Found, Problem
 from acdc.discovery.rehearsal import Rehearsal, rehearse_acdc
-from acdc.errors import GraphMismatch, TaskError
 from acdc.evaluation.editing import complement, edited
 from acdc.evaluation.judging import Judgement, judge
-from acdc.evaluation.measuring import Split
 from acdc.evaluation.random_circuits import random_circuits
+from acdc.from_spec import (
+    held_out_under,
+    job_of,
+    kept_of,
+    provenance_of,
+    recorded_parameters,
+    require_the_same_graph,
+    require_the_same_weights,
+    search_of,
+    setting_of,
+)
 from acdc.graph import Graph
 from acdc.mapping import make_map
 from acdc.metrics import METRICS
 from acdc.models.cache import ModelCache
 from acdc.models.loading import Loaded
 from acdc.models.transformer import as_found
-from acdc.patch_map import PatchMap
 from acdc.plan import evaluation_plan
 from acdc.progress import Progress
-from acdc.prompting import make_prompts
-from acdc.provenance import record_run, task_card
-from acdc.selection import Kept, rank, size_of
-from acdc.setting import Setting, make_setting, top_tokens
+from acdc.result import Result
+from acdc.selection import Kept
+from acdc.setting import Setting, top_tokens
 from acdc.spec import (
-    Ablation,
     Acdc,
+    ChallengeSpec,
     DiscoverSpec,
     EvaluateSpec,
     JobSpec,
+    OnCircuit,
     PatchSpec,
     PromptsSpec,
-    Selection,
     TrySpec,
-    parse_job,
     reference_of,
 )
 
 NO_CURVE = "no curve: what edges cost while the search decided on them puts them in no order"
 
 
-@dataclass(frozen=True)
-class Result:
-    """One result of a job. key: unique within the job ("circuit", "threshold=0.01", "map", "try"). data: tables for
-    people."""
-
-    key: str
-    circuit: Circuit | None = None
-    patch_map: PatchMap | None = None
-    data: Mapping[str, Any] = field(default_factory=dict)
-
-
 def run_job(spec: JobSpec, *, models: ModelCache, progress: Progress, source: Circuit | None = None) -> list[Result]:
-    """Do what `spec` asks. source: the stored circuit that an evaluate or try job names.
+    """Do what `spec` asks. source: the stored circuit that a job on one names.
 
     Raises AcdcError; Cancelled when `progress` says so.
     """
-    if isinstance(spec, TrySpec):
+    if isinstance(spec, OnCircuit):
         assert source is not None
-        asked: PromptsSpec = _job_of(source)
+        asked: PromptsSpec = job_of(source)
     else:
         asked = spec
     compute = asked.compute
@@ -94,6 +85,9 @@ def run_on(loaded: Loaded, spec: JobSpec, progress: Progress, source: Circuit | 
             case TrySpec():
                 assert source is not None
                 return [try_prompt(loaded, spec, progress, source)]
+            case ChallengeSpec():
+                assert source is not None
+                return challenge(loaded, spec, progress, source)
 
 
 # -- discover ----------------------------------------------------------------------------------------------------------
@@ -102,34 +96,22 @@ def run_on(loaded: Loaded, spec: JobSpec, progress: Progress, source: Circuit | 
 def discover(loaded: Loaded, spec: DiscoverSpec, progress: Progress) -> list[Result]:
     """Search, then judge each circuit found."""
     begin = time.monotonic()
-    setting = _setting(loaded, spec, progress)
-    parameters = spec.method.model_dump(exclude={"name", "objective"})
-    as_asked = json.loads(spec.canonical_json)["method"]
-    recorded = {name: as_asked[name] for name in parameters}
+    setting = setting_of(loaded, spec, progress)
+    recorded = recorded_parameters(spec)
     objective = " + ".join(spec.objectives)
     results = []
-    searched = _search(setting, spec, parameters, progress)
+    searched = search_of(setting, spec, progress)
     search_s = time.monotonic() - begin
     for found in searched:
         begin = time.monotonic()
-        kept = _kept(setting.t.graph, found, spec.selection)
+        kept = kept_of(setting.t.graph, found, spec.selection)
         judgement = _judge(setting, spec, found, kept, progress)
         wall_time_s = search_s + time.monotonic() - begin
         method = found.label or spec.method.name
         notes = [] if found.is_ranking else [NO_CURVE]
-        provenance = _provenance(setting, spec, method, recorded, objective, wall_time_s, found, notes)
+        provenance = provenance_of(setting, spec, method, recorded, objective, wall_time_s, found, notes)
         results.append(Result(found.key, _circuit(setting, found, judgement, provenance)))
     return results
-
-
-def _search(setting: Setting, spec: DiscoverSpec, parameters: Mapping[str, Any], progress: Progress) -> Sequence[Found]:
-    """One search, or one for each objective and the sum of their scores."""
-    found = []
-    for objective in spec.objectives:
-        metric, memory = METRICS[objective], spec.compute.memory_bytes
-        problem = Problem(setting.t, setting.search.prompts, metric, memory, keep_examples=True)
-        found.append(METHODS[spec.method.name](problem, progress, **parameters))
-    return found[0] if len(found) == 1 else [add_scores([part for (part,) in found])]
 
 
 def rehearse(spec: DiscoverSpec, *, models: ModelCache, progress: Progress) -> Rehearsal:
@@ -138,7 +120,7 @@ def rehearse(spec: DiscoverSpec, *, models: ModelCache, progress: Progress) -> R
     compute, method = spec.compute, spec.method
     loaded = models.load(reference_of(spec.model), dtype=compute.dtype, device=compute.device, progress=progress)
     with torch.inference_mode(False), as_found(loaded.model):
-        setting = _setting(loaded, spec, progress)
+        setting = setting_of(loaded, spec, progress)
         problem = Problem(setting.t, setting.search.prompts, METRICS[spec.objectives[0]], compute.memory_bytes)
         return rehearse_acdc(
             problem,
@@ -152,16 +134,6 @@ def rehearse(spec: DiscoverSpec, *, models: ModelCache, progress: Progress) -> R
         )
 
 
-def _kept(graph: Graph, found: Found, selection: Selection) -> Kept | None:
-    """The circuit that the spec or the search decides on; None leaves it to k*."""
-    if selection.size is not None and found.is_ranking:
-        n = selection.size if isinstance(selection.size, int) else size_of(selection.size, graph.n_edges)
-        if n > graph.n_edges:
-            raise TaskError(f"selection.size asks for {n:,} edges and this graph has {graph.n_edges:,}")
-        return rank(graph, found.scores, found.tested, selection.rule or "signed").select(n)
-    return None if found.kept is None else Kept.of(graph, found.kept, "decisions")
-
-
 def _judge(
     setting: Setting,
     spec: DiscoverSpec | EvaluateSpec,
@@ -173,7 +145,7 @@ def _judge(
     if not found.is_ranking:
         plan = dataclasses.replace(plan, rules=())
     others = {
-        other.title: functools.partial(_held_out_under, setting, other, spec.metric) for other in spec.other_ablations
+        other.title: functools.partial(held_out_under, setting, other, spec.metric) for other in spec.other_ablations
     }
     return judge(
         setting.t.graph,
@@ -188,11 +160,6 @@ def _judge(
         why_no_examples=found.why_no_examples,
         elsewhere=others,
     )
-
-
-def _held_out_under(setting: Setting, ablation: Ablation, metric: str) -> Split:
-    prepared = setting.held_out_under(ablation.kind, mean_per_role=ablation.mean_over == "role")
-    return prepared.split(setting.t, metric)
 
 
 def _circuit(setting: Setting, found: Found, judgement: Judgement, provenance: Provenance) -> Circuit:
@@ -214,15 +181,15 @@ def _circuit(setting: Setting, found: Found, judgement: Judgement, provenance: P
 def evaluate(loaded: Loaded, spec: EvaluateSpec, progress: Progress, source: Circuit | None) -> Result:
     """Judge a stored circuit, as it is, cut to another size or edited; or a hypothesis."""
     begin = time.monotonic()
-    setting = _setting(loaded, spec, progress)
+    setting = setting_of(loaded, spec, progress)
     graph = setting.t.graph
     if source is not None:
-        _require_the_same_graph(loaded, graph, source)
+        require_the_same_graph(loaded, graph, source)
     kept, idle = _kept_to_evaluate(graph, spec, source)
     found = _found_before(graph, source)
     judgement = _judge(setting, spec, found, kept, progress)
     choices = source.provenance.choices if source is not None else None
-    provenance = _provenance(
+    provenance = provenance_of(
         setting,
         spec,
         choices.method if choices else "hypothesis",
@@ -252,7 +219,7 @@ def _kept_to_evaluate(graph: Graph, spec: EvaluateSpec, source: Circuit | None) 
             mask |= graph.mask_of_nodes(spec.hypothesis.nodes)
         kept = Kept.of(graph, mask, "hypothesis")
     elif spec.selection.size is not None:
-        sized = _kept(graph, Found(source.scores, source.tested), spec.selection)
+        sized = kept_of(graph, Found(source.scores, source.tested), spec.selection)
         assert sized is not None
         kept = sized
     else:
@@ -275,11 +242,11 @@ def _notes(loaded: Loaded, source: Circuit | None) -> list[str]:
 
 def try_prompt(loaded: Loaded, spec: TrySpec, progress: Progress, source: Circuit) -> Result:
     """The likeliest next tokens of the model, the circuit, its complement and a matched random circuit."""
-    asked = _job_of(source)
-    _require_the_same_weights(loaded, source)
-    setting = _setting(loaded, asked, progress, prompts_for_mean=spec.corrupt is None)
+    asked = job_of(source)
+    require_the_same_weights(loaded, source)
+    setting = setting_of(loaded, asked, progress, prompts_for_mean=spec.corrupt is None)
     graph = setting.t.graph
-    _require_the_same_graph(loaded, graph, source)
+    require_the_same_graph(loaded, graph, source)
     rng = np.random.default_rng(asked.seed)
     masks = {"model": graph.legal, "circuit": source.kept, "complement": complement(graph, source.kept)}
     if source.kept.any():
@@ -290,79 +257,3 @@ def try_prompt(loaded: Loaded, spec: TrySpec, progress: Progress, source: Circui
     ablation = "mean over the searched prompts" if spec.corrupt is None else "resample"
     data = {"prompt": spec.prompt, "corrupt": spec.corrupt, "ablation": ablation, "edges": source.n_edges}
     return Result("try", data={**data, "columns": dict(zip(masks, columns, strict=True))})
-
-
-def _require_the_same_weights(loaded: Loaded, source: Circuit) -> None:
-    found_on = source.provenance.model
-    if loaded.card.fingerprint != found_on.fingerprint:
-        raise GraphMismatch(
-            f"the circuit was found on other weights than {loaded.card.reference} now has (sha256 "
-            f"{found_on.fingerprint[:12]}, now {loaded.card.fingerprint[:12]}); evaluate it there first"
-        )
-
-
-# -- what all of them share --------------------------------------------------------------------------------------------
-
-
-def _job_of(circuit: Circuit) -> DiscoverSpec | EvaluateSpec:
-    """The job that a stored circuit came from."""
-    spec = parse_job(circuit.provenance.run.spec)
-    assert isinstance(spec, DiscoverSpec | EvaluateSpec), "no other job stores a circuit"
-    return spec
-
-
-def _require_the_same_graph(loaded: Loaded, graph: Graph, source: Circuit) -> None:
-    if source.graph != graph:
-        raise GraphMismatch(
-            f"the circuit was found on {source.provenance.model.title} ({source.graph!r}); {loaded.card.title} has "
-            f"another graph ({graph!r}), so its edges mean nothing there"
-        )
-
-
-def _setting(
-    loaded: Loaded, spec: DiscoverSpec | EvaluateSpec, progress: Progress, *, prompts_for_mean: bool = False
-) -> Setting:
-    prompt_set = make_prompts(loaded.tokenizer, spec, METRICS[spec.metric], progress)
-    return make_setting(
-        loaded,
-        prompt_set,
-        split_position=spec.split_position,
-        ablation="mean" if prompts_for_mean else spec.ablation.kind,
-        mean_per_role=spec.ablation.mean_over == "role" and not prompts_for_mean,
-        batch_tokens=spec.compute.batch_tokens,
-        memory_bytes=spec.compute.memory_bytes,
-        progress=progress,
-        other_ablations=bool(spec.other_ablations),
-    )
-
-
-def _provenance(
-    setting: Setting,
-    spec: DiscoverSpec | EvaluateSpec,
-    method: str,
-    parameters: Mapping[str, Any],
-    objective: str,
-    wall_time_s: float,
-    found: Found | None,
-    notes: Sequence[str] = (),
-) -> Provenance:
-    return Provenance(
-        model=dataclasses.replace(setting.card, parity=setting.parity.worst),
-        task=task_card(setting.prompt_set, spec.task.seed),
-        choices=Choices(
-            metric=spec.metric,
-            objective=objective,
-            ablation=spec.ablation.title,
-            method=method,
-            parameters=dict(parameters),
-        ),
-        run=record_run(
-            spec,
-            device=setting.t.device,
-            dtype=setting.t.dtype,
-            wall_time_s=wall_time_s,
-            passes=found.passes if found else None,
-            facts=found.facts if found else None,
-            notes=(*notes, *(found.notes if found else ())),
-        ),
-    )

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from acdc.challenge_settings import N_RANDOM, n_runs
 from acdc.evaluation.judging import Cost, n_evaluations
 from acdc.evaluation.judging import Plan as EvaluationPlan
 from acdc.graph import Graph
@@ -28,6 +29,7 @@ from acdc.models.inventory import list_local
 from acdc.patching.sizes import masked_streams, prepared_streams
 from acdc.spec import (
     Acdc,
+    ChallengeSpec,
     CustomPair,
     DiscoverSpec,
     EvaluateSpec,
@@ -36,6 +38,7 @@ from acdc.spec import (
     MeasuredSpec,
     MethodSpec,
     ModelRef,
+    OnCircuit,
     PatchSpec,
     PromptsSpec,
     TaskSpec,
@@ -191,10 +194,10 @@ def estimate(
     behind: PromptsSpec | None = None,
     doubts: Sequence[str] = (),
 ) -> Plan:
-    """The cost of a job on a machine of that speed. behind: of a try, the job that found its circuit. doubts: of the
-    machine."""
-    measured = behind if isinstance(spec, TrySpec) else spec
-    assert measured is not None, "a try has neither model nor prompts of its own"
+    """The cost of a job on a machine of that speed. behind: of a job on a circuit, the one that found it. doubts: of
+    the machine."""
+    measured = behind if isinstance(spec, OnCircuit) else spec
+    assert measured is not None, "a job on a circuit has neither model nor prompts of its own"
     if facts is None:
         why = f"the size of {measured.model}: it is known once the model was fetched"
         later = "unknown until the model was fetched"
@@ -203,9 +206,9 @@ def estimate(
     splits = not isinstance(measured, PatchSpec) and measured.split_position
     shape = replace(facts.size.shape, split_position=splits)
     facts = replace(facts, size=replace(facts.size, shape=shape))
-    tokens, tokens_how = tokens_per_prompt(spec)
+    tokens, tokens_how = tokens_per_prompt(spec if isinstance(spec, TrySpec) else measured)
     forward = forward_flops(facts, tokens)
-    search, search_how = _search(spec, facts.size, tokens)
+    search, search_how = _search(spec, measured, facts.size, tokens)
     judge, judge_how = _evaluation(spec, measured, facts.size)
     per_s = speed.flops_per_s / (2 if measured.compute.dtype == "float64" else 1)
     unit = f"{forward / 1e9:.3g} GFLOP a forward, {tokens:.0f} tokens ({tokens_how}), speed from {speed.source}"
@@ -218,11 +221,12 @@ def estimate(
     if phases[0].seconds is None:
         unknown.append(f"how long {_megabytes(facts.download_bytes)} take to download")
     all_doubts = list(doubts)
-    if isinstance(spec, DiscoverSpec) and isinstance(spec.method, Acdc):
+    searched = measured if isinstance(spec, ChallengeSpec) else spec
+    if isinstance(searched, DiscoverSpec) and isinstance(searched.method, Acdc):
         all_doubts.append(DOUBTED_TESTS)
     if measured.compute.device == "cuda":
         unknown.append(f"how fast the GPU is: the seconds are those of {speed.source}")
-    memory, disk = _memory(measured, facts.size, tokens), _disk(spec, facts)
+    memory, disk = _memory(spec, measured, facts.size, tokens), _disk(spec, facts)
     return Plan(phases, memory, disk, (search + judge) * forward, tuple(unknown), tuple(all_doubts))
 
 
@@ -232,7 +236,7 @@ def forward_flops(facts: ModelFacts, tokens: float) -> float:
     return 2 * (facts.size.n_parameters - facts.n_tables * table) * tokens + 2 * table
 
 
-def tokens_per_prompt(spec: JobSpec) -> tuple[float, str]:
+def tokens_per_prompt(spec: PromptsSpec | TrySpec) -> tuple[float, str]:
     """An estimate from the length of the text, BOS included, since there is no tokenizer yet."""
     texts = [spec.prompt] if isinstance(spec, TrySpec) else _texts(spec.task)
     mean = statistics.fmean(len(text) for text in texts) / CHARACTERS_PER_TOKEN
@@ -262,8 +266,13 @@ def _prompts(task: TaskSpec | MapTaskSpec) -> tuple[int, int]:
     return n_search, n - n_search
 
 
-def _search(spec: JobSpec, size: Size, tokens: float) -> tuple[float, str]:
+def _search(spec: JobSpec, measured: PromptsSpec, size: Size, tokens: float) -> tuple[float, str]:
     """Bare forwards of one prompt, and in words. A map is measured, not searched, but that is its work."""
+    if isinstance(spec, ChallengeSpec):
+        assert not isinstance(measured, PatchSpec), "a map has no circuit"
+        forwards, how = _search(measured, measured, size, tokens)
+        n = n_runs(spec, measured, _rule_of(measured))[1]
+        return n * forwards, f"{n:,} searches x {how}" if n else "nothing is searched again"
     if isinstance(spec, PatchSpec):
         n_prompts = _prompts(spec.task)[0]
         forwards, how = forwards_of_map(spec, Graph(size.shape), tokens)
@@ -309,6 +318,15 @@ def _evaluation(spec: JobSpec, measured: PromptsSpec, size: Size) -> tuple[float
     if isinstance(spec, TrySpec):
         n_mean = 0 if spec.corrupt else n_search
         return n_mean + 2 + 3 * MASKED, f"{n_mean:,} prompts for the mean, 2 forwards and 3 masked ones on the prompt"
+    assert not isinstance(measured, PatchSpec), "a map has no circuit"
+    if isinstance(spec, ChallengeSpec):
+        n, n_searched = n_runs(spec, measured, _rule_of(measured))
+        of_core = n_evaluations(Graph(size.shape), EvaluationPlan(measured.evaluation.grid, ()), with_k_star=False)
+        masked = (3 * n + n_searched + N_RANDOM + of_core.held_out) * n_held_out + of_core.search * n_search
+        how = (
+            f"{n:,} settings of {n_search + n_held_out:,} prompts, each with up to 4 masked forwards of those held out"
+        )
+        return 2 * n * (n_search + n_held_out) + masked * MASKED, how
     cost = circuits_judged(spec, Graph(size.shape))
     masked = cost.search * n_search + cost.held_out * n_held_out
     kinds = [other.kind for other in spec.other_ablations]
@@ -320,6 +338,13 @@ def _evaluation(spec: JobSpec, measured: PromptsSpec, size: Size) -> tuple[float
     if kinds:
         how += f", and again of those held out for {len(kinds)} other ablations"
     return 2 * (n_search + n_held_out) + again + masked * MASKED, how
+
+
+def _rule_of(behind: MeasuredSpec) -> str:
+    """How the circuit was selected, as far as its job tells: k* may have chosen another ranking rule."""
+    if not isinstance(behind, DiscoverSpec):
+        return "hypothesis"
+    return "decisions" if isinstance(behind.method, Acdc) else behind.selection.rule or "signed"
 
 
 def evaluation_plan(spec: MeasuredSpec) -> EvaluationPlan:
@@ -370,7 +395,7 @@ def _preparation(facts: ModelFacts) -> tuple[Phase, ...]:
     return download, convert, Phase("load", START_S + facts.stored_bytes / READ_BYTES_PER_S, how)
 
 
-def _memory(spec: PromptsSpec, size: Size, tokens: float) -> Need:
+def _memory(asked: JobSpec, spec: PromptsSpec, size: Size, tokens: float) -> Need:
     n_bytes = DTYPE_BYTES[spec.compute.dtype]
     weights, residual, graph = size.n_parameters * n_bytes, size.d_model * n_bytes, Graph(size.shape)
     in_batch = max(spec.compute.batch_tokens, tokens)
@@ -388,6 +413,7 @@ def _memory(spec: PromptsSpec, size: Size, tokens: float) -> Need:
     parts = {
         "program": PROCESS_BYTES,
         "weights": weights,
+        "a copy of them, shuffled": weights if isinstance(asked, ChallengeSpec) and asked.controls else 0,
         f"clean and ablated runs of {n_prompts:,} prompts": int(n_prompts * of_prompt),
         **working,
         f"activations ({RESIDUALS_PER_LAYER} residual streams a layer)": streams,

@@ -941,6 +941,37 @@ class TrySpec(_Request):
     top: int = Field(default=10, ge=1, le=1000)
 
 
+Varied = Literal["ablation", "corruption", "metric", "rule", "groups", "prompts", "resample", "order"]
+
+
+class ChallengeSpec(_Request):
+    """Try to break a stored circuit: measure it, and search again, in many settings that differ from its own in one
+    choice or a few; and look whether circuits that should not hold do. What survives is stored as a circuit of its own.
+    """
+
+    kind: Literal["challenge"] = "challenge"
+    circuit: NonEmpty
+    vary: tuple[Varied, ...] = Field(
+        default=get_args(Varied),
+        description="ablation, corruption and metric: every other one; rule: signed and absolute; groups: each group "
+        "of held-out prompts alone; prompts: new ones; resample: prompts drawn again; order: of senders, for acdc",
+    )
+    seeds: int = Field(default=3, ge=1, le=100, description="of new prompts")
+    resamples: int = Field(default=5, ge=1, le=1000, description="of the prompts drawn again")
+    factorial: bool = Field(default=True, description="combinations of ablation, corruption and metric besides")
+    controls: bool = Field(
+        default=True,
+        description="circuits found with answers shuffled, with the model's weights shuffled and on another task, and "
+        "matched random ones, measured in the circuit's own setting",
+    )
+    search: bool = Field(default=True, description="make the search again in every setting, to see which edges survive")
+
+    @field_validator("vary")
+    @classmethod
+    def _once(cls, value: tuple[Varied, ...]) -> tuple[Varied, ...]:
+        return tuple(dict.fromkeys(value))
+
+
 class PatchSpec(_OnPrompts):
     """Make a patching map: what single states, paths or looks of the model do to a metric."""
 
@@ -970,12 +1001,14 @@ class PatchSpec(_OnPrompts):
 
 MeasuredSpec = DiscoverSpec | EvaluateSpec
 PromptsSpec = MeasuredSpec | PatchSpec
-JobSpec = PromptsSpec | TrySpec
+OnCircuit = TrySpec | ChallengeSpec  # model and prompts are those of the job behind their circuit
+JobSpec = PromptsSpec | OnCircuit
 KINDS: dict[str, type[JobSpec]] = {
     "discover": DiscoverSpec,
     "evaluate": EvaluateSpec,
     "patch": PatchSpec,
     "try": TrySpec,
+    "challenge": ChallengeSpec,
 }
 _OF_THE_CIRCUIT = ("model", "split_position", "task", "metric", "ablation", "evaluation", "compute", "seed")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from acdc.challenge_settings import n_runs
 from acdc.evaluation.curve import sizes_of
 from acdc.evaluation.judging import Cost
 from acdc.graph import Graph, GraphShape
@@ -306,3 +307,19 @@ def test_a_model_in_the_cache_is_neither_fetched_nor_converted_again(tmp_path: P
     facts = facts_of("hub:some/model", cached_directory(tmp_path, "hub:some/model"))
     assert facts is not None
     assert (facts.download_bytes, facts.converts) == (0, False)
+
+
+def test_a_challenge_costs_its_settings_and_searches() -> None:
+    behind = parse_job({"task": {"prompts": 8, "held_out": 4}, "method": "eap", "selection": {"size": 4}})
+    spec = parse_job({"kind": "challenge", "circuit": "cir_1", "seeds": 1, "resamples": 1, "controls": False})
+    assert isinstance(behind, DiscoverSpec)
+    facts = ModelFacts(SIZE, 0, False, 0)
+    made = estimate(spec, facts, Speed(1e6, "test"), behind=behind)
+    n_settings, n_searches = n_runs(spec, behind, "signed")
+    # own; ablation 2, corruption 1, metric 3, rule 1, prompts 1, resample 1; 7 of 3 x 2 x 2. eap refuses KL: 1 and 5
+    assert (n_settings, n_searches) == (17, 11)
+    own = estimate(behind, facts, Speed(1e6, "test"))
+    assert seconds(made, "search") == pytest.approx(n_searches * seconds(own, "search"))
+    fewer = estimate(parse_job({**spec.model_dump(), "search": False}), facts, Speed(1e6, "test"), behind=behind)
+    assert seconds(fewer, "search") == 0
+    assert 0 < seconds(fewer, "evaluate") < seconds(made, "evaluate")

@@ -2,7 +2,7 @@
 
     python -m workers.local SPEC.json --out DIR [--resume] [--source CIRCUIT.safetensors]
 
-SPEC.json is a job spec as JSON, `-` reads it from stdin. --source is the circuit file that an evaluate or try job
+SPEC.json is a job spec as JSON, `-` reads it from stdin. --source is the circuit file that a job on a circuit
 speaks of. DIR is made if need be and afterwards holds
 
     spec.json                 the spec, every field written out
@@ -50,7 +50,7 @@ from typing import Any
 
 from acdc.errors import AcdcError, Conflict, SpecError
 from acdc.settings import load_settings
-from acdc.spec import EvaluateSpec, JobSpec, TrySpec, parse_job
+from acdc.spec import EvaluateSpec, JobSpec, OnCircuit, parse_job
 from workers.checkpoints import spec_of
 from workers.executor import ENGINE, Died, EngineChild, Heard
 from workers.wire import Done, Failed, Found, Log, Phase, Resumed, Saved, Step, Stopped
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None, *, engine: Sequence[str] = ENGINE) -
     options = _parse(argv)
     try:
         spec = _read_spec(options.spec)
-        if isinstance(spec, EvaluateSpec | TrySpec) and spec.circuit is not None and options.source is None:
+        if isinstance(spec, EvaluateSpec | OnCircuit) and spec.circuit is not None and options.source is None:
             raise SpecError(f"a job on circuit {spec.circuit!r} needs its file here: give --source FILE")
         run = _LocalRun(spec, options.out, engine)
         status = run.run(options.source, resume=options.resume)
@@ -84,7 +84,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("spec", metavar="SPEC.json", help="a job spec as JSON; - reads stdin")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results go")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
-    parser.add_argument("--source", type=Path, metavar="FILE", help="the circuit of an evaluate or try job")
+    parser.add_argument("--source", type=Path, metavar="FILE", help="the circuit of a job on one")
     return parser.parse_args(argv)
 
 

@@ -21,14 +21,13 @@ def to_store(found: Found, spec: Mapping[str, Any], source: Circuit | None, arte
     A stored circuit that was judged again and not changed is an evaluation of that one; all else is a circuit of its
     own. Raises StorageError.
     """
-    data = json.loads(Path(found.data).read_text())
+    data, circuit_id = json.loads(Path(found.data).read_text()), spec.get("circuit")
     if found.map is not None:
         file = Path(found.map)
         return NewMap(found.key, PatchMap.load(file), artefacts.put(file.read_bytes()), data)
     if found.circuit is None:
-        return NewTable(found.key, data)
+        return NewTable(found.key, data, circuit_id=circuit_id if spec.get("kind") == "challenge" else None)
     circuit = Circuit.load(Path(found.circuit))
-    circuit_id = spec.get("circuit")
     if source is not None and circuit_id is not None and circuit.report is not None and _is_same(circuit, source):
         return NewEvaluation(found.key, circuit_id, circuit.report.to_dict(), data)
     digest = artefacts.put(Path(found.circuit).read_bytes())

@@ -10,23 +10,25 @@ from acdc.api.services import Services, checked_id
 from acdc.errors import Fault, Forbidden, SpecError, UnknownModel
 from acdc.models.allowed import AllowList
 from acdc.settings import Settings
-from acdc.spec import JobSpec, PromptsSpec, TrySpec, parse_job, reference_of, with_defaults_of
+from acdc.spec import JobSpec, OnCircuit, PromptsSpec, parse_job, reference_of, with_defaults_of
 from acdc.store import CircuitDetail
+
+_ABOUT_CIRCUITS = ("evaluate", "try", "challenge")
 
 
 def admitted(services: Services, data: object) -> tuple[JobSpec, PromptsSpec]:
-    """The job that `data` asks for, and the one whose model and prompts it works with: itself, or for a try the one
-    that found the circuit.
+    """The job that `data` asks for, and the one whose model and prompts it works with: itself, or for one on a
+    circuit the job that found it.
 
     Raises SpecError, NotFound for the circuit, UnknownModel or Forbidden for the model.
     """
     behind: Mapping[str, Any] = {}
-    if isinstance(data, Mapping) and data.get("kind") in ("evaluate", "try") and isinstance(data.get("circuit"), str):
+    if isinstance(data, Mapping) and data.get("kind") in _ABOUT_CIRCUITS and isinstance(data.get("circuit"), str):
         behind = _spec_behind(services.store.circuits.get(checked_id("circuit", data["circuit"])))
         data = with_defaults_of(behind, data) if data["kind"] == "evaluate" else data
     spec = parse_job(data)
-    measured = parse_job(behind) if isinstance(spec, TrySpec) else spec
-    if isinstance(measured, TrySpec):  # in a file that was written by hand
+    measured = parse_job(behind) if isinstance(spec, OnCircuit) else spec
+    if isinstance(measured, OnCircuit):  # in a file that was written by hand
         raise SpecError("the circuit names no search that found it, so there is no model and no task to try it with")
     _check_model(measured.model, services.settings)
     _check_prompts(measured, services.settings.max_prompts)

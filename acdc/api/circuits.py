@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query
@@ -16,6 +17,7 @@ from acdc.api.files import download, html, svg
 from acdc.api.jobs import IdempotencyKey, submit
 from acdc.api.services import USER, CircuitId, Cursor, Deps, Services
 from acdc.api.views import (
+    ChallengeView,
     CircuitSummary,
     CircuitView,
     EdgeView,
@@ -26,9 +28,10 @@ from acdc.api.views import (
     circuit_summary,
     circuit_view,
 )
-from acdc.card import Card, also, card_of, conditions_of, in_words, to_markdown, to_page
+from acdc.card import Card, also, card_of, challenge_sections, conditions_of, in_words, to_markdown, to_page
+from acdc.challenge import Challenge
 from acdc.circuit import Circuit
-from acdc.drawing import draw_circuit, draw_curve
+from acdc.drawing import draw_challenge, draw_circuit, draw_curve
 from acdc.errors import NotFound, SpecError
 from acdc.report import Report
 from acdc.spec import NonEmpty, faults_of
@@ -240,6 +243,9 @@ def _card(services: Services, row: CircuitRow, circuit: Circuit) -> Card:
     for evaluation in services.store.circuits.evaluations(row.id, limit=_LATER_EVALUATIONS).items:
         said = f"By job {evaluation.job_id}: {conditions_of(evaluation.spec)}."
         card = also(card, f"Evaluation {evaluation.id}", said, Report.from_dict(evaluation.report))
+    for made in services.store.circuits.challenges(row.id)[:1]:
+        by = f"By job {made.job_id}" + (f"; the core is circuit {made.core}." if made.core else ".")
+        card = replace(card, sections=(*challenge_sections(Challenge.from_dict(made.data), by), *card.sections))
     return card
 
 
@@ -284,6 +290,23 @@ _EXPORTS: dict[str, tuple[str, str, Callable[[Circuit, str], bytes]]] = {  # med
 }
 
 
+@router.get("/{circuit_id}/challenge", summary="List what tried to break it")
+def get_challenges(services: Deps, circuit_id: CircuitId) -> PageView[ChallengeView]:
+    """Newest first, all on one page."""
+    found = services.store.circuits.challenges(circuit_id)
+    return PageView(items=[ChallengeView.model_validate(row) for row in found], next_cursor=None)
+
+
+@router.get("/{circuit_id}/challenge.svg", summary="The newest challenge as a picture")
+def get_challenge_svg(services: Deps, circuit_id: CircuitId) -> Response:
+    made = services.store.circuits.challenges(circuit_id)
+    if not made:
+        raise NotFound(
+            f"circuit {circuit_id} was not challenged yet; POST /v1/circuits/{circuit_id}/challenge does that"
+        )
+    return svg(draw_challenge(Challenge.from_dict(made[0].data)))
+
+
 @router.get("/{circuit_id}/export", summary="Export it as a file")
 def get_export(
     services: Deps,
@@ -309,6 +332,15 @@ def evaluate_circuit(
     """An `evaluate` job. The body names what differs (task, metric, ablation, selection, edit, …); the rest is as the
     circuit's own job had it."""
     return _about(services, circuit_id, "evaluate", body, response, idempotency_key)
+
+
+@router.post("/{circuit_id}/challenge", status_code=202, summary="Try to break it")
+def challenge_circuit(
+    services: Deps, circuit_id: CircuitId, body: RequestBody, response: Response, idempotency_key: IdempotencyKey = None
+) -> JobView:
+    """A `challenge` job: the circuit, and the search that found it, in many settings. The body may be `{}`, or say what
+    to vary."""
+    return _about(services, circuit_id, "challenge", body, response, idempotency_key)
 
 
 @router.post("/{circuit_id}/try", status_code=202, summary="Try it on a prompt")

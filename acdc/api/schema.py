@@ -9,7 +9,7 @@ from pydantic.json_schema import models_json_schema
 from acdc.api.bodies import CIRCUIT_FILE, JSON
 from acdc.api.circuits import Labels
 from acdc.api.problems import MEDIA_TYPE, Problem
-from acdc.spec import KINDS, EvaluateSpec, Hypothesis, TrySpec
+from acdc.spec import KINDS, ChallengeSpec, EvaluateSpec, Hypothesis, TrySpec
 
 _REF = "#/components/schemas/{model}"
 
@@ -27,6 +27,7 @@ _BODIES: dict[str, dict[str, Any]] = {  # by operation id: the schema of each me
     },
     "patch_circuit": {JSON: _ref(Labels)},
     "evaluate_circuit": {JSON: _ref(EvaluateSpec)},
+    "challenge_circuit": {JSON: _ref(ChallengeSpec)},
     "try_circuit": {JSON: _ref(TrySpec)},
 }
 

@@ -203,6 +203,17 @@ class EvaluationView(View):
     created_at: datetime
 
 
+class ChallengeView(View):
+    """A challenge of a stored circuit by a job of its own; data: the sentence, every setting, control and edge. core:
+    the circuit of what survived."""
+
+    job_id: str
+    circuit_id: str
+    data: dict[str, Any]
+    core: str | None
+    created_at: datetime
+
+
 class ScoresView(BaseModel):
     """Whole matrices [senders, receivers]. scores: null where an edge was not tested or there is none. inclusion: the
     share of resampled circuits that have an edge, null where stability was not measured."""
@@ -223,6 +234,7 @@ _PARTS = (
     "curve.svg",
     "export",
     "evaluations",
+    "challenge",
     "evaluate",
     "try",
 )

@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from acdc.card.markdown import to_markdown
 from acdc.card.page import to_page
-from acdc.card.sections import Card, Section, Table, also, card_of, closer_look, conditions_of, in_words
+from acdc.card.sections import (
+    Card,
+    Section,
+    Table,
+    also,
+    card_of,
+    challenge_sections,
+    closer_look,
+    conditions_of,
+    in_words,
+)
 
 __all__ = [
     "Card",
@@ -16,6 +26,7 @@ __all__ = [
     "Table",
     "also",
     "card_of",
+    "challenge_sections",
     "closer_look",
     "conditions_of",
     "in_words",

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from acdc.challenge import Challenge
 from acdc.circuit import Circuit, Provenance
-from acdc.drawing import draw_curve, draw_removals
+from acdc.drawing import draw_challenge, draw_curve, draw_removals
 from acdc.report import (
     Band,
     Behaviour,
@@ -23,6 +24,7 @@ from acdc.report import (
 
 COSTLIEST = 15  # removed edges that a card lists
 WIDEST = 5  # gaps of completeness
+MOST_SURVIVORS = 50
 SPLITS = {"search": "searched", "held_out": "held out"}
 
 Cell = str | float | int | None
@@ -72,6 +74,42 @@ def also(card: Card, title: str, said: str, report: Report) -> Card:
     """The card with an evaluation that was made later. said: what its numbers hold for."""
     sections = [replace(section, title=f"{title}: {section.title}") for section in judgement(report)]
     return replace(card, sections=(*card.sections, Section(title, (said,)), *sections))
+
+
+def challenge_sections(challenge: Challenge, by: str = "") -> list[Section]:
+    """by: which job made it."""
+    said = [f"{challenge.sentence[:1].upper()}{challenge.sentence[1:]}.", by]
+    if challenge.n_searches:
+        said.append(f"The surviving core has {challenge.core_edges:,} connected edges, stored as a circuit of its own.")
+    tried = tuple(
+        (t.kind, t.name, t.f, _yes(t.holds), t.kl_share, t.accuracy, t.n_examples, t.jaccard, t.found_f, t.skipped)
+        for t in challenge.tried
+    )
+    columns = (
+        *("kind", "setting", "#f", "holds", "#KL share", "#accuracy", "#prompts", "#Jaccard", "#f of that one"),
+        "not told because",
+    )
+    controls = tuple((c.name, c.n, c.n_hold, _spread_of(c.f), c.jaccard, c.skipped) for c in challenge.controls)
+    of_controls = ("control", "#circuits", "#hold", "f", "#Jaccard", "not told because")
+    edges = tuple((one.edge, one.share) for one in challenge.edges[:MOST_SURVIVORS])
+    draw = functools.partial(draw_challenge, challenge)
+    sections = [Section("Challenge", tuple(line for line in said if line), Table(columns, tried), draw)]
+    if controls:
+        sections.append(Section("Challenge: controls", table=Table(of_controls, controls)))
+    if edges:
+        more = len(challenge.edges) - len(edges)
+        told = f"Share of {challenge.n_searches} searches that found the edge again" + (
+            f"; {more} more." if more else "."
+        )
+        sections.append(Section("Challenge: edges", (told,), Table(("edge", "#share"), edges)))
+    return sections
+
+
+def _spread_of(values: Sequence[float | None]) -> str | None:
+    mean, least, most = _range(values)
+    if mean is None or len(values) == 1:
+        return None if mean is None else in_words(mean)
+    return f"{in_words(mean)} ({in_words(least)} to {in_words(most)})"
 
 
 def judgement(report: Report) -> list[Section]:

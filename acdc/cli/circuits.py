@@ -79,6 +79,9 @@ def show(
     circuit_id: CircuitId,
     svg: Annotated[Path | None, typer.Option("--svg", help="write the circuit's picture here")] = None,
     curve_svg: Annotated[Path | None, typer.Option("--curve-svg", help="write the curve's picture here")] = None,
+    challenge_svg: Annotated[
+        Path | None, typer.Option("--challenge-svg", help="write the newest challenge's picture here")
+    ] = None,
     card: Annotated[Path | None, typer.Option("--card", help="write its page of text and pictures here")] = None,
     edges: Annotated[int, typer.Option("--edges", min=0, help="list this many edges, the largest |score| first")] = 0,
     as_json: Json = False,
@@ -93,6 +96,8 @@ def show(
             remark(f"wrote {write_file(svg, client.graph_svg(circuit_id))}")
         if curve_svg is not None:
             remark(f"wrote {write_file(curve_svg, client.curve_svg(circuit_id))}")
+        if challenge_svg is not None:
+            remark(f"wrote {write_file(challenge_svg, client.challenge_svg(circuit_id))}")
         if card is not None:
             remark(f"wrote {write_file(card, client.card_page(circuit_id))}")
         listed = client.edges(circuit_id, limit=edges) if edges else []
@@ -118,6 +123,18 @@ def evaluate(
     changes = overlay(({"name": name} if name else {}) | _edit(add or [], remove or []), set_ or ())
     with connect() as client:
         report_job(client, client.evaluate(circuit_id, changes), wait)
+
+
+def challenge(
+    circuit_id: CircuitId, set_: Sets = None, name: Name = None, wait: Wait = False, as_json: Json = False
+) -> None:
+    """Try to break a circuit: it, and the search that found it, in many settings; what survives becomes a circuit.
+
+    --set vary=ablation,metric, --set search=false and the like make it smaller; `acdc plan` tells the cost before.
+    """
+    asked = overlay({"name": name} if name else {}, set_ or ())
+    with connect() as client:
+        report_job(client, client.challenge(circuit_id, asked), wait)
 
 
 def _edit(add: list[str], remove: list[str]) -> dict[str, Any]:

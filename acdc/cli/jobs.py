@@ -78,10 +78,10 @@ def _planned_here(request: dict[str, Any], measure: bool) -> dict[str, Any]:
     from acdc.errors import SpecError
     from acdc.plan import cached_directory, doubts_now, estimate, facts_of, measure_speed
     from acdc.settings import load_settings
-    from acdc.spec import EvaluateSpec, TrySpec, parse_job, reference_of
+    from acdc.spec import EvaluateSpec, OnCircuit, parse_job, reference_of
 
     spec = parse_job(request)
-    if isinstance(spec, TrySpec) or (isinstance(spec, EvaluateSpec) and spec.circuit is not None):
+    if isinstance(spec, OnCircuit) or (isinstance(spec, EvaluateSpec) and spec.circuit is not None):
         raise SpecError(f"what that takes depends on circuit {spec.circuit!r}: ask the service that has it, with --url")
     reference = reference_of(spec.model)
     if reference.kind in ("path", "gguf"):

@@ -12,9 +12,10 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from acdc.card import Section, closer_look, conditions_of
+from acdc.card import closer_look, conditions_of
 from acdc.circuit import Circuit
 from acdc.cli.console import number, table
+from acdc.cli.tables import as_text
 from acdc.report import Areas, Band, KStar, Point, Report
 
 BAR = 24  # characters that f = 1 takes in the text curve
@@ -113,14 +114,7 @@ def _judgement(circuit: Circuit, report: Report) -> Iterator[RenderableType]:
     if report.kept:
         yield _kept(report.kept)
     for section in closer_look(report):
-        yield from _section(section)
-
-
-def _section(section: Section) -> Iterator[RenderableType]:
-    """As the card has it."""
-    yield "\n".join([section.title.lower(), *(f"           {line}" for line in section.text)])
-    if section.table is not None:
-        yield table(section.table.columns, section.table.rows)
+        yield from as_text(section)
 
 
 def _behaviour(circuit: Circuit, report: Report) -> str:

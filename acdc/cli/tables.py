@@ -8,18 +8,31 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from acdc.card import Section, challenge_sections
+from acdc.challenge import Challenge
 from acdc.cli.console import number, table
 
 COLUMNS = ("model", "circuit", "complement", "random")
 
 
 def tables(data: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """A `try` as four columns side by side; anything else key by key."""
+    """A `try` as four columns side by side, a challenge as on its card; anything else key by key."""
+    if isinstance(data.get("challenge"), Mapping):
+        for section in challenge_sections(Challenge.from_dict(data["challenge"])):
+            yield from as_text(section)
+        return
     columns = data.get("columns", data)
     if isinstance(columns, Mapping) and isinstance(columns.get("model"), list):
         yield from tried(data)
         return
     yield table(("field", "value"), [[key, _short(value)] for key, value in data.items()])
+
+
+def as_text(section: Section) -> Iterator[RenderableType]:
+    """A section of a card."""
+    yield "\n".join([section.title.lower(), *(f"           {line}" for line in section.text)])
+    if section.table is not None:
+        yield table(section.table.columns, section.table.rows)
 
 
 def tried(data: Mapping[str, Any]) -> Iterator[RenderableType]:

@@ -17,6 +17,7 @@ from acdc.store.paging import MAX_LIMIT
 from acdc.store.reaper import SWEEP_S
 from acdc.store.rows import (
     Beat,
+    ChallengeRow,
     CheckpointRef,
     CircuitDetail,
     CircuitFilter,
@@ -55,6 +56,7 @@ __all__ = [
     "SWEEP_S",
     "Artefacts",
     "Beat",
+    "ChallengeRow",
     "CheckpointRef",
     "CircuitDetail",
     "CircuitFilter",

@@ -15,8 +15,8 @@ from acdc.store.clock import moment
 from acdc.store.database import Database
 from acdc.store.paging import check_limit, newest_first, read_cursor, write_cursor
 from acdc.store.results import insert_circuit, insert_circuit_tags
-from acdc.store.rows import CircuitDetail, CircuitFilter, CircuitRow, EdgeRow, EvaluationRow, Page
-from acdc.store.tables import circuit_edges, circuit_nodes, circuit_tags, circuits, evaluations
+from acdc.store.rows import ChallengeRow, CircuitDetail, CircuitFilter, CircuitRow, EdgeRow, EvaluationRow, Page
+from acdc.store.tables import circuit_edges, circuit_nodes, circuit_tags, circuits, evaluations, jobs, results
 
 
 class Keep(Enum):
@@ -69,6 +69,25 @@ class Circuits:
             _read_circuit(connection, circuit_id)
             rows, next_cursor = newest_first(connection, query, evaluations, cursor, limit)
         return Page(tuple(map(_evaluation_row, rows)), next_cursor)
+
+    def challenges(self, circuit_id: str) -> tuple[ChallengeRow, ...]:
+        """Newest first. Raises NotFound."""
+        core = results.alias()
+        same_job = (core.c.job_id == results.c.job_id) & (core.c.result_key == "core")
+        query = (
+            select(results.c.job_id, results.c.data, core.c.circuit_id.label("core"), jobs.c.finished_ms)
+            .join(jobs, jobs.c.id == results.c.job_id)
+            .outerjoin(core, same_job)
+            .where(results.c.circuit_id == circuit_id, results.c.kind == "table", results.c.result_key == "challenge")
+            .order_by(jobs.c.finished_ms.desc(), jobs.c.id.desc())
+        )
+        with self._database.read() as connection:
+            _read_circuit(connection, circuit_id)
+            rows = connection.execute(query).all()
+        return tuple(
+            ChallengeRow(row.job_id, circuit_id, row.data["challenge"], row.core, moment(row.finished_ms))
+            for row in rows
+        )
 
     def add(
         self,

@@ -45,7 +45,8 @@ def insert_results(connection: Connection, job: JobRow, new_results: Sequence[Ne
             case NewMap():
                 row |= {"kind": "map", "map_id": _insert_map(connection, job, result)}
             case NewTable():
-                row |= {"kind": "table"}
+                there = result.circuit_id is not None and _is_there(connection, result.circuit_id)
+                row |= {"kind": "table", "circuit_id": result.circuit_id if there else None}
         connection.execute(insert(results).values(row))
 
 

@@ -185,10 +185,11 @@ class NewMap:
 
 @dataclass(frozen=True)
 class NewTable:
-    """A result of kind `table`: anything to read that is neither circuit nor map."""
+    """A result of kind `table`: anything to read that is neither circuit nor map. circuit_id: that it speaks of."""
 
     key: str
     data: Json
+    circuit_id: str | None = None
 
 
 NewResult = NewCircuit | NewEvaluation | NewMap | NewTable
@@ -198,7 +199,8 @@ NewResult = NewCircuit | NewEvaluation | NewMap | NewTable
 class ResultRow:
     """One result of a job. key: unique within it. kind: circuit, evaluation, map or table.
 
-    circuit_id: the circuit found or evaluated; None too when it has been deleted since. map_id: the map made.
+    circuit_id: the circuit found, evaluated or challenged; None too when it has been deleted since. map_id: the map
+    made.
     """
 
     job_id: str
@@ -294,6 +296,18 @@ class EvaluationRow:
     result_key: str
     report: Json
     spec: Json
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class ChallengeRow:
+    """A challenge of a stored circuit. data: `Challenge.to_dict`. core: the circuit of what survived, if any did and is
+    still there."""
+
+    job_id: str
+    circuit_id: str
+    data: Json
+    core: str | None
     created_at: datetime
 
 

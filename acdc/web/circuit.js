@@ -22,6 +22,7 @@ export async function circuitPage(circuitId, signal) {
     el("h3", {}, "Edges"), edgeTable(root, circuit, edges),
     el("h3", {}, "Try it on a prompt"), tryForm(root, signal),
     el("h3", {}, "Evaluate it again"), evaluateForm(root, circuit), evaluationTable(evaluations.items),
+    el("h3", {}, "Try to break it"), challengeForm(root),
     el("h3", {}, "Take it away"), exportButtons(root, circuit.id),
     el("h3", {}, "Labels"), labelForm(root, circuit));
 }
@@ -148,6 +149,22 @@ function evaluateForm(root, circuit) {
       field("Add nodes", el("input", { name: "add_nodes", placeholder: "9.6 mlp3" })),
       field("Remove nodes", el("input", { name: "remove_nodes" }))),
     el("button", {}, "Evaluate")), answer);
+}
+
+function challengeForm(root) {
+  const answer = el("div", {});
+  const submit = async (event) => {
+    event.preventDefault();
+    try {
+      location.hash = `#/jobs/${(await send("POST", `${root}/challenge`, { search: new FormData(event.target).has("search") })).id}`;
+    } catch (error) {
+      answer.replaceChildren(problemBox(error));
+    }
+  };
+  return el("div", {}, el("form", { onsubmit: submit },
+    el("p", {}, "Measures the circuit in many settings that differ from its own, beside controls that should not hold."),
+    field("Search again in every setting", el("input", { name: "search", type: "checkbox", checked: true }), "It tells which edges survive, and takes as long as so many searches."),
+    el("button", {}, "Challenge")), answer);
 }
 
 function evaluationTable(evaluations) {

@@ -1,0 +1,108 @@
+"""What a challenge found: a circuit in many settings, and what survived. Plain numbers and words, torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from acdc.plain import from_plain
+
+LOW, HIGH = 0.8, 1.2  # f of a circuit that holds
+SURVIVES = 0.9  # share of searches that have an edge of the core
+
+
+@dataclass(frozen=True)
+class Tried:
+    """The circuit in one setting, on that setting's held-out prompts.
+
+    kind: own (as it was found), one (one choice changed), factorial (several), group (its own setting, one group of
+    prompts). f: None where it was withheld or nothing was measured; `skipped` then says why. found_edges, jaccard,
+    found_f: of the circuit that the same search finds there, None where none was made; jaccard is with the circuit
+    that was challenged.
+    """
+
+    name: str
+    kind: str
+    f: float | None = None
+    kl_share: float | None = None
+    accuracy: float | None = None
+    n_examples: int = 0
+    found_edges: int | None = None
+    jaccard: float | None = None
+    found_f: float | None = None
+    skipped: str = ""
+
+    @property
+    def holds(self) -> bool | None:
+        return None if self.f is None else LOW <= self.f <= HIGH
+
+
+@dataclass(frozen=True)
+class Control:
+    """A circuit that should not hold, in the challenged circuit's own setting: n of them, and how many do."""
+
+    name: str
+    n: int = 0
+    n_hold: int = 0
+    f: tuple[float | None, ...] = ()
+    jaccard: float | None = None
+    skipped: str = ""
+
+
+@dataclass(frozen=True)
+class Survivor:
+    """An edge of the circuit, and the share of searches that found it again."""
+
+    edge: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """edges: of the circuit, most often found first; empty where nothing was searched again. n_searches: settings in
+    which the search was made again. core_edges: connected edges that survive in at least 90 % of these."""
+
+    n_edges: int
+    tried: tuple[Tried, ...]
+    controls: tuple[Control, ...] = ()
+    edges: tuple[Survivor, ...] = ()
+    n_searches: int = 0
+    core_edges: int = 0
+
+    @property
+    def told(self) -> tuple[Tried, ...]:
+        """Settings in which f could be told."""
+        return tuple(one for one in self.tried if one.holds is not None)
+
+    @property
+    def fails(self) -> tuple[str, ...]:
+        """Single choices that it does not outlive."""
+        return tuple(one.name for one in self.told if one.kind in ("own", "one", "group") and not one.holds)
+
+    @property
+    def sentence(self) -> str:
+        held = sum(bool(one.holds) for one in self.told)
+        parts = [f"f in [{LOW}, {HIGH}] in {held} of {len(self.told)} settings"]
+        if left := len(self.tried) - len(self.told):
+            parts[0] += f" ({left} more could not be told)"
+        parts.append(f"fails under {', '.join(self.fails)}" if self.fails else "no single change makes it fail")
+        if self.n_searches:
+            n = sum(one.share >= SURVIVES for one in self.edges)
+            parts.append(f"{n} of {self.n_edges} edges survive in at least 90 % of {self.n_searches} searches")
+        if controls := [one for one in self.controls if not one.skipped]:
+            parts.append(f"{sum(one.n_hold for one in controls)} of {sum(one.n for one in controls)} controls hold")
+        return "; ".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "sentence": self.sentence}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Challenge:
+        """The inverse of `to_dict`, after JSON. Raises TypeError or ValueError."""
+        return from_plain(cls, {name: value for name, value in data.items() if name != "sentence"})
+
+
+def survivors(names: Sequence[str], shares: Sequence[float]) -> tuple[Survivor, ...]:
+    """Most often found first; ties in the order given."""
+    return tuple(sorted((Survivor(*one) for one in zip(names, shares, strict=True)), key=lambda one: -one.share))

@@ -1,0 +1,168 @@
+"""Which settings a challenge tries: the job that found the circuit, with one choice changed, or a few of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from acdc.errors import SpecError
+from acdc.spec import AblationName, ChallengeSpec, DiscoverSpec, EvaluateSpec, MeasuredSpec, Varied, parse_job
+from acdc.tasks import TASKS
+
+METRICS = ("logit_diff", "prob_diff", "answer_logprob", "kl_divergence")
+RULES = ("signed", "absolute")
+OWN = "as it was found"
+RANDOM = "matched random circuits"
+N_RANDOM = 20
+
+
+@dataclass(frozen=True)
+class Setting:
+    """spec: of the circuit's job, changed. searches: whether the search is made again there. rule: the circuit is cut
+    from its own scores by another one. resample: prompts are drawn again, with this seed."""
+
+    name: str
+    kind: str
+    spec: MeasuredSpec
+    searches: bool
+    rule: str | None = None
+    resample: int | None = None
+
+
+@dataclass(frozen=True)
+class ControlSetting:
+    """Where a circuit is searched that should not hold. changes: answers, weights or task."""
+
+    name: str
+    changes: str
+    spec: MeasuredSpec
+
+
+def settings_of(spec: ChallengeSpec, behind: MeasuredSpec, rule: str) -> list[Setting]:
+    """behind: the circuit's own job; rule: by which it was selected. A circuit that no search made (a hypothesis, an
+    edited one) is not searched again."""
+    searches = can_search(spec, behind, rule)
+    found = [Setting(OWN, "own", behind, searches)]
+    for factor in get_args(Varied):
+        if factor in spec.vary:
+            found += _one_at_a_time(factor, spec, behind, rule, searches)
+    if spec.factorial:
+        found += _factorial(spec, behind, searches)
+    return found
+
+
+def controls_of(spec: ChallengeSpec, behind: MeasuredSpec, rule: str) -> list[ControlSetting]:
+    """Random circuits need none and come besides."""
+    if not (spec.controls and can_search(spec, behind, rule)):
+        return []
+    other = next(name for name in ("country_capital", "greater_than") if name != behind.task.name)
+    task = {"name": other, "prompts": behind.task.sizes[0], "held_out": behind.task.sizes[1]}
+    return [
+        ControlSetting("answers shuffled between prompts", "answers", behind),
+        ControlSetting("model with its weights shuffled", "weights", behind),
+        ControlSetting(f"circuit of another task, {other}", "task", _changed(behind, {"task": task})[0]),
+    ]
+
+
+def can_search(spec: ChallengeSpec, behind: MeasuredSpec, rule: str) -> bool:
+    return spec.search and isinstance(behind, DiscoverSpec) and rule in (*RULES, "greedy", "decisions")
+
+
+def n_runs(spec: ChallengeSpec, behind: MeasuredSpec, rule: str) -> tuple[int, int]:
+    """Settings prepared and measured, and searches made in them, controls included."""
+    settings, controls = settings_of(spec, behind, rule), controls_of(spec, behind, rule)
+    return len(settings) + len(controls), sum(one.searches for one in settings) + len(controls)
+
+
+def _one_at_a_time(
+    factor: str, spec: ChallengeSpec, behind: MeasuredSpec, rule: str, searches: bool
+) -> Iterator[Setting]:
+    match factor:
+        case "ablation":
+            for kind in get_args(AblationName):
+                if kind != behind.ablation.kind:
+                    yield _setting(f"ablation {kind}", "one", behind, {"ablation": {"kind": kind}}, searches)
+        case "corruption":
+            for corruption in _corruptions(behind)[1:]:
+                yield _setting(
+                    f"corruption {corruption}", "one", behind, {"task": _corrupted(behind, corruption)}, searches
+                )
+        case "metric":
+            for metric in METRICS:
+                if metric != behind.metric:
+                    yield _setting(f"metric {metric}", "one", behind, {"metric": metric}, searches)
+        case "rule" if rule in (*RULES, "greedy"):
+            for other in RULES:
+                if other != rule:
+                    yield Setting(f"rule {other}", "one", behind, searches, rule=other)
+        case "prompts":
+            for i in range(1, spec.seeds + 1):
+                changes = {"task": _task_with(behind, seed=behind.task.seed + i), "seed": behind.seed + i}
+                yield _setting(f"other prompts, seed {behind.task.seed + i}", "one", behind, changes, searches)
+        case "resample":
+            for i in range(1, spec.resamples + 1):
+                yield Setting(f"prompts drawn again, {i}", "one", behind, searches, resample=i)
+        case "order" if searches and isinstance(behind, DiscoverSpec) and behind.method.name == "acdc":
+            for order in ("reverse", "normal", "random"):
+                if order != behind.method.sender_order:
+                    method = {**behind.model_dump(mode="json")["method"], "sender_order": order}
+                    yield _setting(f"sender order {order}", "one", behind, {"method": method}, searches)
+
+
+def _factorial(spec: ChallengeSpec, behind: MeasuredSpec, searches: bool) -> Iterator[Setting]:
+    """Ablation x corruption x metric (the circuit's own and KL), those with at least two choices changed."""
+    second = "kl_divergence" if behind.metric != "kl_divergence" else "logit_diff"
+    kinds = get_args(AblationName) if "ablation" in spec.vary else (behind.ablation.kind,)
+    corruptions = _corruptions(behind) if "corruption" in spec.vary else _corruptions(behind)[:1]
+    metrics = (behind.metric, second) if "metric" in spec.vary else (behind.metric,)
+    for kind, corruption, metric in itertools.product(kinds, corruptions, metrics):
+        changes: dict[str, Any] = {}
+        if kind != behind.ablation.kind:
+            changes["ablation"] = {"kind": kind}
+        if corruption != _corruptions(behind)[0]:
+            changes["task"] = _corrupted(behind, corruption)
+        if metric != behind.metric:
+            changes["metric"] = metric
+        if len(changes) > 1:
+            told = {"ablation": kind, "task": corruption, "metric": metric}
+            yield _setting(", ".join(told[name] for name in changes), "factorial", behind, changes, searches)
+
+
+def _setting(name: str, kind: str, behind: MeasuredSpec, changes: Mapping[str, Any], searches: bool) -> Setting:
+    spec, searches_too = _changed(behind, changes)
+    return Setting(name, kind, spec, searches and searches_too)
+
+
+def _changed(behind: MeasuredSpec, changes: Mapping[str, Any]) -> tuple[MeasuredSpec, bool]:
+    """The job with fields changed, and whether its search can be made there: some methods cannot improve some metrics.
+    Where it cannot, the search's own objective is written out, so that the circuit can still be measured."""
+    data = behind.model_dump(mode="json")
+    try:
+        changed = parse_job({**data, **changes})
+        assert isinstance(changed, DiscoverSpec | EvaluateSpec)
+        return changed, True
+    except SpecError:
+        assert isinstance(behind, DiscoverSpec), "an evaluation has no search that could refuse"
+        method = {**data["method"], "objective": list(behind.objectives)}
+        changed = parse_job({**data, **changes, "method": method})
+        assert isinstance(changed, DiscoverSpec)
+        return changed, False
+
+
+def _corruptions(behind: MeasuredSpec) -> tuple[str, ...]:
+    """The job's own first. The user's own pairs come with theirs."""
+    if behind.task.pairs is not None:
+        return (behind.task.corruption or "given",)
+    every = TASKS[behind.task.name].corruptions
+    own = behind.task.corruption or every[0]
+    return (own, *(name for name in every if name != own))
+
+
+def _corrupted(behind: MeasuredSpec, corruption: str) -> dict[str, Any]:
+    return _task_with(behind, corruption=corruption)
+
+
+def _task_with(behind: MeasuredSpec, **changes: Any) -> dict[str, Any]:
+    return {**behind.task.model_dump(mode="json"), **changes}

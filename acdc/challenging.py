@@ -1,0 +1,354 @@
+"""A challenge job: a stored circuit in many settings, the circuits that the same search finds there, and controls.
+
+Settings are those of `acdc.challenge_settings`. Each is a job of its own kind, run one after the other on the model at
+hand; after each of them the run can be stopped and gone on with. One that cannot be had (a metric that needs wrong
+answers, say) is told as skipped, never as passed.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from acdc.challenge import HIGH, LOW, SURVIVES, Challenge, Control, Survivor, Tried, survivors
+from acdc.challenge_settings import N_RANDOM, RANDOM, ControlSetting, controls_of, settings_of
+from acdc.challenge_settings import Setting as Variation
+from acdc.circuit import Circuit
+from acdc.errors import AcdcError, Cancelled
+from acdc.evaluation.bootstrap import units_of
+from acdc.evaluation.curve import Judge
+from acdc.evaluation.faithfulness import point_of, scale_of
+from acdc.evaluation.groups import group_figures
+from acdc.evaluation.judging import Plan, judge
+from acdc.evaluation.measuring import Ledger
+from acdc.evaluation.random_circuits import random_circuits
+from acdc.from_spec import (
+    job_of,
+    provenance_of,
+    require_the_same_graph,
+    require_the_same_weights,
+    search_of,
+    setting_of,
+)
+from acdc.graph import BoolMatrix, Graph
+from acdc.models.loading import Loaded
+from acdc.plain import from_plain
+from acdc.progress import Checkpoint, Progress
+from acdc.report import Point
+from acdc.result import Result
+from acdc.selection import RULES, Kept, rank
+from acdc.setting import Setting
+from acdc.spec import ChallengeSpec, DiscoverSpec, MeasuredSpec
+from acdc.tasks.prompts import Pair, PromptSet
+
+PHASE = "challenge"
+
+
+def challenge(loaded: Loaded, spec: ChallengeSpec, progress: Progress, source: Circuit) -> list[Result]:
+    """The table of settings, and what survived as a circuit of its own. Raises AcdcError, Cancelled."""
+    begin = time.monotonic()
+    require_the_same_weights(loaded, source)
+    run = _Run(loaded, spec, progress, source)
+    settings = settings_of(spec, run.behind, source.selected.rule)
+    controls = controls_of(spec, run.behind, source.selected.rule)
+    run.total = len(settings) + len(controls) + 1
+    for variation in settings[run.n_settings :]:
+        run.try_setting(variation)
+    own = run.own_setting()
+    if spec.controls:
+        for control in controls[len(run.controls) :]:
+            run.try_control(control, own)
+        run.try_random(own)
+    result = run.result()
+    results = [Result("challenge", data={"challenge": result.to_dict()})]
+    core = run.core()
+    if core is not None:
+        results.append(_core(own, run, core, time.monotonic() - begin))
+    return results
+
+
+@dataclass
+class _Run:
+    """What is known so far. found: the circuits that searches found, packed, one of every setting that made one. key:
+    which of a search's results the circuit is."""
+
+    loaded: Loaded
+    spec: ChallengeSpec
+    progress: Progress
+    source: Circuit
+    tried: list[Tried] = field(default_factory=list)
+    controls: list[Control] = field(default_factory=list)
+    found: list[npt.NDArray[np.uint8]] = field(default_factory=list)
+    n_settings: int = 0
+    key: str | None = None
+    total: int = 0
+
+    def __post_init__(self) -> None:
+        self.behind: MeasuredSpec = job_of(self.source)
+        saved = self.progress.resume()
+        if saved is not None:
+            facts = saved.facts
+            self.tried = [from_plain(Tried, one) for one in facts["tried"]]  # type: ignore[attr-defined]
+            self.controls = [from_plain(Control, one) for one in facts["controls"]]  # type: ignore[attr-defined]
+            self.n_settings, self.key = facts["n_settings"], facts["key"]  # type: ignore[assignment]
+            self.found = list(saved.arrays["found"].astype(np.uint8)) if "found" in saved.arrays else []
+
+    def save(self) -> None:
+        arrays = {"found": np.stack(self.found)} if self.found else {}
+        facts = {
+            "tried": [asdict(one) for one in self.tried],
+            "controls": [asdict(one) for one in self.controls],
+            "n_settings": self.n_settings,
+            "key": self.key,
+        }
+        self.progress.save(Checkpoint(self.n_settings + len(self.controls), facts, arrays))
+
+    # -- settings ------------------------------------------------------------------------------------------------------
+
+    def try_setting(self, variation: Variation) -> None:
+        inner = self._begin(variation.name)
+        try:
+            found = self._measured(variation, inner)
+        except Cancelled:
+            raise
+        except AcdcError as error:
+            if variation.kind == "own":
+                raise  # without it there is nothing to compare with
+            found = [Tried(variation.name, variation.kind, skipped=error.message)]
+        self.tried += found
+        self.n_settings += 1
+        self.save()
+
+    def _measured(self, variation: Variation, inner: Progress) -> list[Tried]:
+        redraw = variation.resample
+        change = None if redraw is None else lambda prompts: drawn_again(prompts, redraw)
+        setting = setting_of(self.loaded, variation.spec, inner, change=change)
+        graph = setting.t.graph
+        require_the_same_graph(self.loaded, graph, self.source)
+        circuit, again = self._circuit(variation), None
+        if variation.searches:
+            again = self._search(setting, variation.spec, variation.rule, inner)
+            self.found.append(np.packbits(again.mask))
+        judging, points = _judged(setting, variation.spec, [circuit, *([again] if again else [])], inner)
+        tried = Tried(
+            variation.name,
+            variation.kind,
+            f=points[0].f,
+            kl_share=points[0].kl_share,
+            accuracy=points[0].accuracy,
+            n_examples=len(setting.held_out.pairs),
+            found_edges=again.selected.connected if again else None,
+            jaccard=overlap(again.mask, self.source.kept) if again else None,
+            found_f=points[1].f if again else None,
+            skipped="" if points[0].f is not None else "m(M) - m(empty) is too small to divide by",
+        )
+        if variation.kind != "own" or "groups" not in self.spec.vary:
+            return [tried]
+        groups = group_figures(judging, circuit, variation.spec.seed)
+        return [tried, *(Tried(f"group {g.group}", "group", g.f, g.kl_share, g.accuracy, g.n_examples) for g in groups)]
+
+    def _circuit(self, variation: Variation) -> Kept:
+        source = self.source
+        if variation.rule is None:
+            return Kept(source.kept, source.selected)
+        return rank(source.graph, source.scores, source.tested, variation.rule).select(source.selected.asked_for)
+
+    def _search(self, setting: Setting, spec: MeasuredSpec, rule: str | None, inner: Progress) -> Kept:
+        """The circuit of the same size and rule that the search finds there."""
+        assert isinstance(spec, DiscoverSpec)
+        results = search_of(setting, spec, inner)
+        graph, wanted = setting.t.graph, self.source.selected
+        rule = rule or wanted.rule
+        if rule in RULES:
+            found = next(one for one in results if one.is_ranking)
+            return rank(graph, found.scores, found.tested, rule).select(wanted.asked_for)
+        kept = {one.key: Kept.of(graph, one.kept, rule) for one in results if one.kept is not None}
+        if self.key not in kept:  # in the circuit's own setting, which is the first: which of several it is
+            self.key = max(kept, key=lambda key: overlap(kept[key].mask, self.source.kept))
+        return kept[self.key]
+
+    # -- controls ------------------------------------------------------------------------------------------------------
+
+    def own_setting(self) -> Setting:
+        return setting_of(self.loaded, self.behind, self._begin("the circuit's own setting"))
+
+    def try_control(self, control: ControlSetting, own: Setting) -> None:
+        inner = self._begin(control.name)
+        try:
+            loaded = self.loaded
+            if control.changes == "weights":
+                loaded = replace(loaded, model=with_weights_shuffled(loaded.model, self.behind.seed))
+            change = answers_shuffled if control.changes == "answers" else None
+            found = self._search(setting_of(loaded, control.spec, inner, change=change), control.spec, None, inner)
+            _, (point,) = _judged(own, self.behind, [found], inner)
+            made = Control(control.name, 1, int(_holds(point.f)), (point.f,), overlap(found.mask, self.source.kept))
+        except Cancelled:
+            raise
+        except AcdcError as error:
+            made = Control(control.name, skipped=error.message)
+        self.controls.append(made)
+        self.save()
+
+    def try_random(self, own: Setting) -> None:
+        if not self.source.kept.any():
+            return
+        inner = self._begin(RANDOM)
+        rng = np.random.default_rng(self.behind.seed)
+        graph = self.source.graph
+        drawn = random_circuits(graph, graph.connected(self.source.kept), N_RANDOM, rng)
+        masks = [Kept.of(graph, mask, "random") for mask in drawn]
+        _, points = _judged(own, self.behind, masks, inner)
+        jaccard = float(np.mean([overlap(one.mask, self.source.kept) for one in masks]))
+        n_hold = sum(_holds(point.f) for point in points)
+        self.controls.append(Control(RANDOM, N_RANDOM, n_hold, tuple(p.f for p in points), jaccard))
+
+    def _begin(self, name: str) -> Progress:
+        done = self.n_settings + len(self.controls)
+        return _Within(self.progress, f"{min(done + 1, self.total)} of {self.total}, {name}")
+
+    # -- what survived -------------------------------------------------------------------------------------------------
+
+    def shares(self) -> npt.NDArray[np.float64]:
+        """Of the searches that found each edge: [senders, receivers]."""
+        shape = self.source.kept.shape
+        masks = [np.unpackbits(one, count=self.source.kept.size).reshape(shape) for one in self.found]
+        shares: npt.NDArray[np.float64] = np.stack(masks).mean(0, dtype=np.float64)
+        return shares
+
+    def core(self) -> Kept | None:
+        if not self.found:
+            return None
+        core = Kept.of(self.source.graph, self.source.kept & (self.shares() >= SURVIVES), "core")
+        return core if core.mask.any() else None
+
+    def result(self) -> Challenge:
+        graph, core = self.source.graph, self.core()
+        edges: tuple[Survivor, ...] = ()
+        if self.found:
+            names = graph.names_of(self.source.kept)
+            edges = survivors(names, graph.in_order(self.shares())[graph.in_order(self.source.kept)].tolist())
+        return Challenge(
+            n_edges=self.source.n_edges,
+            tried=tuple(self.tried),
+            controls=tuple(self.controls),
+            edges=edges,
+            n_searches=len(self.found),
+            core_edges=core.selected.connected if core else 0,
+        )
+
+
+def overlap(a: BoolMatrix, b: BoolMatrix) -> float:
+    """Jaccard; 1 for two empty circuits."""
+    either = int((a | b).sum())
+    return int((a & b).sum()) / either if either else 1.0
+
+
+def drawn_again(prompts: PromptSet, seed: int) -> PromptSet:
+    """Both splits drawn with replacement, groups where there are enough of them."""
+
+    def draw(pairs: tuple[Pair, ...], salt: int) -> tuple[Pair, ...]:
+        units = units_of([pair.group for pair in pairs])
+        counts = units.draw(1, seed * 2 + salt)[0][units.member_of]
+        return tuple(pair for pair, n in zip(pairs, counts, strict=True) for _ in range(n))
+
+    return replace(prompts, search=draw(prompts.search, 0), held_out=draw(prompts.held_out, 1))
+
+
+def answers_shuffled(prompts: PromptSet) -> PromptSet:
+    """Every prompt with the answers of the one after it: the metric asks for what the prompt does not say."""
+
+    def shift(pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
+        other = (*pairs[1:], *pairs[:1])
+        return tuple(replace(a, answers=b.answers, wrong=b.wrong) for a, b in zip(pairs, other, strict=True))
+
+    return replace(prompts, search=shift(prompts.search), held_out=shift(prompts.held_out))
+
+
+def with_weights_shuffled(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """A copy whose every tensor of weights has the same numbers in another order. Tied tensors stay tied."""
+    shuffled = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in shuffled.parameters():
+            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            parameter.copy_(parameter.flatten()[order].view_as(parameter))
+    return shuffled
+
+
+def _judged(
+    setting: Setting, spec: MeasuredSpec, circuits: Sequence[Kept], inner: Progress
+) -> tuple[Judge, list[Point]]:
+    """Each circuit's held-out point, and what measured them."""
+    graph: Graph = setting.t.graph
+    inner.phase("held-out prompts", 2 + len(circuits))
+    ledger = Ledger(setting.held_out.split(setting.t, spec.metric), inner)
+    nothing = np.zeros_like(graph.legal)
+    full, empty, *outcomes = ledger.all_of([graph.legal, nothing, *(one.mask for one in circuits)])
+    scale = scale_of(full, empty, ledger.split.groups, spec.seed)
+    points = [
+        point_of(outcome, scale, "held_out", one.selected, one.selected.asked_for / graph.n_edges)
+        for outcome, one in zip(outcomes, circuits, strict=True)
+    ]
+    return Judge(graph, {"held_out": ledger}, {"held_out": scale}), points
+
+
+def _holds(f: float | None) -> bool:
+    return f is not None and LOW <= f <= HIGH
+
+
+def _core(own: Setting, run: _Run, core: Kept, wall_time_s: float) -> Result:
+    """What survived, judged in the circuit's own setting."""
+    source, behind = run.source, run.behind
+    judgement = judge(
+        source.graph,
+        source.scores.copy(),
+        source.tested.copy(),
+        search=own.search.split(own.t, behind.metric),
+        held_out=own.held_out.split(own.t, behind.metric),
+        plan=Plan(behind.evaluation.grid, rules=(), seed=behind.seed),
+        progress=_Within(run.progress, "the surviving core"),
+        kept=core,
+        why_no_examples="a challenge does not resample for it; its edges survived what the challenge says",
+    )
+    choices = source.provenance.choices
+    note = f"the edges that survive in at least {SURVIVES:.0%} of {len(run.found)} searches of a challenge"
+    provenance = provenance_of(
+        own, behind, choices.method, dict(choices.parameters), choices.objective, wall_time_s, None, [note]
+    )
+    circuit = Circuit(
+        graph=source.graph,
+        scores=source.scores.copy(),
+        tested=source.tested.copy(),
+        kept=core.mask,
+        selected=core.selected,
+        provenance=provenance,
+        report=judgement.report,
+    )
+    return Result("core", circuit)
+
+
+class _Within:
+    """The progress of one setting: its phases carry the setting's name, and only the challenge itself saves."""
+
+    def __init__(self, progress: Progress, title: str) -> None:
+        self._progress, self._title = progress, title
+
+    def phase(self, name: str, total: int) -> None:
+        self._progress.phase(f"{self._title}: {name}", total)
+
+    def step(self, done: int, note: str = "") -> None:
+        self._progress.step(done, note)
+
+    def log(self, message: str) -> None:
+        self._progress.log(message)
+
+    def save(self, checkpoint: Checkpoint) -> None: ...
+
+    def resume(self) -> Checkpoint | None:
+        return None

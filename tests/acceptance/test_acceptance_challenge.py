@@ -1,0 +1,58 @@
+"""A circuit challenged through the running service: settings, controls, what survives, and where it is shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from acceptance_kit import Stack
+
+from acdc.challenge import Challenge
+
+
+@pytest.fixture(scope="module")
+def challenged(stack: Stack, circuit_id: str) -> Challenge:
+    job = stack.succeeded(stack.client.challenge(circuit_id, {"seeds": 1, "resamples": 2}))
+    assert [result.key for result in job.results][:1] == ["challenge"]
+    [made] = stack.client.challenges(circuit_id)
+    assert made.job_id == job.id
+    return made.challenge
+
+
+def test_every_kind_of_setting_was_tried_and_controls_beside(challenged: Challenge) -> None:
+    assert {one.kind for one in challenged.tried} >= {"own", "one", "factorial"}
+    names = [one.name for one in challenged.tried]
+    assert names[0] == "as it was found"
+    assert {"ablation zero", "ablation mean", "metric prob_diff", "prompts drawn again, 2"} <= set(names)
+    assert len(names) == len(set(names))
+    assert {control.name.split()[0] for control in challenged.controls} == {"answers", "model", "circuit", "matched"}
+    assert challenged.tried[0].jaccard == 1, "the same search finds the same circuit"
+    assert challenged.n_searches > 5
+
+
+def test_it_stands_on_the_card_and_is_drawn(
+    stack: Stack, challenged: Challenge, circuit_id: str, tmp_path: Path
+) -> None:
+    said = challenged.sentence
+    assert said[1:] in stack.client.card(circuit_id).replace("\\", "")
+    picture = tmp_path / "challenge.svg"
+    stack.ask("circuits", "show", circuit_id, "--challenge-svg", str(picture))
+    assert ElementTree.parse(picture).getroot().tag.endswith("svg")
+
+
+def test_what_survived_is_a_circuit_of_its_own(stack: Stack, challenged: Challenge, circuit_id: str) -> None:
+    [made] = stack.client.challenges(circuit_id)
+    if challenged.core_edges == 0:
+        assert made.core is None
+        return
+    core = stack.client.circuit(made.core or "")
+    assert core.n_edges == challenged.core_edges <= challenged.n_edges
+
+
+def test_the_command_line_challenges_and_says_what_came_out(stack: Stack, circuit_id: str) -> None:
+    words = ["--set", "vary=[ablation]", "--set", "search=false", "--set", "controls=false", "--wait"]
+    said = stack.ask("challenge", circuit_id, *words).output
+    assert "in [0.8, 1.2] in" in said
+    assert "ablation zero" in said
+    assert "prob_diff" not in said

@@ -1,0 +1,301 @@
+"""Challenges: a fragile circuit is told from a sound one, a stopped run ends as if never stopped, controls control."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_transformers import VOCAB, tiny
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from acdc.challenge import Challenge
+from acdc.challenging import answers_shuffled, drawn_again, with_weights_shuffled
+from acdc.circuit import Circuit
+from acdc.errors import Cancelled
+from acdc.evaluation.truth import hand_wired
+from acdc.models.loading import describe_loaded
+from acdc.pipeline import run_on
+from acdc.progress import Checkpoint, Quiet
+from acdc.result import Result
+from acdc.spec import parse_job
+from acdc.tasks.prompts import Pair, PromptSet
+
+
+def words_tokenizer(n: int) -> PreTrainedTokenizerFast:
+    """w0 … by their numbers."""
+    backend = Tokenizer(models.WordLevel({f"w{i}": i for i in range(n)}, unk_token="w0"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="w0")
+
+
+def text(tokens: Any) -> str:
+    return " ".join(f"w{int(token)}" for token in tokens)
+
+
+def induction_rows(n: int = 24) -> list[dict[str, Any]]:
+    """x A B y f A -> B, as in the hand-wired model's own prompts."""
+    rng, rows = random.Random(0), []
+    for i in range(n):
+        a, b, c, x, y, f = rng.sample(range(hand_wired.VOCAB), 6)
+        clean, corrupt = (x, a, b, y, f, a), (a, x, c, f, y, x)
+        rows.append(
+            {
+                "clean": text(clean),
+                "corrupt": text(corrupt),
+                "answers": f" w{b}",
+                "wrong": f" w{c}",
+                "group": f"g{i % 6}",
+            }
+        )
+    return rows
+
+
+def random_rows(n: int = 24) -> list[dict[str, Any]]:
+    rng = random.Random(1)
+    return [
+        {
+            "clean": text(rng.choices(range(3, VOCAB), k=5)),
+            "corrupt": text(rng.choices(range(3, VOCAB), k=5)),
+            "answers": f" w{rng.randrange(3, 20)}",
+            "wrong": f" w{rng.randrange(20, VOCAB)}",
+            "group": f"g{i % 6}",
+        }
+        for i in range(n)
+    ]
+
+
+SMALL = {"grid": [0.5], "random_circuits": 2, "band_circuits": 0, "also_under": []}
+
+
+def loaded_induction():
+    return describe_loaded(hand_wired.induction_model(), words_tokenizer(hand_wired.VOCAB))
+
+
+def on(loaded, spec: dict[str, Any], source: Circuit | None = None, progress=None) -> list[Result]:
+    return run_on(loaded, parse_job({**spec, "model": loaded.card.reference}), progress or Quiet(), source)
+
+
+def challenged(loaded, source: Circuit, progress=None, **asked: Any) -> tuple[Challenge, Circuit | None]:
+    spec = parse_job({"kind": "challenge", "circuit": "cir_1", **asked})
+    results = {result.key: result for result in run_on(loaded, spec, progress or Quiet(), source)}
+    core = results["core"].circuit if "core" in results else None
+    return Challenge.from_dict(results["challenge"].data["challenge"]), core
+
+
+def hypothesis(loaded, edges) -> Circuit:
+    task = {"name": "custom", "pairs": induction_rows(), "prompts": 12, "held_out": 12}
+    compute = {"dtype": "float64"}
+    spec = {"kind": "evaluate", "hypothesis": {"edges": list(edges)}, "task": task, "evaluation": SMALL}
+    (result,) = on(loaded, {**spec, "compute": compute})
+    assert result.circuit is not None
+    return result.circuit
+
+
+def test_a_circuit_that_is_right_under_one_ablation_only_is_told_by_the_challenge():
+    """Under resample the positions that the previous-token head looks by never change; under zero they are missing."""
+    loaded = loaded_induction()
+    fragile = hypothesis(loaded, hand_wired.INDUCTION_RESAMPLE)
+    sound = hypothesis(loaded, hand_wired.INDUCTION_ZERO)
+    for circuit in (fragile, sound):
+        own = next(point.f for point in circuit.report.kept if point.split == "held_out")
+        assert own == pytest.approx(1, abs=0.01), "its own evaluation sees no difference"
+    found, _ = challenged(loaded, fragile, vary=["ablation", "groups"], factorial=False)
+    assert "ablation zero" in found.fails
+    assert "fails under " in found.sentence
+    assert "ablation zero" in found.sentence
+    held, _ = challenged(loaded, sound, vary=["ablation", "groups"], factorial=False)
+    assert "ablation zero" not in held.fails
+    assert held.tried[0].holds
+
+
+def test_a_hypothesis_is_not_searched_again_and_has_random_circuits_as_its_controls():
+    loaded = loaded_induction()
+    found, core = challenged(loaded, hypothesis(loaded, hand_wired.INDUCTION_ZERO), seeds=1, resamples=1)
+    assert (found.n_searches, found.edges, core) == (0, (), None)
+    assert [control.name for control in found.controls] == ["matched random circuits"]
+    assert found.controls[0].n_hold < found.controls[0].n
+    assert {one.jaccard for one in found.tried} == {None}
+
+
+@pytest.fixture(scope="module")
+def loaded_tiny():
+    return describe_loaded(tiny("llama", torch.float32), words_tokenizer(VOCAB))
+
+
+def searched(loaded, method: Any, **more: Any) -> Circuit:
+    task = {"name": "custom", "pairs": random_rows(), "prompts": 16, "held_out": 8}
+    spec = {"task": task, "method": method, "evaluation": SMALL, **more}
+    circuit = on(loaded, spec)[0].circuit
+    assert circuit is not None
+    return circuit
+
+
+@pytest.fixture(scope="module")
+def found_by_eap(loaded_tiny) -> Circuit:
+    return searched(loaded_tiny, "eap", selection={"size": 0.3, "rule": "absolute"})
+
+
+class Saving(Quiet):
+    """Keeps the newest checkpoint, and stops the run after a number of them."""
+
+    def __init__(self, checkpoint: Checkpoint | None = None, stop_after: int | None = None) -> None:
+        self.checkpoint, self.left, self.phases = checkpoint, stop_after, list[str]()
+
+    def phase(self, name: str, total: int) -> None:
+        self.phases.append(name)
+        if self.left == 0:
+            raise Cancelled("stopped")
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        if self.left is not None:
+            self.left -= 1
+
+    def resume(self) -> Checkpoint | None:
+        return self.checkpoint
+
+
+ASKED = {"seeds": 1, "resamples": 2}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(loaded_tiny, found_by_eap) -> tuple[Challenge, Circuit | None]:
+    return challenged(loaded_tiny, found_by_eap, **ASKED)
+
+
+def test_the_same_search_in_its_own_setting_finds_the_same_circuit(undisturbed, found_by_eap):
+    own = undisturbed[0].tried[0]
+    assert (own.name, own.kind, own.jaccard) == ("as it was found", "own", 1.0)
+    assert own.found_f == own.f
+    assert own.f == pytest.approx(next(p.f for p in found_by_eap.report.kept if p.split == "held_out"))
+
+
+def test_settings_differ_as_their_names_say(undisturbed):
+    found = undisturbed[0]
+    one = {tried.name for tried in found.tried if tried.kind == "one"}
+    assert one == {
+        "ablation zero",
+        "ablation mean",
+        "metric prob_diff",
+        "metric answer_logprob",
+        "metric kl_divergence",
+        "rule signed",
+        "other prompts, seed 1",
+        "prompts drawn again, 1",
+        "prompts drawn again, 2",
+    }
+    assert {tried.name for tried in found.tried if tried.kind == "factorial"} == {
+        "zero, kl_divergence",
+        "mean, kl_divergence",
+    }
+    by_name = {tried.name: tried for tried in found.tried}
+    assert by_name["metric kl_divergence"].jaccard is None, "eap has no gradient of KL at the clean run"
+    assert by_name["metric prob_diff"].jaccard is not None
+    assert found.n_searches == 1 + 9 - 1
+    assert len({tried.kl_share for tried in found.tried}) > 8
+
+
+def test_the_core_is_what_nine_in_ten_searches_found(undisturbed, found_by_eap):
+    found, core = undisturbed
+    assert {one.edge for one in found.edges} == set(found_by_eap.graph.names_of(found_by_eap.kept))
+    shares = [one.share for one in found.edges]
+    assert shares == sorted(shares, reverse=True)
+    assert min(shares) >= 1 / found.n_searches, "the search in its own setting finds each"
+    wanted = [one.edge for one in found.edges if one.share >= 0.9]
+    if core is None:
+        assert found.core_edges == 0
+    else:
+        assert set(core.graph.names_of(core.kept)) <= set(wanted)
+        assert core.n_edges == found.core_edges
+        assert core.selected.rule == "core"
+        assert "survive" in core.provenance.run.notes[0]
+        assert core.report is not None
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 11, 13])
+def test_a_challenge_that_was_stopped_and_gone_on_with_ends_as_if_never_stopped(
+    loaded_tiny, found_by_eap, undisturbed, stop_after
+):
+    first = Saving(stop_after=stop_after)
+    with pytest.raises(Cancelled):
+        challenged(loaded_tiny, found_by_eap, first, **ASKED)
+    second = Saving(first.checkpoint)
+    found, core = challenged(loaded_tiny, found_by_eap, second, **ASKED)
+    assert found == undisturbed[0]
+    assert (core is None) == (undisturbed[1] is None)
+    if core is not None:
+        assert (core.kept == undisturbed[1].kept).all()
+    assert not any("as it was found" in phase for phase in second.phases)
+
+
+def test_decisions_of_a_search_are_challenged_at_the_same_threshold_and_by_sender_order(loaded_tiny):
+    method = {"name": "acdc", "thresholds": [0.3, 0.0001], "objective": "logit_diff"}
+    task = {"name": "custom", "pairs": random_rows(), "prompts": 16, "held_out": 8}
+    results = on(loaded_tiny, {"task": task, "method": method, "evaluation": SMALL})
+    source = next(r.circuit for r in results if r.key == "threshold=0.0001")
+    found, _ = challenged(loaded_tiny, source, vary=["order", "resample"], resamples=1, controls=False)
+    assert [one.name for one in found.tried] == [
+        "as it was found",
+        "prompts drawn again, 1",
+        "sender order normal",
+        "sender order random",
+    ]
+    assert found.tried[0].jaccard == 1
+    assert all(one.found_edges > 10 for one in found.tried), "the other threshold keeps almost nothing"
+
+
+def test_a_setting_that_cannot_be_had_is_told_and_not_passed(loaded_tiny):
+    rows = [{key: value for key, value in row.items() if key != "wrong"} for row in random_rows()]
+    task = {"name": "custom", "pairs": rows, "prompts": 16, "held_out": 8}
+    spec = {"task": task, "method": "eap", "metric": "answer_logprob", "evaluation": SMALL, "selection": {"size": 0.3}}
+    circuit = on(loaded_tiny, spec)[0].circuit
+    found, _ = challenged(loaded_tiny, circuit, vary=["metric"], factorial=False, controls=False, search=False)
+    skipped = {one.name: one.skipped for one in found.tried if one.kl_share is None}
+    assert set(skipped) == {"metric logit_diff", "metric prob_diff"}
+    assert "wrong answers" in skipped["metric prob_diff"]
+    assert "more could not be told)" in found.sentence
+    assert {one.holds for one in found.tried if one.skipped} == {None}
+
+
+# -- controls ----------------------------------------------------------------------------------------------------------
+
+
+def prompt_set(n: int = 14) -> PromptSet:
+    pairs = tuple(Pair((i, 1), (i, 2), ((i + 10,),), ((i + 30,),), f"g{i}") for i in range(n))
+    return PromptSet("t", "c", pairs[: n // 2], pairs[n // 2 :])
+
+
+def test_shuffled_answers_are_never_a_prompts_own():
+    before, after = prompt_set(), answers_shuffled(prompt_set())
+    for old, new in zip((*before.search, *before.held_out), (*after.search, *after.held_out), strict=True):
+        assert (old.clean, old.corrupt) == (new.clean, new.corrupt)
+        assert old.answers != new.answers
+        assert new.wrong[0][0] - new.answers[0][0] == 20, "an answer keeps its own wrong one"
+    assert sorted(p.answers for p in after.search) == sorted(p.answers for p in before.search)
+
+
+def test_prompts_drawn_again_are_as_many_and_of_the_same_split():
+    before = prompt_set(40)
+    draws = [drawn_again(before, seed) for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+    for drawn in draws:
+        assert len(drawn.search) == len(before.search)
+        for pairs, own in ((drawn.search, before.search), (drawn.held_out, before.held_out)):
+            assert {pair.clean for pair in pairs} < {pair.clean for pair in own}
+
+
+def test_shuffled_weights_are_the_same_numbers_in_another_order_and_the_model_stays_as_it_was():
+    model = tiny("gpt2", torch.float32)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    shuffled = with_weights_shuffled(model, 0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    changed = 0
+    for name, parameter in shuffled.named_parameters():
+        old = before[name]
+        assert np.array_equal(np.sort(parameter.detach().flatten()), np.sort(old.flatten()))
+        changed += not torch.equal(parameter, old)
+    assert changed > 5
