@@ -96,7 +96,7 @@ def rows_of(case: Case, ablation: str, entries: Sequence[Entry]) -> list[Row]:
         problem = Problem(t, prompts, METRICS[entry.objective], MEMORY_BYTES)
         found = METHODS[entry.method](problem, Quiet(), **entry.arguments)[-1]
         seconds = time.perf_counter() - begin
-        rows.append(judged(case, ablation, entry, t, found, truth.true, truth.scored(t.graph), seconds))
+        rows.append(judged(case, ablation, entry, t, found, truth.true, t.graph.legal & ~truth.redundant, seconds))
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import torch
 
@@ -23,11 +24,9 @@ def of_case(case: Case) -> dict[str, dict[str, list[str]]]:
     rows = {}
     for ablation in case.ablations:
         truth = find_truth(t, prompts_of(case, t, ablation))
-        rows[ablation] = {"true": t.graph.names_of(truth.true), "redundant": t.graph.names_of(truth.redundant)}
-        n_redundant = len(rows[ablation]["redundant"])
-        print(
-            f"{case.name}, {ablation}: {len(rows[ablation]['true'])} of {t.graph.n_edges} true, {n_redundant} redundant"
-        )
+        rows[ablation] = {field.name: t.graph.names_of(getattr(truth, field.name)) for field in fields(truth)}
+        counts = ", ".join(f"{len(names)} {kind.replace('_', '-')}" for kind, names in rows[ablation].items())
+        print(f"{case.name}, {ablation}: of {t.graph.n_edges} edges {counts}")
     return rows
 
 

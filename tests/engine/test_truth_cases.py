@@ -33,7 +33,8 @@ def test_cutting_every_edge_finds_the_circuit_that_is_stored(name: str, ablation
     t = case.transformer()
     found, stored = find_truth(t, prompts_of(case, t, ablation)), case.truth(t.graph, ablation)
     assert t.graph.names_of(found.true) == t.graph.names_of(stored.true)
-    assert t.graph.names_of(found.redundant) == t.graph.names_of(stored.redundant)
+    assert t.graph.names_of(found.stand_ins) == t.graph.names_of(stored.stand_ins)
+    assert t.graph.names_of(found.counterweights) == t.graph.names_of(stored.counterweights)
 
 
 @pytest.mark.parametrize(("name", "ablation"), EXACT)
@@ -53,8 +54,28 @@ def test_edges_that_stand_in_for_each_other_are_told_from_true_ones(ablation: st
     t = case.transformer()
     found, designed = find_truth(t, prompts_of(case, t, ablation)), case.truth(t.graph, ablation)
     assert t.graph.names_of(found.true) == ["mlp0->logits"]
-    assert t.graph.names_of(found.true | found.redundant) == t.graph.names_of(designed.true)
-    assert not found.is_sufficient
+    assert t.graph.names_of(found.true | found.stand_ins) == t.graph.names_of(designed.true)
+
+
+@pytest.mark.parametrize(("name", "ablation"), SUFFICIENT)
+def test_the_stored_circuit_alone_needs_every_edge_that_it_has(name: str, ablation: str) -> None:
+    case = case_named(name)
+    t = case.transformer()
+    true = case.truth(t.graph, ablation).true
+    assert t.graph.names_of(Outputs(t, prompts_of(case, t, ablation)).needed_in(true)) == t.graph.names_of(true)
+
+
+def test_an_edge_that_the_model_needs_only_against_another_edge_is_not_scored() -> None:
+    """Without q or k a head of more-opened counts BOS too. If one of the two that are compared does so, that changes
+    what is said; if both do, it does not."""
+    case = case_named("tracr/more-opened")
+    t = case.transformer()
+    truth, outputs = case.truth(t.graph, "zero"), Outputs(t, prompts_of(case, t, "zero"))
+    counterweights = t.graph.names_of(truth.counterweights)
+    assert counterweights == ["embed->1.1.q", "embed->1.1.k"]
+    for name in counterweights:
+        alone, with_other = (t.graph.mask_of_edges(cut) for cut in ([name], [name, name.replace("1.1", "1.0")]))
+        assert outputs.differ(np.stack([t.graph.legal & ~alone, t.graph.legal & ~with_other])).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -74,9 +95,8 @@ def test_a_trained_model_still_passes_what_it_was_accepted_by(name: str) -> None
     assert recorded.worst >= 0.995
 
 
-def test_a_truth_scores_every_edge_but_the_redundant() -> None:
-    case = case_named("gates/or")
-    graph = case.transformer().graph
-    redundant = graph.mask_of_edges(["0.0->mlp0"])
-    truth = Truth(graph.mask_of_edges(["mlp0->logits"]), redundant)
-    assert (truth.scored(graph) == (graph.legal & ~redundant)).all()
+def test_stand_ins_and_counterweights_are_redundant() -> None:
+    graph = case_named("gates/or").transformer().graph
+    true, stand_in, counterweight = (graph.mask_of_edges([name]) for name in ("mlp0->logits", "0.0->mlp0", "0.1->mlp0"))
+    truth = Truth(true, stand_in, counterweight)
+    assert graph.names_of(truth.redundant) == ["0.0->mlp0", "0.1->mlp0"]

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from transformers import PreTrainedModel
 
 from acdc.evaluation.truth import hand_wired, siit, tracr
@@ -91,7 +90,7 @@ def _hand_wired() -> list[Case]:
 
 
 def _by_names(edges: Mapping[str, Sequence[str]], graph: Graph, ablation: str) -> Truth:
-    return Truth(graph.mask_of_edges(edges[ablation]), np.zeros_like(graph.legal))
+    return Truth.designed(graph.mask_of_edges(edges[ablation]))
 
 
 # -- compiled programs: their circuit was found by cutting every edge --------------------------------------------------
@@ -115,12 +114,12 @@ def _tracr() -> list[Case]:
 
 def _stored(name: str, graph: Graph, ablation: str) -> Truth:
     row = stored_truths()[name][ablation]
-    return Truth(graph.mask_of_edges(row["true"]), graph.mask_of_edges(row["redundant"]))
+    return Truth(*(graph.mask_of_edges(row[kind]) for kind in ("true", "stand_ins", "counterweights")))
 
 
 @functools.cache
 def stored_truths() -> dict[str, dict[str, dict[str, list[str]]]]:
-    """Of every compiled program under every ablation: the names of its true and its redundant edges."""
+    """Of every compiled program under every ablation: the names of its edges of every kind."""
     found: dict[str, dict[str, dict[str, list[str]]]] = json.loads((tracr.DATA / "truths.json").read_text())
     return found
 
@@ -146,4 +145,4 @@ def _siit() -> list[Case]:
 
 
 def _trained(program: HighLevel, graph: Graph, ablation: str) -> Truth:
-    return Truth(siit.true_edges(program, graph), np.zeros_like(graph.legal))
+    return Truth.designed(siit.true_edges(program, graph))
