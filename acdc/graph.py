@@ -209,6 +209,15 @@ class Graph:
             return tuple(f"{r.layer}.{h}" for h in range(r.head * size, (r.head + 1) * size))
         return (f"{r.layer}.{r.head}",) if r.kind == "q" else (r.name,)
 
+    def receivers_of(self, node: str) -> list[int]:
+        """The receivers that are a node's input, of a head its q, k and v: the inverse of `nodes_read_by`.
+
+        Raises GraphMismatch for a name that this graph has not."""
+        found = [r for r in range(self.n_receivers) if node in self.nodes_read_by(r)]
+        if not found:
+            raise GraphMismatch(f"this graph has no node {node!r} that reads; {self._names_in_words}")
+        return found
+
     # -- edges in a row ------------------------------------------------------------------------------------------------
 
     def in_order(self, matrix: npt.NDArray[Number]) -> npt.NDArray[Number]:

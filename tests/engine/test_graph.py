@@ -56,6 +56,16 @@ def test_every_unknown_name_is_reported_at_once() -> None:
     assert [fault.where for fault in caught.value.faults] == ["7.0", "mlp9"]
 
 
+def test_the_receivers_of_a_node_are_those_that_say_they_are_read_by_it() -> None:
+    graph = Graph(GraphShape(2, 4, 2))
+    assert [graph.receivers[r].name for r in graph.receivers_of("1.3")] == ["1.3.q", "1.1.k", "1.1.v"]
+    assert [graph.receivers[r].name for r in graph.receivers_of("mlp0")] == ["mlp0"]
+    assert [graph.receivers[r].name for r in graph.receivers_of("logits")] == ["logits"]
+    for name in ("embed", "2.0"):
+        with pytest.raises(GraphMismatch, match=name):
+            graph.receivers_of(name)
+
+
 def test_a_mask_of_nodes_holds_the_edges_between_them() -> None:
     graph = Graph(GraphShape(2, 2, 1))
     mask = graph.mask_of_nodes(["1.0"])

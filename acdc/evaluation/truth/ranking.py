@@ -73,9 +73,7 @@ def at_heads(graph: Graph, matrix: npt.NDArray[Number]) -> npt.NDArray[Number]:
     """The largest of a head's q, k and v entries stands for the head: [senders, receivers] -> [senders, nodes], the
     nodes in forward order and last the logits. A key or value input counts for every head of its group."""
     nodes = [sender.name for sender in graph.senders[graph.n_inputs :]] + ["logits"]
-    read_by = [graph.nodes_read_by(r) for r in range(graph.n_receivers)]
-    columns = [[r for r, readers in enumerate(read_by) if node in readers] for node in nodes]
-    return np.stack([matrix[:, own].max(1) for own in columns], axis=1)
+    return np.stack([matrix[:, graph.receivers_of(node)].max(1) for node in nodes], axis=1)
 
 
 def _by_level(merit: Floats, true: Bools) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -82,9 +82,7 @@ def mask_of(graph: Graph, edges: Set[tuple[str, str]]) -> BoolMatrix:
     """Every q, k and v edge, or the one there is, from each sender to each node: [senders, receivers]."""
     mask = np.zeros_like(graph.legal)
     for sender, hearer in edges:
-        for r in range(graph.n_receivers):
-            if hearer in graph.nodes_read_by(r):
-                mask[graph.sender_index(sender), r] = True
+        mask[graph.sender_index(sender), graph.receivers_of(hearer)] = True
     return mask
 
 
