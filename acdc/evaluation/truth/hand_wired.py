@@ -20,15 +20,16 @@ from acdc.models.toy import ToyConfig, ToyTransformer
 from acdc.tasks.prompts import Pair
 
 VOCAB, LENGTH, SHARP = 8, 6, 60.0
-N_PAIRS = 64  # of the two-hop copy and the gates
+N_PAIRS = 64  # of the two-hop copy
 
 Code = tuple[str, Tensor]  # a block of the residual stream, and what its code is multiplied by
 
 
 class Wiring:
-    """An attention-only model of zeros, and heads to be put into it. Blocks: names of parts of the residual stream."""
+    """A model of zeros, and heads to be put into it. blocks: names of parts of the residual stream. d_mlp: neurons of a
+    layer; without any it has attention only."""
 
-    def __init__(self, blocks: Sequence[str], n_layers: int, n_heads: int, length: int) -> None:
+    def __init__(self, blocks: Sequence[str], n_layers: int, n_heads: int, length: int, d_mlp: int = 0) -> None:
         self.width = max(VOCAB, length)
         self.at = {name: slice(i * self.width, (i + 1) * self.width) for i, name in enumerate(blocks)}
         config = ToyConfig(
@@ -38,7 +39,8 @@ class Wiring:
             n_layers=n_layers,
             n_heads=n_heads,
             d_head=self.width,
-            attention_only=True,
+            d_mlp=d_mlp,
+            attention_only=not d_mlp,
             no_norm=True,
             attention_scale=SHARP,
         )
@@ -54,6 +56,10 @@ class Wiring:
     def one_back(self) -> Tensor:
         """From the code of a position to that of the one before."""
         return torch.roll(self.same, 1, 1)
+
+    def always(self, position: int) -> Tensor:
+        """From the code of any position to that of one."""
+        return self.same[:, position : position + 1].expand_as(self.same)
 
     @torch.no_grad()
     def head(self, layer: int, head: int, *, q: Code | None, k: Code | None, v: str, to: str) -> None:
@@ -161,42 +167,20 @@ GATE_ZERO = (*GATE_RESAMPLE, "embed->0.0.q", "embed->0.0.k", "embed->0.1.q", "em
 def gate_model(threshold: float) -> ToyTransformer:
     """Says YES where more than `threshold` of its two inputs, the tokens at positions 0 and 1, are ON.
 
-    Head 0.0 copies the first token, head 0.1 the second, as seen from position 2; the MLP counts them. Head 0.2 copies
-    the second as well, to where nobody reads.
+    Head 0.0 copies the first token, head 0.1 the second; the MLP counts them. Head 0.2 copies the second as well, to
+    where nobody reads.
     """
-    width, d = 5, 4 * 5
-    token, position, seen, said = (slice(i * width, (i + 1) * width) for i in range(4))
-    config = ToyConfig(
-        vocab_size=width,
-        n_positions=3,
-        d_model=d,
-        n_layers=1,
-        n_heads=3,
-        d_head=width,
-        d_mlp=2,
-        no_norm=True,
-        attention_scale=SHARP,
-    )
-    model: Any = ToyTransformer(config).double().eval()
+    wiring = Wiring(("token", "position", "first", "second", "unread", "said"), 1, n_heads=3, length=3, d_mlp=2)
+    for head, (looks_at, to) in enumerate(((0, "first"), (1, "second"), (1, "unread"))):
+        looks = ("position", wiring.always(looks_at))
+        wiring.head(0, head, q=looks, k=("position", wiring.same), v="token", to=to)
+    mlp, yes = wiring.model.layers[0].mlp, wiring.at["said"].start + YES
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-        model.embed.weight[:, token] = torch.eye(width, dtype=torch.float64)
-        model.position.weight[:, position] = torch.eye(width, dtype=torch.float64)[:3]
-        layer = model.layers[0]
-        for head, (looks_at, to) in enumerate(((0, 0), (1, 1), (1, 2))):
-            first = head * width
-            layer.attention.q.weight[first, position.start + 2] = 1
-            layer.attention.k.weight[first, position.start + looks_at] = 1
-            layer.attention.v.weight[first, token.start + ON] = 1
-            layer.attention.out.weight[seen.start + to, first] = 1
-        layer.mlp.up.weight[:, seen.start : seen.start + 2] = 1
-        layer.mlp.up.bias[:] = -torch.tensor([threshold, threshold + 0.5], dtype=torch.float64)
-        # min(1, 2 * how far the count is above the threshold)
-        layer.mlp.down.weight[said.start] = torch.tensor([2.0, -2.0], dtype=torch.float64)
-        model.unembed.weight[YES, said.start] = 1
-    wired: ToyTransformer = model
-    return wired
+        for block in ("first", "second"):
+            mlp.up.weight[:, wiring.at[block].start + ON] = 1
+        mlp.up.bias[:] = -torch.tensor([threshold, threshold + 0.5])
+        mlp.down.weight[yes] = torch.tensor([2.0, -2.0])  # min(1, 2 * how far the count is above the threshold)
+    return wiring.read("said")
 
 
 def gate_pairs() -> list[Pair]:
