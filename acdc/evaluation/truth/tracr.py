@@ -68,14 +68,11 @@ def model_of(program: Program) -> GPT2LMHeadModel:
         n_head=program.n_heads,
         n_inner=max(weights[f"up{i}"].shape[1] for i in range(program.n_layers)),
         activation_function="relu",
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
         bos_token_id=0,
         eos_token_id=None,
         tie_word_embeddings=False,
+        attn_implementation="eager",
     )
-    config._attn_implementation = "eager"
     model = GPT2LMHeadModel(config).eval()
     model.lm_head = nn.Linear(config.n_embd, n_vocab)
     model.transformer.ln_f = nn.Identity()
