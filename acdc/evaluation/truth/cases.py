@@ -33,7 +33,6 @@ class Case:
     """
 
     name: str
-    family: str
     about: str
     ablations: tuple[str, ...]
     model: Callable[[], PreTrainedModel]
@@ -41,6 +40,11 @@ class Case:
     truth: Callable[[Graph, str], Truth]
     at_heads: bool = False
     split_position: bool = False
+
+    @property
+    def family(self) -> str:
+        """What its name begins with."""
+        return self.name.partition("/")[0]
 
     def transformer(self) -> Transformer:
         """The model for the executor, with the graph that the truth is about."""
@@ -78,7 +82,6 @@ def _hand_wired() -> list[Case]:
     return [
         Case(
             f"gates/{name}" if edges is gate else f"hand-wired/{name}",
-            "gates" if edges is gate else "hand-wired",
             about,
             tuple(edges),
             model,
@@ -100,7 +103,6 @@ def _tracr() -> list[Case]:
     return [
         Case(
             f"tracr/{program.name}",
-            "tracr",
             program.about,
             tracr.ABLATIONS,
             functools.partial(tracr.model_of, program),
@@ -131,7 +133,6 @@ def _siit() -> list[Case]:
     return [
         Case(
             f"siit/{program.name}",
-            "siit",
             program.about,
             ("resample",),
             functools.partial(siit.model_of, program),
