@@ -57,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", choices=[program.name for program in HIGH_LEVEL])
     only = parser.parse_args().only
+    torch.set_num_threads(1)  # sums in another order end in other weights
     DATA.mkdir(parents=True, exist_ok=True)
     table = DATA / "accepted.json"
     stored = json.loads(table.read_text()) if table.exists() else {}
@@ -76,12 +77,13 @@ def train(program: HighLevel, seed: int) -> tuple[ToyTransformer, Accepted]:
     torch.manual_seed(seed)
     model = empty_model(program)
     generator = torch.Generator().manual_seed(seed + 1)
+    wrapped = wrap(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.0)
     begin = time.monotonic()
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = PEAK_RATE * min((step + 1) / WARM_UP, 0.5 * (1 + math.cos(math.pi * step / STEPS)))
-        losses = step_losses(model, program, generator)
+        losses = step_losses(live(wrapped, model), program, generator)
         optimizer.zero_grad()
         (losses @ WEIGHTS).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -96,10 +98,9 @@ def train(program: HighLevel, seed: int) -> tuple[ToyTransformer, Accepted]:
     return model, judge(model, program, seed, step + 1, prompts_seed=seed + 2)
 
 
-def step_losses(model: ToyTransformer, program: HighLevel, generator: torch.Generator) -> Tensor:
+def step_losses(t: Transformer, program: HighLevel, generator: torch.Generator) -> Tensor:
     """Of the six circuits. [6]"""
     base, source = program.draw(BATCH, generator), program.draw(BATCH, generator)
-    t = live(model)
     circuit = true_edges(program, t.graph)
     node = _any_of([node.where for node in program.nodes], generator)
     edge = _any_of(sorted(program.edges), generator)
@@ -130,7 +131,7 @@ def judge(model: ToyTransformer, program: HighLevel, seed: int, steps: int, *, p
     """The verdict is on other prompts than those that end the training."""
     generator = torch.Generator().manual_seed(prompts_seed)
     base, source = program.draw(HELD_OUT, generator), program.draw(HELD_OUT, generator)
-    t = live(model)
+    t = wrap(model)
     names = names_of(t)
     masks = [t.graph.legal, true_edges(program, t.graph), *(without(t, name) for name in names)]
     said = answers_of(t, base, source, masks).argmax(-1)
@@ -174,9 +175,8 @@ def without(t: Transformer, node: str) -> BoolMatrix:
     return mask
 
 
-def live(model: ToyTransformer) -> Transformer:
-    """The model for the executor, with gradients to its parameters: `wrap` alone takes copies of them."""
-    t = wrap(model)
+def live(t: Transformer, model: ToyTransformer) -> Transformer:
+    """A model wrapped for the executor, with gradients to its parameters as they are now: `wrap` took copies."""
     blocks = (cast(ToyLayer, block) for block in model.layers)
     return dataclasses.replace(t, layers=tuple(map(_live_layer, t.layers, blocks)))
 
