@@ -55,21 +55,21 @@ CHECK_EVERY, ENOUGH = 500, 0.9995  # training ends early where all that is neede
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", choices=[program.name for program in HIGH_LEVEL])
+    parser.add_argument("--only", choices=list(HIGH_LEVEL))
     only = parser.parse_args().only
     torch.set_num_threads(1)  # sums in another order end in other weights
     DATA.mkdir(parents=True, exist_ok=True)
     table = DATA / "accepted.json"
     stored = json.loads(table.read_text()) if table.exists() else {}
-    for program in HIGH_LEVEL:
-        if only in (None, program.name):
+    for name, program in HIGH_LEVEL.items():
+        if only in (None, name):
             model, result = train(program, SEED)
             is_accepted = result.worst >= NEEDED
-            print(f"{program.name}: {'accepted' if is_accepted else 'NOT accepted'}: {result}", flush=True)
-            stored.pop(program.name, None)
+            print(f"{name}: {'accepted' if is_accepted else 'NOT accepted'}: {result}", flush=True)
+            stored.pop(name, None)
             if is_accepted:
-                stored[program.name] = dataclasses.asdict(result)
-                save_file(model.half().state_dict(), DATA / f"{program.name}.safetensors")
+                stored[name] = dataclasses.asdict(result)
+                save_file(model.half().state_dict(), DATA / f"{name}.safetensors")
             table.write_text(json.dumps(dict(sorted(stored.items())), indent=2) + "\n")
 
 

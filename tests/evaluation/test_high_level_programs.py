@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from acdc.evaluation.truth.high_level import HIGH_LEVEL
-from acdc.evaluation.truth.siit import empty_model, mask_of, pairs_of, program_named, true_edges
+from acdc.evaluation.truth.siit import empty_model, mask_of, pairs_of, true_edges
 from acdc.models.architectures import wrap
 
-NAMES = [program.name for program in HIGH_LEVEL]
+NAMES = list(HIGH_LEVEL)
 ANSWERS = {
     "equals-the-last": ([1, 2, 3, 4, 4], 1),
     "equals-the-first": ([4, 2, 3, 1, 5], 0),
@@ -29,12 +29,12 @@ ANSWERS = {
 @pytest.mark.parametrize("name", NAMES)
 def test_a_program_answers_a_hand_worked_prompt(name: str) -> None:
     prompt, answer = ANSWERS[name]
-    assert program_named(name).answers(torch.tensor([prompt])).tolist() == [answer]
+    assert HIGH_LEVEL[name].answers(torch.tensor([prompt])).tolist() == [answer]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_prompts_and_answers_are_within_the_vocabulary(name: str) -> None:
-    program = program_named(name)
+    program = HIGH_LEVEL[name]
     tokens = program.draw(500, torch.Generator().manual_seed(0))
     answers = program.answers(tokens)
     assert tokens.shape == (500, program.length)
@@ -45,7 +45,7 @@ def test_prompts_and_answers_are_within_the_vocabulary(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_edge_of_a_program_changes_some_answer_when_what_it_tells_is_exchanged(name: str) -> None:
-    program = program_named(name)
+    program = HIGH_LEVEL[name]
     generator = torch.Generator().manual_seed(0)
     base, source = (program.draw(500, generator) for _ in range(2))
     told = program.values(source)
@@ -57,8 +57,21 @@ def test_every_edge_of_a_program_changes_some_answer_when_what_it_tells_is_excha
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_program_has_an_answer_whatever_is_exchanged(name: str) -> None:
+    """Values meet that no one prompt puts together, and training asks what the program says of them."""
+    program = HIGH_LEVEL[name]
+    generator = torch.Generator().manual_seed(0)
+    base, source = (program.draw(500, generator) for _ in range(2))
+    told = program.values(source)
+    nodes = [program.edges_from(node.where) for node in program.nodes]
+    for edges in [*nodes, *({edge} for edge in program.edges)]:
+        answers = program.answers(base, {edge: told[edge[0]] for edge in edges})
+        assert 0 <= int(answers.min()) <= int(answers.max()) < program.n_answers, edges
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_programs_edges_are_edges_of_the_model_that_is_to_hold_it(name: str) -> None:
-    program = program_named(name)
+    program = HIGH_LEVEL[name]
     graph = wrap(empty_model(program)).graph
     true = true_edges(program, graph)
     assert not (true & ~graph.legal).any(), "an edge runs backwards"
@@ -68,7 +81,7 @@ def test_a_programs_edges_are_edges_of_the_model_that_is_to_hold_it(name: str) -
 
 
 def test_benchmark_prompts_have_another_answer_when_corrupt() -> None:
-    program = program_named("induction")
+    program = HIGH_LEVEL["induction"]
     pairs = pairs_of(program)
     assert len(pairs) == 128
     for pair in pairs:

@@ -140,8 +140,8 @@ def _siit() -> list[Case]:
             functools.partial(_trained, program),
             at_heads=True,
         )
-        for program in HIGH_LEVEL
-        if program.name in siit.accepted()
+        for name, program in HIGH_LEVEL.items()
+        if name in siit.accepted()
     ]
 
 

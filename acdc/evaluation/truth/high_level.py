@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 Exchanged = Mapping[tuple[str, str], Tensor]
+Prompts = Callable[[int, int, int, torch.Generator], Tensor]  # n, n_tokens, length, generator -> [n, length]
 
 
 @dataclass(frozen=True)
 class Node:
     """where: the head or MLP that says it (`0.1`, `mlp0`). hears: nodes whose values it is computed from, `embed` for
-    the tokens. says: their values, in this order -> its own."""
+    the tokens. says: their values, in this order -> its own, also of values that no one prompt puts together."""
 
     where: str
     hears: tuple[str, ...]
@@ -32,18 +33,26 @@ class Node:
 
 @dataclass(frozen=True)
 class HighLevel:
-    """A program. nodes: in the order in which a transformer runs. answer: the node whose value at the last position is
-    the answer. n_tokens, length: of its prompts. draw: (n, generator) -> prompts [n, length]."""
+    """A program. nodes: in the order in which a transformer runs; what the last one says at the last position is the
+    answer. n_tokens, length: of its prompts. n_layers: of the model that is to hold it."""
 
     name: str
     about: str
     nodes: tuple[Node, ...]
-    answer: str
-    n_layers: int
+    prompts: Prompts
     n_tokens: int
     n_answers: int
-    length: int
-    draw: Callable[[int, torch.Generator], Tensor]
+    length: int = 5
+    n_layers: int = 2
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """Prompts: [n, length]."""
+        return self.prompts(n, self.n_tokens, self.length, generator)
+
+    @property
+    def answer(self) -> str:
+        """The node that says it."""
+        return self.nodes[-1].where
 
     @property
     def edges(self) -> set[tuple[str, str]]:
@@ -136,68 +145,52 @@ def look_up(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 # -- prompts -----------------------------------------------------------------------------------------------------------
 
 
-def any_tokens(n_tokens: int, length: int) -> Callable[[int, torch.Generator], Tensor]:
-    return lambda n, generator: torch.randint(n_tokens, (n, length), generator=generator)
+def any_tokens(n: int, n_tokens: int, length: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(n_tokens, (n, length), generator=generator)
 
 
-def distinct_then_again(n_tokens: int, length: int) -> Callable[[int, torch.Generator], Tensor]:
+def distinct_then_again(n: int, n_tokens: int, length: int, generator: torch.Generator) -> Tensor:
     """Distinct tokens, then one of them again that is not the last of them."""
-
-    def draw(n: int, generator: torch.Generator) -> Tensor:
-        tokens = torch.rand(n, n_tokens, generator=generator).argsort(1)[:, : length - 1]
-        again = torch.randint(length - 2, (n, 1), generator=generator)
-        return torch.cat((tokens, tokens.gather(1, again)), 1)
-
-    return draw
+    tokens = torch.rand(n, n_tokens, generator=generator).argsort(1)[:, : length - 1]
+    again = torch.randint(length - 2, (n, 1), generator=generator)
+    return torch.cat((tokens, tokens.gather(1, again)), 1)
 
 
-def two_pairs_then_key(n_tokens: int) -> Callable[[int, torch.Generator], Tensor]:
-    """A B, B C in one order or the other, then A."""
-
-    def draw(n: int, generator: torch.Generator) -> Tensor:
-        a, b, c = torch.rand(n, n_tokens, generator=generator).argsort(1)[:, :3].unbind(1)
-        swapped = torch.rand(n, generator=generator) < 0.5
-        pairs = torch.stack((a, b, b, c, a), 1)
-        pairs[swapped] = torch.stack((b, c, a, b, a), 1)[swapped]
-        return pairs
-
-    return draw
+def two_pairs_then_key(n: int, n_tokens: int, _: int, generator: torch.Generator) -> Tensor:
+    """A B, B C in one order or the other, then A: five tokens."""
+    a, b, c = torch.rand(n, n_tokens, generator=generator).argsort(1)[:, :3].unbind(1)
+    swapped = torch.rand(n, generator=generator) < 0.5
+    pairs = torch.stack((a, b, b, c, a), 1)
+    pairs[swapped] = torch.stack((b, c, a, b, a), 1)[swapped]
+    return pairs
 
 
-def two_names_one_again(n_tokens: int) -> Callable[[int, torch.Generator], Tensor]:
-    """Two names, a token that is none, one of the names again, and another token that is none."""
-
-    def draw(n: int, generator: torch.Generator) -> Tensor:
-        names = torch.rand(n, n_tokens - 2, generator=generator).argsort(1)[:, :2]
-        again = names.gather(1, torch.randint(2, (n, 1), generator=generator))
-        between, end = torch.tensor([[n_tokens - 2], [n_tokens - 1]]).expand(2, n).unsqueeze(-1)
-        return torch.cat((names, between, again, end), 1)
-
-    return draw
+def two_names_one_again(n: int, n_tokens: int, _: int, generator: torch.Generator) -> Tensor:
+    """Two names, a token that is none, one of the names again, and another token that is none: five tokens."""
+    names = torch.rand(n, n_tokens - 2, generator=generator).argsort(1)[:, :2]
+    again = names.gather(1, torch.randint(2, (n, 1), generator=generator))
+    between, end = torch.tensor([[n_tokens - 2], [n_tokens - 1]]).expand(2, n).unsqueeze(-1)
+    return torch.cat((names, between, again, end), 1)
 
 
-HIGH_LEVEL = (
+# -- the programs ------------------------------------------------------------------------------------------------------
+
+_PROGRAMS = (
     HighLevel(
         name="equals-the-last",
         about="whether the token is that before",
         nodes=(Node("0.1", ("embed",), before()), Node("mlp0", ("embed", "0.1"), equal)),
-        answer="mlp0",
-        n_layers=2,
+        prompts=any_tokens,
         n_tokens=6,
         n_answers=2,
-        length=5,
-        draw=any_tokens(6, 5),
     ),
     HighLevel(
         name="equals-the-first",
         about="whether the token is that of the first place",
         nodes=(Node("0.3", ("embed",), first), Node("mlp1", ("embed", "0.3"), equal)),
-        answer="mlp1",
-        n_layers=2,
+        prompts=any_tokens,
         n_tokens=6,
         n_answers=2,
-        length=5,
-        draw=any_tokens(6, 5),
     ),
     HighLevel(
         name="induction",
@@ -206,12 +199,10 @@ HIGH_LEVEL = (
             Node("0.2", ("embed",), before()),
             Node("1.1", ("embed", "0.2"), lambda x, last: look_up(x, last, x)),
         ),
-        answer="1.1",
-        n_layers=2,
+        prompts=distinct_then_again,
         n_tokens=8,
         n_answers=8,
         length=6,
-        draw=distinct_then_again(8, 6),
     ),
     HighLevel(
         name="successor-of-induction",
@@ -221,12 +212,10 @@ HIGH_LEVEL = (
             Node("1.2", ("embed", "0.0"), lambda x, last: look_up(x, last, x)),
             Node("mlp1", ("1.2",), lambda x: (x + 1) % 8),
         ),
-        answer="mlp1",
-        n_layers=2,
+        prompts=distinct_then_again,
         n_tokens=8,
         n_answers=8,
         length=6,
-        draw=distinct_then_again(8, 6),
     ),
     HighLevel(
         name="sum-of-two",
@@ -236,23 +225,18 @@ HIGH_LEVEL = (
             Node("0.2", ("embed",), before(2)),
             Node("mlp1", ("0.0", "0.2"), lambda x, y: (x + y) % 5),
         ),
-        answer="mlp1",
-        n_layers=2,
+        prompts=any_tokens,
         n_tokens=5,
         n_answers=5,
-        length=5,
-        draw=any_tokens(5, 5),
     ),
     HighLevel(
         name="parity",
         about="whether the token 0 stood an odd number of times",
         nodes=(Node("0.1", ("embed",), so_far(0)), Node("mlp0", ("0.1",), lambda x: x % 2)),
-        answer="mlp0",
-        n_layers=2,
+        prompts=any_tokens,
         n_tokens=3,
         n_answers=2,
         length=6,
-        draw=any_tokens(3, 6),
     ),
     HighLevel(
         name="more-of-which",
@@ -262,23 +246,21 @@ HIGH_LEVEL = (
             Node("0.2", ("embed",), so_far(1)),
             Node("mlp0", ("0.0", "0.2"), lambda x, y: (x > y).long()),
         ),
-        answer="mlp0",
-        n_layers=2,
+        prompts=any_tokens,
         n_tokens=4,
         n_answers=2,
         length=6,
-        draw=any_tokens(4, 6),
     ),
     HighLevel(
         name="how-far-below",
         about="how far the token is below the largest so far",
-        nodes=(Node("0.2", ("embed",), largest), Node("mlp1", ("embed", "0.2"), lambda x, most: most - x)),
-        answer="mlp1",
-        n_layers=2,
+        nodes=(
+            Node("0.2", ("embed",), largest),
+            Node("mlp1", ("embed", "0.2"), lambda x, most: (most - x).clamp(min=0)),
+        ),
+        prompts=any_tokens,
         n_tokens=6,
         n_answers=6,
-        length=5,
-        draw=any_tokens(6, 5),
     ),
     HighLevel(
         name="first-or-last",
@@ -288,12 +270,9 @@ HIGH_LEVEL = (
             Node("0.1", ("embed",), before()),
             Node("mlp0", ("0.3", "0.1"), lambda start, last: torch.where(start % 2 == 0, start, last)),
         ),
-        answer="mlp0",
-        n_layers=2,
+        prompts=any_tokens,
         n_tokens=6,
         n_answers=6,
-        length=5,
-        draw=any_tokens(6, 5),
     ),
     HighLevel(
         name="two-hops",
@@ -303,23 +282,18 @@ HIGH_LEVEL = (
             Node("1.3", ("embed", "0.0"), lambda x, key: look_up(x, key, x)),
             Node("2.1", ("embed", "0.0", "1.3"), lambda x, key, hop: look_up(hop, key, x)),
         ),
-        answer="2.1",
-        n_layers=3,
+        prompts=two_pairs_then_key,
         n_tokens=8,
         n_answers=8,
-        length=5,
-        draw=two_pairs_then_key(8),
+        n_layers=3,
     ),
     HighLevel(
         name="table-then-copy",
         about="the first token, doubled modulo 7",
         nodes=(Node("mlp0", ("embed",), lambda x: 2 * x % 7), Node("1.0", ("mlp0",), first)),
-        answer="1.0",
-        n_layers=2,
+        prompts=any_tokens,
         n_tokens=7,
         n_answers=7,
-        length=5,
-        draw=any_tokens(7, 5),
     ),
     HighLevel(
         name="indirect-object",
@@ -329,11 +303,10 @@ HIGH_LEVEL = (
             Node("1.2", ("0.1",), last_said),
             Node("2.0", ("embed", "1.2"), other_of_two),
         ),
-        answer="2.0",
-        n_layers=3,
+        prompts=two_names_one_again,
         n_tokens=8,
         n_answers=8,
-        length=5,
-        draw=two_names_one_again(8),
+        n_layers=3,
     ),
 )
+HIGH_LEVEL = {program.name: program for program in _PROGRAMS}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from acdc.evaluation.truth.high_level import HIGH_LEVEL, HighLevel
+from acdc.evaluation.truth.high_level import HighLevel
 from acdc.graph import BoolMatrix, Graph
 from acdc.models.toy import ToyConfig, ToyTransformer
 from acdc.tasks.prompts import Pair
@@ -96,7 +96,3 @@ def pairs_of(program: HighLevel, seed: int = 0) -> list[Pair]:
         Pair(tuple(clean[i].tolist()), tuple(corrupt[i].tolist()), ((int(right[i]),),), ((int(wrong[i]),),), str(i))
         for i in rows
     ]
-
-
-def program_named(name: str) -> HighLevel:
-    return next(program for program in HIGH_LEVEL if program.name == name)
