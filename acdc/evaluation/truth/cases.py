@@ -132,16 +132,16 @@ def stored_truths() -> dict[str, dict[str, dict[str, list[str]]]]:
 def _siit() -> list[Case]:
     return [
         Case(
-            f"siit/{program.name}",
-            program.about,
+            f"siit/{name}",
+            HIGH_LEVEL[name].about,
             ("resample",),
-            functools.partial(siit.model_of, program),
-            functools.partial(siit.pairs_of, program),
-            functools.partial(_trained, program),
+            functools.partial(siit.model_of, HIGH_LEVEL[name]),
+            functools.partial(siit.pairs_of, HIGH_LEVEL[name]),
+            functools.partial(_trained, HIGH_LEVEL[name]),
             at_heads=True,
         )
-        for name, program in HIGH_LEVEL.items()
-        if name in siit.accepted()
+        for name, model in siit.trained().items()
+        if model.is_accepted
     ]
 
 

@@ -1,4 +1,4 @@
-"""Models trained to hold a known program, as `benchmarks/truth/train_siit.py` trained and accepted them."""
+"""Models trained to hold a known program, as `benchmarks/truth/train_siit.py` trained and judged them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from acdc.tasks.prompts import Pair
 DATA = Path(__file__).parent / "data" / "siit"
 N_HEADS, D_HEAD, D_MLP = 4, 8, 128
 N_PAIRS = 128
+NEEDED = 0.995
 
 
 @dataclass(frozen=True)
-class Accepted:
+class Trained:
     """How well a trained model holds its program, on prompts that it was not trained on. seed: of its training.
 
     accuracy: of its answers. iia: agreement with the program when a node of it is exchanged, the worst node.
@@ -42,11 +43,16 @@ class Accepted:
     def worst(self) -> float:
         return min(self.accuracy, self.iia, self.strict_iia, self.circuit_accuracy)
 
+    @property
+    def is_accepted(self) -> bool:
+        """The weights of a model that is not are not stored."""
+        return self.worst >= NEEDED
+
 
 @functools.cache
-def accepted() -> dict[str, Accepted]:
-    """Of every model stored, by the program's name."""
-    return {name: Accepted(**row) for name, row in json.loads((DATA / "accepted.json").read_text()).items()}
+def trained() -> dict[str, Trained]:
+    """Of every model trained, by the program's name."""
+    return {name: Trained(**row) for name, row in json.loads((DATA / "trained.json").read_text()).items()}
 
 
 def empty_model(program: HighLevel) -> ToyTransformer:
