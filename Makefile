@@ -77,7 +77,7 @@ bench-circuits: $(READY)  ## the circuit exact search finds with 64 prompts, bes
 
 bench-truth: $(READY)  ## every method on models whose circuit is known; writes build/bench_truth.json
 	@mkdir -p build
-	@$(BIN)/python benchmarks/truth/bench.py
+	@$(BIN)/python benchmarks/known_circuits.py
 
 # The models that bench-truth runs on are stored. These two make them anew, at development time.
 TRACR := build/truth/tracr
@@ -93,7 +93,7 @@ $(TRACR)/.ready: benchmarks/truth/tracr.txt
 	@$(TRACR)/bin/python -m pip --disable-pip-version-check install -qq -r benchmarks/truth/tracr.txt
 	@touch $@
 
-truth-siit: $(READY)  ## train the models that hold a known program; under an hour
+truth-siit: $(READY)  ## train the models that hold a known program; about an hour
 	@$(BIN)/python benchmarks/truth/train_siit.py
 
 # What others wrote is run in environments of its own: it needs older packages than ours.

@@ -24,6 +24,8 @@ from acdc.errors import GraphMismatch
 from acdc.graph import BoolMatrix, Graph
 
 RULES = ("signed", "absolute", "greedy")
+GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""The shares of a graph's edges that MIB's circuit-localisation track looks at (Mueller et al. 2025)."""
 
 Indices = npt.NDArray[np.int64]
 

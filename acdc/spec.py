@@ -31,6 +31,7 @@ from pydantic import (
 from acdc.errors import Fault, SpecError, UnknownModel
 from acdc.models.catalogue import CATALOGUE
 from acdc.models.reference import Reference
+from acdc.selection import GRID
 from acdc.suggestions import did_you_mean
 from acdc.tasks import TASKS
 from acdc.tasks.pair_rows import refuse_taken_names
@@ -39,7 +40,6 @@ MetricName = Literal["logit_diff", "prob_diff", "kl_divergence", "answer_logprob
 Rule = Literal["signed", "absolute"]
 MapMetricName = Literal[MetricName, "answer_probability"]
 MAP_PROMPTS = 32
-GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 NonEmpty = Annotated[str, Field(min_length=1, max_length=200)]
 # Fields that may be written as one word.

@@ -13,8 +13,7 @@ from acdc.evaluation.measuring import Ledger
 from acdc.graph import Graph, GraphShape
 from acdc.progress import Quiet
 from acdc.report import Point
-from acdc.selection import rank
-from acdc.spec import GRID
+from acdc.selection import GRID, rank
 
 
 def judge_of(graph, search, held_out):

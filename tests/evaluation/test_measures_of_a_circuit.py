@@ -21,7 +21,7 @@ from acdc.evaluation.faithfulness import point_of, scale_of
 from acdc.evaluation.measuring import Ledger, Outcome
 from acdc.progress import Quiet
 from acdc.report import Point
-from acdc.spec import GRID
+from acdc.selection import GRID
 
 EMPTY = np.zeros_like(SMALL.legal)
 

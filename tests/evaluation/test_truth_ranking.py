@@ -9,8 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acdc.evaluation.truth.ranking import MIB_GRID, at_heads, auroc, average_precision, mib_auroc, size_matched_f1
+from acdc.evaluation.truth.ranking import (
+    at_heads,
+    auroc,
+    average_precision,
+    mib_auroc,
+    mib_circuits,
+    size_matched_f1,
+)
 from acdc.graph import Graph, GraphShape
+from acdc.selection import GRID, size_of
 
 RANKINGS = st.integers(2, 12).flatmap(
     lambda n: st.tuples(
@@ -75,13 +83,21 @@ def test_a_ranking_is_judged_by_both_kinds_of_edges(true):
             figure(*arrays([1, 2], true))
 
 
+def test_mibs_auroc_of_hand_worked_circuits():
+    """(FPR, TPR) runs (0, 1/2), (1/2, 1/2), (1/2, 1), divided by the last FPR."""
+    true = np.array([True, True, False, False])
+    circuits = [np.array(kept, dtype=bool) for kept in ([1, 0, 0, 0], [1, 0, 1, 0], [1, 1, 1, 0])]
+    assert mib_auroc(circuits, true) == pytest.approx(0.5)
+
+
 def test_mibs_auroc_of_a_ranking_that_is_right_is_one_but_for_the_missing_origin():
     graph = Graph(GraphShape(n_layers=2, n_heads=2, n_kv_heads=2))
     true = graph.mask_of_edges(["embed->0.0.v", "0.0->logits"])
     scores = np.where(true, 2.0, 1.0).astype(np.float32) * graph.legal
-    value = mib_auroc(graph, scores, graph.legal, true, graph.legal)
-    assert 0.9 < value <= 1
-    assert len(MIB_GRID) == 10
+    circuits = mib_circuits(graph, scores, graph.legal)
+    assert [int(circuit.sum()) for circuit in circuits] == [size_of(share, graph.n_edges) for share in GRID]
+    assert all((graph.connected(circuit) == circuit).all() for circuit in circuits)
+    assert 0.9 < mib_auroc([circuit[graph.legal] for circuit in circuits], true[graph.legal]) <= 1
 
 
 def test_at_heads_a_node_gets_the_largest_of_its_inputs():

@@ -9,15 +9,15 @@ Edges of equal merit stand in no order. So that nobody is lucky, they are counte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 from acdc.circuit import Scores
 from acdc.evaluation.measuring import Bools, Floats
 from acdc.graph import BoolMatrix, Graph, Number
-from acdc.selection import rank, size_of
-
-MIB_GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+from acdc.selection import GRID, rank, size_of
 
 
 def auroc(merit: Floats, true: Bools) -> float:
@@ -54,19 +54,24 @@ def size_matched_f1(merit: Floats, true: Bools) -> float:
     return float(share_taken @ hits / n_true)
 
 
-def mib_auroc(graph: Graph, scores: Scores, tested: BoolMatrix, true: BoolMatrix, scored: BoolMatrix) -> float:
+def mib_circuits(graph: Graph, scores: Scores, tested: BoolMatrix) -> list[BoolMatrix]:
+    """Greedy connected circuits of the grid's sizes, as MIB's circuit-localisation track makes them. [senders,
+    receivers] each."""
+    ranking = rank(graph, scores, tested, "greedy")
+    return [ranking.select(size_of(share, graph.n_edges)).mask for share in GRID]
+
+
+def mib_auroc(circuits: Sequence[Bools], true: Bools) -> float:
     """The AUROC that MIB's circuit-localisation track reports (Mueller et al. 2025, arXiv 2504.13151), for comparison.
 
-    Greedy connected circuits of the grid's sizes, trapezoids through their (FPR, TPR), without the point (0, 0) and
-    divided by the last FPR. An edge that the ranking has not is a negative here, where theirs counts it as found.
-    All [senders, receivers].
+    Trapezoids through the (FPR, TPR) of its circuits, without the point (0, 0) and divided by the last FPR. An edge
+    that a ranking has not is a negative here, where theirs counts it as found. circuits: the edges that each has,
+    [edge].
     """
-    n_true, n_false = _counts(true[scored])
-    ranking = rank(graph, scores, tested, "greedy")
-    found = [ranking.select(size_of(share, graph.n_edges)).mask & scored for share in MIB_GRID]
-    tpr = np.array([(mask & true).sum() / n_true for mask in found])
-    fpr = np.array([(mask & ~true).sum() / n_false for mask in found])
-    return float(np.trapezoid(tpr, fpr) / fpr[-1]) if fpr[-1] else float("nan")
+    n_true, n_false = _counts(true)
+    tpr = np.array([(kept & true).sum() / n_true for kept in circuits])
+    fpr = np.array([(kept & ~true).sum() / n_false for kept in circuits])
+    return float(np.trapezoid(tpr, fpr) / fpr[-1])
 
 
 def at_heads(graph: Graph, matrix: npt.NDArray[Number]) -> npt.NDArray[Number]:
