@@ -1,13 +1,14 @@
 """Write docs/reference from the code, or with --check say where it has drifted. `make docs`, `make check`.
 
 No page states a fact of its own: commands come from the command line's own help, fields from the specs' JSON schemas,
-errors from their tree.
+errors from their tree, figures from the file that a benchmark wrote.
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import subprocess
 import sys
 import tempfile
@@ -23,11 +24,14 @@ from acdc.api.openapi import openapi_text
 from acdc.api.problems import STATUS_OF
 from acdc.cli.failures import exit_code
 from acdc.errors import AcdcError
+from acdc.evaluation.truth import siit
+from acdc.evaluation.truth.high_level import HIGH_LEVEL
 from acdc.settings import PREFIX, Settings
 from acdc.spec import KINDS, MAP_SPECS, METHOD_SPECS
 from acdc.tasks import TASKS
 
 REFERENCE = Path(__file__).parent / "reference"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 WRITTEN = "*Written by `make docs` from the code; change it there.*"
 
 
@@ -221,12 +225,68 @@ def cli_page() -> str:
     return page(title.removeprefix("# "), body.strip())
 
 
+def known_circuits_page() -> str:
+    file = RESULTS / "truth-cpu-2-cores.json"
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    lines = stored["environment"]["table"]
+    intro = (
+        "What `make bench-truth` printed: how near each method's ranking of edges comes to the circuits of "
+        "[models whose circuit is known](../concepts/known-circuits.md). In brackets after a method: what it searches "
+        "by. A cell is the median over models, ablations and seeds, with the 95 % interval of that median when models "
+        "are drawn again (bootstrap; none where a family has fewer than five); *mean* and *lowest* are the average "
+        "precision over all runs, and of the worst. Every model by itself: "
+        f"[{file.name}](../../benchmarks/results/{file.name})."
+    )
+    head = ["method", "runs", "average precision", "mean", "lowest", "AUROC", "F1", "MIB"]
+    families = [
+        f"## {family}: {lines_of[0]['cases']} models\n\n{table(head, [known_circuits_row(line) for line in lines_of])}"
+        for family in dict.fromkeys(line["family"] for line in lines)
+        if (lines_of := [line for line in lines if line["family"] == family])
+    ]
+    figures = [
+        [f"`{f['name']}`", f"{f['value']:.3f}", "" if f["target"] is None else f"at least {f['target']}", f["how"]]
+        for f in stored["figures"]
+    ]
+    return page(
+        "Methods on known circuits",
+        intro,
+        table(["figure", "value", "target", "of what"], figures),
+        *families,
+        f"## Trainings\n\n{doc(siit.Trained)}\n\n{trainings()}",
+    )
+
+
+def known_circuits_row(line: Mapping[str, Any]) -> list[str]:
+    def spread(figure: str) -> str:
+        of = line[figure]
+        return f"{of['median']:.3f}" + ("" if of["low"] is None else f" [{of['low']:.2f}, {of['high']:.2f}]")
+
+    first, *rest = (spread(figure) for figure in ("average_precision", "auroc", "f1", "mib_auroc"))
+    method, objective = line["method"].removesuffix(")").split(" (")
+    mean_and_lowest = (f"{line[name]:.3f}" for name in ("mean", "lowest"))
+    return [f"`{method}` ({objective})", str(line["runs"]), first, *mean_and_lowest, *rest]
+
+
+def trainings() -> str:
+    """What every training of a model that is to hold a program came to."""
+    rows = []
+    for name, model in siit.trained().items():
+        judged = (model.accuracy, model.iia, model.strict_iia, model.circuit_accuracy)
+        counts = "yes" if model.is_accepted else "no"
+        rows.append(
+            [name, HIGH_LEVEL[name].about, str(model.seed), str(model.steps), *(f"{x:.4f}" for x in judged), counts]
+        )
+    head = ["program", "what it says", "seed", "steps", "accuracy", "IIA", "strict IIA", "circuit alone", "counts"]
+    return table(head, rows)
+
+
 PAGES = {
     "cli.md": cli_page,
     "spec.md": spec_page,
     "methods.md": methods_page,
     "errors.md": errors_page,
     "settings.md": settings_page,
+    "known-circuits.md": known_circuits_page,
     "openapi.json": openapi_text,
 }
 

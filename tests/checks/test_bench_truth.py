@@ -78,6 +78,13 @@ def test_gates_are_apart_and_show_where_single_cuts_and_greedy_search_fail(writt
     assert {line["family"] for line in written["environment"]["table"]} == {"hand-wired", "gates", "tracr", "siit"}
 
 
+def test_what_it_prints_is_what_is_stored_and_shown_in_the_docs(written: Any) -> None:
+    stored = json.loads((ROOT / "benchmarks" / "results" / "truth-cpu-2-cores.json").read_text(encoding="utf-8"))
+    for where, by_method in of(written, "").items():
+        for method, value in by_method.items():
+            assert value == pytest.approx(of(stored, "")[where][method], abs=0.01), (where, method)
+
+
 def test_every_method_takes_part(benchmark: Any) -> None:
     assert {entry.method for entry in benchmark.ENTRIES} == set(METHODS)
 
