@@ -95,7 +95,7 @@ def train(program: HighLevel, seed: int) -> tuple[ToyTransformer, Trained]:
             if worst >= ENOUGH:
                 break
     model.half().float()
-    return model, judge(model, program, seed, step + 1, prompts_seed=seed + 2)
+    return model, verdict(model, program, seed, step + 1)
 
 
 def step_losses(t: Transformer, program: HighLevel, generator: torch.Generator) -> Tensor:
@@ -126,9 +126,13 @@ def exchanged_answers(program: HighLevel, edges: set[tuple[str, str]], base: Ten
     return program.answers(base, {edge: told[edge[0]] for edge in edges})
 
 
+def verdict(model: ToyTransformer, program: HighLevel, seed: int, steps: int) -> Trained:
+    """On other prompts than those that ended the training."""
+    return judge(model, program, seed, steps, prompts_seed=seed + 2)
+
+
 @torch.no_grad()
 def judge(model: ToyTransformer, program: HighLevel, seed: int, steps: int, *, prompts_seed: int) -> Trained:
-    """The verdict is on other prompts than those that end the training."""
     generator = torch.Generator().manual_seed(prompts_seed)
     base, source = program.draw(HELD_OUT, generator), program.draw(HELD_OUT, generator)
     t = wrap(model)

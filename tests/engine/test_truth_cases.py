@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import astuple
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from acdc.evaluation.truth.cases import case_named, cases, prompts_of
 from acdc.evaluation.truth.exhaustive import Outputs, Truth, find_truth
 from acdc.evaluation.truth.high_level import HIGH_LEVEL
 
+TRAINER = Path(__file__).resolve().parents[2] / "benchmarks" / "truth"
 EXACT = [(case.name, ablation) for case in cases() if case.family != "siit" for ablation in case.ablations]
 SUFFICIENT = [(name, ablation) for name, ablation in EXACT if name != "gates/or"]
 TRAINED = [case.name for case in cases() if case.family == "siit"]
@@ -95,8 +98,18 @@ def test_an_edge_that_the_model_needs_only_against_another_edge_is_not_scored() 
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_trained_model_still_passes_what_it_was_accepted_by(name: str) -> None:
-    """On its benchmark prompts: the model answers, and so do its true edges alone with all others resampled."""
+def test_a_trained_model_still_passes_what_it_was_accepted_by(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(TRAINER)
+    import train_siit
+
+    program, stored = (of[name.removeprefix("siit/")] for of in (HIGH_LEVEL, siit.trained()))
+    judged = train_siit.verdict(siit.model_of(program), program, stored.seed, stored.steps)
+    assert judged.is_accepted
+    assert astuple(judged) == pytest.approx(astuple(stored), abs=1e-3), "rounding may turn two of 2000 prompts"
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_trained_model_and_its_true_edges_alone_answer_the_benchmarks_prompts(name: str) -> None:
     case = case_named(name)
     t = case.transformer()
     prompts = prompts_of(case, t, "resample")
@@ -106,7 +119,7 @@ def test_a_trained_model_still_passes_what_it_was_accepted_by(name: str) -> None
     wanted = [pairs[example].answers[0][0] for p in prompts for example in p.batch.examples]
     for mask in (t.graph.legal, truth.true):
         said = outputs.logits(mask[None])[0].argmax(-1)
-        assert np.mean(said.numpy() == wanted) >= 0.97
+        assert np.mean(said.numpy() == wanted) >= 0.99
 
 
 def test_stand_ins_and_counterweights_are_redundant() -> None:
