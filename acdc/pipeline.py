@@ -18,6 +18,7 @@ from acdc.discovery.problem import Found, Problem
 from acdc.discovery.rehearsal import Rehearsal, rehearse_acdc
 from acdc.evaluation.editing import complement, edited
 from acdc.evaluation.judging import Judgement, judge
+from acdc.evaluation.memory import Memory
 from acdc.evaluation.random_circuits import random_circuits
 from acdc.from_spec import (
     held_out_under,
@@ -53,6 +54,7 @@ from acdc.spec import (
     TrySpec,
     reference_of,
 )
+from acdc.stages import Stages
 
 NO_CURVE = "no curve: what edges cost while the search decided on them puts them in no order"
 
@@ -96,16 +98,17 @@ def run_on(loaded: Loaded, spec: JobSpec, progress: Progress, source: Circuit | 
 def discover(loaded: Loaded, spec: DiscoverSpec, progress: Progress) -> list[Result]:
     """Search, then judge each circuit found."""
     begin = time.monotonic()
+    stages = Stages(progress)
     setting = setting_of(loaded, spec, progress)
     recorded = recorded_parameters(spec)
     objective = " + ".join(spec.objectives)
     results = []
-    searched = search_of(setting, spec, progress)
+    searched = search_of(setting, spec, stages.search)
     search_s = time.monotonic() - begin
     for found in searched:
         begin = time.monotonic()
         kept = kept_of(setting.t.graph, found, spec.selection)
-        judgement = _judge(setting, spec, found, kept, progress)
+        judgement = _judge(setting, spec, found, kept, progress, stages.memory)
         wall_time_s = search_s + time.monotonic() - begin
         method = found.label or spec.method.name
         notes = [] if found.is_ranking else [NO_CURVE]
@@ -140,6 +143,7 @@ def _judge(
     found: Found,
     kept: Kept | None,
     progress: Progress,
+    memory: Memory,
 ) -> Judgement:
     plan = evaluation_plan(spec)
     if not found.is_ranking:
@@ -159,6 +163,7 @@ def _judge(
         per_example=found.per_example,
         why_no_examples=found.why_no_examples,
         elsewhere=others,
+        memory=memory,
     )
 
 
@@ -187,7 +192,7 @@ def evaluate(loaded: Loaded, spec: EvaluateSpec, progress: Progress, source: Cir
         require_the_same_graph(loaded, graph, source)
     kept, idle = _kept_to_evaluate(graph, spec, source)
     found = _found_before(graph, source)
-    judgement = _judge(setting, spec, found, kept, progress)
+    judgement = _judge(setting, spec, found, kept, progress, Stages(progress).memory)
     choices = source.provenance.choices if source is not None else None
     provenance = provenance_of(
         setting,

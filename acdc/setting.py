@@ -14,7 +14,8 @@ import torch
 
 from acdc.circuit import ModelCard
 from acdc.errors import TaskError
-from acdc.evaluation.measuring import Outcomes, Split
+from acdc.evaluation.measuring import Split
+from acdc.evaluation.outcomes import Outcomes
 from acdc.graph import BoolMatrix
 from acdc.metrics import METRICS, chance_level
 from acdc.models.architectures import wrap

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from acdc.evaluation.bootstrap import mean_interval
-from acdc.evaluation.measuring import Bools, Floats
+from acdc.evaluation.outcomes import Bools, Floats
 from acdc.report import Behaviour
 
 MIN_UNITS = 6  # with fewer, not even a unanimous sign test reaches 5 % on both sides (2 / 2**5 > .05)

@@ -9,7 +9,7 @@ import numpy as np
 
 from acdc.circuit import Selected
 from acdc.evaluation.bootstrap import mean_interval
-from acdc.evaluation.measuring import Floats, Outcome
+from acdc.evaluation.outcomes import Floats, Outcome
 from acdc.report import Point
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -18,6 +18,7 @@ from acdc.evaluation.groups import group_figures
 from acdc.evaluation.hypotheses import FEWEST_CIRCUITS, hypotheses_of
 from acdc.evaluation.k_star import find_k_star, most_trials, target_size
 from acdc.evaluation.measuring import Ledger, Split
+from acdc.evaluation.memory import Memory
 from acdc.evaluation.random_circuits import random_circuits
 from acdc.evaluation.stability import stability_of
 from acdc.graph import BoolMatrix, Graph
@@ -117,16 +118,18 @@ def judge(
     per_example: Scores | None = None,
     why_no_examples: str = "there are no scores per example",
     elsewhere: Mapping[str, Callable[[], Split]] | None = None,
+    memory: Memory | None = None,
 ) -> Judgement:
     """Evaluate the scores, and the circuit `kept`; without one, look for k* and keep that.
 
     per_example: float32 [n search examples, n_edges], edges in the graph's order, from which stability is measured;
     without them the report says why_no_examples. elsewhere: the held-out prompts under other ablations, by name; each
-    is made when its turn comes.
+    is made when its turn comes. memory: what an earlier run of the same evaluation has measured.
     Where k* cannot be told (f is withheld, nothing is ranked), the first rule's 2 % of the edges are kept. Where no
     edge was tested there is no curve. Raises Cancelled, ModelError for numbers that are not finite.
     """
-    judging = _prepare(graph, search, held_out, plan, progress)
+    memory = memory or Memory()
+    judging = _prepare(graph, search, held_out, plan, progress, memory)
     rules = dict.fromkeys([*plan.rules, *(plan.rules_of_k_star if kept is None else ())]) if tested.any() else {}
     rankings = {rule: rank(graph, scores, tested, rule) for rule in rules}
     sizes = sizes_of(plan.grid, graph.n_edges)
@@ -142,16 +145,16 @@ def judge(
         k_star = find_k_star(judging, ranked, sizes)
         kept = _to_keep(graph, ranked, k_star, progress)
     report = _report(judging, plan, points, k_star, kept, on_curve, progress)
-    report = replace(report, elsewhere=_elsewhere(graph, elsewhere or {}, kept, plan.seed, progress))
+    report = replace(report, elsewhere=_elsewhere(graph, elsewhere or {}, kept, plan.seed, progress, memory))
     stability, inclusion = Stability("not measured", why_no_examples), None
     if per_example is not None:
         stability, inclusion = stability_of(graph, per_example, tested, search.groups, kept, plan.seed, progress)
     return Judgement(replace(report, stability=stability), kept, inclusion)
 
 
-def _prepare(graph: Graph, search: Split, held_out: Split, plan: Plan, progress: Progress) -> Judge:
+def _prepare(graph: Graph, search: Split, held_out: Split, plan: Plan, progress: Progress, memory: Memory) -> Judge:
     progress.phase("model and empty circuit", 4)
-    ledgers = {split.name: Ledger(split, progress) for split in (search, held_out)}
+    ledgers = {split.name: Ledger(split, progress, memory) for split in (search, held_out)}
     scales = {}
     for i, (name, ledger) in enumerate(ledgers.items()):
         full, empty = ledger.all_of([graph.legal, np.zeros_like(graph.legal)], done_before=2 * i)
@@ -286,13 +289,18 @@ def _parts(judging: Judge, kept: Kept, matched: Sequence[BoolMatrix], plan: Plan
 
 
 def _elsewhere(
-    graph: Graph, splits: Mapping[str, Callable[[], Split]], kept: Kept, seed: int, progress: Progress
+    graph: Graph,
+    splits: Mapping[str, Callable[[], Split]],
+    kept: Kept,
+    seed: int,
+    progress: Progress,
+    memory: Memory,
 ) -> tuple[Elsewhere, ...]:
     """The kept circuit, and the ends of its scale, under every other ablation."""
     found = []
     for ablation, make in splits.items():
         progress.phase(f"the same circuit under {ablation}", 3)
-        ledger = Ledger(make(), progress)
+        ledger = Ledger(make(), progress, memory, place=ablation)
         full, empty, circuit = ledger.all_of([graph.legal, np.zeros_like(graph.legal), kept.mask])
         scale = scale_of(full, empty, ledger.split.groups, seed)
         share = kept.selected.asked_for / graph.n_edges

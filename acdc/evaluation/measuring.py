@@ -7,46 +7,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from acdc.errors import ModelError
+from acdc.evaluation.memory import Memory, key_of
+from acdc.evaluation.outcomes import Floats, Outcome, Outcomes
 from acdc.graph import BoolMatrix
 from acdc.progress import Progress
 
-Floats = npt.NDArray[np.floating]
-Bools = npt.NDArray[np.bool_]
-
 ROWS_PER_CALL = 256  # prompts x circuits handed over at once: enough to fill batches, small enough to cancel between
-
-
-@dataclass(frozen=True, eq=False)
-class Outcomes:
-    """What circuits did on one set of prompts, each array [n_circuits, n_examples].
-
-    metric: oriented so that higher is better. kl: KL(model || circuit) in nats. correct: the right answer won.
-    answer_logprob: log P(right answer).
-    """
-
-    metric: Floats
-    kl: Floats
-    correct: Bools
-    answer_logprob: Floats
-
-    def row(self, i: int) -> Outcome:
-        return Outcome(self.metric[i], self.kl[i], self.correct[i], self.answer_logprob[i])
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """One circuit's row of `Outcomes`: each array [n_examples]."""
-
-    metric: Floats
-    kl: Floats
-    correct: Bools
-    answer_logprob: Floats
-
-    def of_examples(self, chosen: Bools) -> Outcome:
-        return Outcome(self.metric[chosen], self.kl[chosen], self.correct[chosen], self.answer_logprob[chosen])
 
 
 class Measure(Protocol):
@@ -77,30 +45,34 @@ class Split:
 
 
 class Ledger:
-    """Every circuit measured on a split, each once. `measured` counts the circuits that were really run."""
+    """Every circuit measured on a split, each once. `measured` counts the circuits that were really run.
 
-    def __init__(self, split: Split, progress: Progress) -> None:
+    memory: holds what was measured, also by others in the same place: the split's name unless another is given.
+    """
+
+    def __init__(self, split: Split, progress: Progress, memory: Memory | None = None, place: str = "") -> None:
         self.split = split
         self.measured = 0
         self._progress = progress
-        self._outcomes: dict[bytes, Outcome] = {}
+        self._memory = memory or Memory()
+        self._outcomes = self._memory.at(place or split.name)
 
     def __call__(self, mask: BoolMatrix) -> Outcome:
         return self.all_of([mask])[0]
 
     def has(self, mask: BoolMatrix) -> bool:
-        return _key(mask) in self._outcomes
+        return key_of(mask) in self._outcomes
 
     def known(self, mask: BoolMatrix) -> Outcome:
         """Of a circuit that was measured before; raises KeyError for another."""
-        return self._outcomes[_key(mask)]
+        return self._outcomes[key_of(mask)]
 
     def all_of(self, masks: Sequence[BoolMatrix], done_before: int = 0) -> list[Outcome]:
         """Outcomes of the circuits, in order; progress steps count on from `done_before`.
 
         Raises ModelError where a number is not finite, and Cancelled when the run is to stop.
         """
-        new = {_key(mask): mask for mask in masks if not self.has(mask)}
+        new = {key_of(mask): mask for mask in masks if not self.has(mask)}
         per_call = max(1, ROWS_PER_CALL // max(1, self.split.measure.n_examples))
         keys = list(new)
         done = done_before + len(masks) - len(keys)
@@ -109,7 +81,7 @@ class Ledger:
             self._run({key: new[key] for key in keys[start : start + per_call]})
             done += min(per_call, len(keys) - start)
         self._progress.step(done, self.split.name)
-        return [self._outcomes[_key(mask)] for mask in masks]
+        return [self._outcomes[key_of(mask)] for mask in masks]
 
     def _run(self, masks: dict[bytes, BoolMatrix]) -> None:
         outcomes = self.split.measure(list(masks.values()))
@@ -125,7 +97,4 @@ class Ledger:
                 )
         self._outcomes.update((key, outcomes.row(i)) for i, key in enumerate(masks))
         self.measured += len(masks)
-
-
-def _key(mask: BoolMatrix) -> bytes:
-    return np.packbits(mask).tobytes()
+        self._memory.on_change()

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from acdc.evaluation.curve import Judge
-from acdc.evaluation.measuring import Floats, Ledger
+from acdc.evaluation.measuring import Ledger
+from acdc.evaluation.outcomes import Floats
 from acdc.evaluation.statistics import ALPHA, distance, superfluous
 from acdc.graph import BoolMatrix, Edge, Graph
 from acdc.progress import Progress

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from acdc.evaluation.measuring import Floats
+from acdc.evaluation.outcomes import Floats
 
 ALPHA = 0.05
 EPSILON = 0.1  # how far from even odds still counts as equivalent

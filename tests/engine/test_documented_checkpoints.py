@@ -48,7 +48,7 @@ def documented() -> set[str]:
 
 
 @pytest.mark.parametrize("method", METHOD_SPECS)
-def test_methods_save_checkpoints_as_documented_and_evaluations_save_none(method: str) -> None:
+def test_methods_save_checkpoints_as_documented_and_every_evaluation_does(method: str) -> None:
     pairs = [{"clean": f"{w} b c", "corrupt": f"{w} c b", "answers": " d", "wrong": " e", "group": w} for w in "abcdef"]
     spec = parse_job(
         {
@@ -59,5 +59,7 @@ def test_methods_save_checkpoints_as_documented_and_evaluations_save_none(method
     )
     recorder = Recorder()
     run_on(describe_loaded(tiny("toy", torch.float32), words_tokenizer()), spec, recorder)
-    assert "kept circuit" in recorder.phases
-    assert recorder.saved_in == ({method} if method in documented() else set())
+    evaluation = recorder.phases[recorder.phases.index("model and empty circuit") :]
+    assert "kept circuit" in evaluation
+    assert recorder.saved_in - set(evaluation) == ({method} if method in documented() else set())
+    assert "curve" in recorder.saved_in or "kept circuit" in recorder.saved_in

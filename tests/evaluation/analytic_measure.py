@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from hypothesis import strategies as st
 
-from acdc.evaluation.measuring import Outcomes, Split
+from acdc.evaluation.measuring import Split
+from acdc.evaluation.outcomes import Outcomes
 from acdc.graph import BoolMatrix, Graph, GraphShape
 
 TINY = Graph(GraphShape(1, 2, 1))  # 4 senders, 6 receivers, 11 edges: small enough for all subsets

@@ -18,7 +18,8 @@ from acdc.evaluation.bootstrap import mean_interval
 from acdc.evaluation.curve import sizes_of
 from acdc.evaluation.editing import complement
 from acdc.evaluation.faithfulness import point_of, scale_of
-from acdc.evaluation.measuring import Ledger, Outcome
+from acdc.evaluation.measuring import Ledger
+from acdc.evaluation.outcomes import Outcome
 from acdc.progress import Quiet
 from acdc.report import Point
 from acdc.selection import GRID

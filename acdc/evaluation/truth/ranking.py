@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from acdc.circuit import Scores
-from acdc.evaluation.measuring import Bools, Floats
+from acdc.evaluation.outcomes import Bools, Floats
 from acdc.graph import BoolMatrix, Graph, Number
 from acdc.selection import GRID, rank, size_of
 
