@@ -6,13 +6,20 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from acceptance_kit import Stack
+from acceptance_kit import Stack, quick
 
 from acdc.challenge import Challenge
 
 
 @pytest.fixture(scope="module")
-def challenged(stack: Stack, circuit_id: str) -> Challenge:
+def own_circuit(stack: Stack, model: Path) -> str:
+    """One that no other test challenges."""
+    return stack.succeeded(stack.client.submit(quick(model))).circuit_ids[0]
+
+
+@pytest.fixture(scope="module")
+def challenged(stack: Stack, own_circuit: str) -> Challenge:
+    circuit_id = own_circuit
     job = stack.succeeded(stack.client.challenge(circuit_id, {"seeds": 1, "resamples": 2}))
     assert [result.key for result in job.results][:1] == ["challenge"]
     [made] = stack.client.challenges(circuit_id)
@@ -32,17 +39,17 @@ def test_every_kind_of_setting_was_tried_and_controls_beside(challenged: Challen
 
 
 def test_it_stands_on_the_card_and_is_drawn(
-    stack: Stack, challenged: Challenge, circuit_id: str, tmp_path: Path
+    stack: Stack, challenged: Challenge, own_circuit: str, tmp_path: Path
 ) -> None:
     said = challenged.sentence
-    assert said[1:] in stack.client.card(circuit_id).replace("\\", "")
+    assert said[1:] in stack.client.card(own_circuit).replace("\\", "")
     picture = tmp_path / "challenge.svg"
-    stack.ask("circuits", "show", circuit_id, "--challenge-svg", str(picture))
+    stack.ask("circuits", "show", own_circuit, "--challenge-svg", str(picture))
     assert ElementTree.parse(picture).getroot().tag.endswith("svg")
 
 
-def test_what_survived_is_a_circuit_of_its_own(stack: Stack, challenged: Challenge, circuit_id: str) -> None:
-    [made] = stack.client.challenges(circuit_id)
+def test_what_survived_is_a_circuit_of_its_own(stack: Stack, challenged: Challenge, own_circuit: str) -> None:
+    [made] = stack.client.challenges(own_circuit)
     if challenged.core_edges == 0:
         assert made.core is None
         return
