@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from acdc.errors import UnsupportedModel
 from acdc.graph import Graph, GraphShape
-from acdc.models.transformer import Layer, Rope, Scale, Transformer, Unembed
+from acdc.models.transformer import Layer, Mlp, MlpParts, Norm, Rope, Scale, Transformer, Unembed
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Architecture:
     """Paths are dotted; those of a block are relative to it. Empty: the family has no such part.
 
     qkv: three paths, or one of a fused projection. fused: how its rows are laid out, "blocks" (all q, all k, all v) or
-    "heads" (q, k, v per head). norm_offset: added to RMS norm weights (Gemma stores weight - 1).
+    "heads" (q, k, v per head). norm_offset: added to RMS norm weights (Gemma stores weight - 1). mlp_up, mlp_gate,
+    activation, mlp_down: parts of the MLP, for methods that change how gradients pass them.
     """
 
     name: str
@@ -38,6 +39,10 @@ class Architecture:
     out: str
     mlp_norm: str
     mlp: str
+    mlp_up: str
+    activation: str
+    mlp_down: str
+    mlp_gate: str = ""
     positions: str = ""
     rotary: str = ""
     post_attention_norm: str = ""
@@ -58,6 +63,10 @@ _LLAMA_BLOCK: dict[str, Any] = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "out": "self_attn.o_proj",
     "mlp": "mlp",
+    "mlp_up": "up_proj",
+    "mlp_gate": "gate_proj",
+    "activation": "act_fn",
+    "mlp_down": "down_proj",
 }
 _GEMMA_BLOCK: dict[str, Any] = {
     **_LLAMA_BLOCK,
@@ -83,6 +92,9 @@ ARCHITECTURES = (
         out="attn.c_proj",
         mlp_norm="ln_2",
         mlp="mlp",
+        mlp_up="c_fc",
+        activation="act",
+        mlp_down="c_proj",
     ),
     Architecture(
         name="llama", model_types=("llama", "mistral", "qwen2"), mlp_norm="post_attention_layernorm", **_LLAMA_BLOCK
@@ -110,6 +122,9 @@ ARCHITECTURES = (
         out="attention.dense",
         mlp_norm="post_attention_layernorm",
         mlp="mlp",
+        mlp_up="dense_h_to_4h",
+        activation="act",
+        mlp_down="dense_4h_to_h",
         parallel_flag="use_parallel_residual",
     ),
     Architecture(
@@ -125,6 +140,9 @@ ARCHITECTURES = (
         out="attention.out",
         mlp_norm="mlp_norm",
         mlp="mlp",
+        mlp_up="up",
+        activation="activation",
+        mlp_down="down",
     ),
 )
 _BY_TYPE = {model_type: row for row in ARCHITECTURES for model_type in row.model_types}
@@ -185,7 +203,7 @@ def wrap(module: nn.Module, *, split_position: bool = False) -> Transformer:
         layers=layers,
         embed=_embedder(module, row, split_position),
         unembed=Unembed(
-            attrgetter(row.final_norm)(module),
+            _norm(attrgetter(row.final_norm)(module), row.norm_offset),
             unembed.weight,
             getattr(unembed, "bias", None),
             getattr(config, "final_logit_softcapping", None),
@@ -238,34 +256,32 @@ class _BlockReader:
 
     def read(self, block: nn.Module, index: int) -> Layer:
         row = self.row
-        norm = attrgetter(row.read_norm)(block)
-        scale, weight, bias = _norm_parts(norm, row.norm_offset)
+        norm = _norm(attrgetter(row.read_norm)(block), row.norm_offset)
         w_read, b_read = self._projections(block)
-        b_read = b_read + (0 if bias is None else w_read @ bias)
+        b_read = b_read + (0 if norm.bias is None else w_read @ norm.bias)
         out = attrgetter(row.out)(block)
         w_total = _weight(out).T  # [H * e, d]
         b_out = out.bias
         share_scale, w_out = None, w_total
         if row.post_attention_norm:
-            share_scale, post_weight, post_bias = _norm_parts(
-                attrgetter(row.post_attention_norm)(block), row.norm_offset
-            )
-            if b_out is not None or post_bias is not None:
+            post = _norm(attrgetter(row.post_attention_norm)(block), row.norm_offset)
+            if b_out is not None or post.bias is not None:
                 raise UnsupportedModel(f"{row.name}: a post-norm together with an attention output bias")
+            share_scale = post.scale
             w_out = _fold(w_total, share_scale, None) if share_scale.kind == "layer" else w_total
-            w_out = w_out if post_weight is None else w_out * post_weight
+            w_out = w_out if post.weight is None else w_out * post.weight
         layer_type = _layer_type(self.config, index)
         attention = _attention(block, row)
         return Layer(
-            read_scale=scale,
-            w_read=_fold(w_read, scale, weight).contiguous(),
+            read_scale=norm.scale,
+            w_read=_fold(w_read, norm.scale, norm.weight).contiguous(),
             b_read=b_read,
             w_out=w_out.reshape(self.n_heads, self.d_head, -1).contiguous(),
             w_total=w_total.contiguous() if share_scale is not None else None,
             b_out=b_out,
             share_scale=share_scale,
-            head_norm_q=attrgetter(row.head_norms[0])(block) if row.head_norms else None,
-            head_norm_k=attrgetter(row.head_norms[1])(block) if row.head_norms else None,
+            head_norm_q=self._norm_at(block, row.head_norms[0]) if row.head_norms else None,
+            head_norm_k=self._norm_at(block, row.head_norms[1]) if row.head_norms else None,
             attention_scale=_attention_scale(attention),
             softcap=getattr(attention, "attn_logit_softcapping", None),
             window=_window(self.config, attention, layer_type),
@@ -286,19 +302,26 @@ class _BlockReader:
             weight, bias = weight[order], bias[order]
         return weight, bias
 
-    def _mlp(self, block: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    def _mlp(self, block: nn.Module) -> Mlp | None:
         row = self.row
-        mlp = attrgetter(row.mlp)(block)
-        if mlp is None:
+        module = attrgetter(row.mlp)(block)
+        if module is None:
             return None
-        before = attrgetter(row.mlp_norm)(block)
-        after = attrgetter(row.post_mlp_norm)(block) if row.post_mlp_norm else None
+        before = self._norm_at(block, row.mlp_norm)
+        after = self._norm_at(block, row.post_mlp_norm) if row.post_mlp_norm else None
+        return Mlp(before, module, after, _parts(module, row))
 
-        def run(x: Tensor) -> Tensor:
-            out: Tensor = mlp(before(x))
-            return out if after is None else after(out)
+    def _norm_at(self, block: nn.Module, path: str) -> Norm:
+        return _norm(attrgetter(path)(block), self.row.norm_offset)
 
-        return run
+
+def _parts(mlp: nn.Module, row: Architecture) -> MlpParts | None:
+    up, gate, activation, down = (
+        getattr(mlp, path, None) if path else None for path in (row.mlp_up, row.mlp_gate, row.activation, row.mlp_down)
+    )
+    if up is None or activation is None or down is None or (row.mlp_gate and gate is None):
+        return None
+    return MlpParts(up, gate, activation, down)
 
 
 def _weight(linear: Any) -> Tensor:
@@ -307,16 +330,16 @@ def _weight(linear: Any) -> Tensor:
     return weight.T if type(linear).__name__ == "Conv1D" else weight
 
 
-def _norm_parts(norm: nn.Module, offset: float) -> tuple[Scale, Tensor | None, Tensor | None]:
-    """Kind and eps, weight, bias. Raises UnsupportedModel for a norm of an unknown kind."""
+def _norm(norm: nn.Module, offset: float) -> Norm:
+    """Raises UnsupportedModel for a norm of an unknown kind."""
     if isinstance(norm, nn.Identity):
-        return Scale("none"), None, None
+        return Norm(norm, Scale("none"), None, None)
     weight = getattr(norm, "weight", None)
     if isinstance(norm, nn.LayerNorm):
-        return Scale("layer", norm.eps), weight, norm.bias
+        return Norm(norm, Scale("layer", norm.eps), weight, norm.bias)
     if type(norm).__name__.endswith("RMSNorm") and weight is not None:
         eps: Any = getattr(norm, "variance_epsilon", None) or norm.eps
-        return Scale("rms", float(eps)), weight.detach() + offset if offset else weight, None
+        return Norm(norm, Scale("rms", float(eps)), weight.detach() + offset if offset else weight, None)
     raise UnsupportedModel(f"norm of unknown kind {type(norm).__name__}")
 
 

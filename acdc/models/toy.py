@@ -79,10 +79,11 @@ class ToyMlp(nn.Module):
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
         self.up = nn.Linear(config.d_model, config.d_mlp)
+        self.activation = nn.ReLU()
         self.down = nn.Linear(config.d_mlp, config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(torch.relu(self.up(x)))
+        out: Tensor = self.down(self.activation(self.up(x)))
         return out
 
 

@@ -51,13 +51,51 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Norm:
+    """A norm as the model has it, called as it is, and what it is made of: centred(x) * scale(x) * weight + bias."""
+
+    module: Callable[[Tensor], Tensor]
+    scale: Scale
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.module(x)
+
+
+@dataclass(frozen=True)
+class MlpParts:
+    """down(activation(up(x))), or with a gate down(activation(gate(x)) * up(x))."""
+
+    up: Callable[[Tensor], Tensor]
+    gate: Callable[[Tensor], Tensor] | None
+    activation: Callable[[Tensor], Tensor]
+    down: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """Residual in -> what the MLP adds, norms included. module: between its norms, called as the model has it.
+    parts: what the module is made of, None where it has not what its description says."""
+
+    before: Norm
+    module: Callable[[Tensor], Tensor]
+    after: Norm | None
+    parts: MlpParts | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out = self.module(self.before(x))
+        return out if self.after is None else self.after(out)
+
+
+@dataclass(frozen=True)
 class Layer:
     """One block.
 
     w_read: [R, e, d] folded q, k, v weights; b_read: [R, e]. w_out: [H, e, d], folded with the post-norm's weight.
     w_total: [H * e, d], the same without the fold, where there is a post-norm: its scale is taken of z @ w_total.
     b_out: [d] or None, what the block adds that belongs to no sender. head_norm_q/k: norms on q and k, per head.
-    mlp: residual in -> what the MLP adds, norms included; None without MLP.
+    mlp: None without MLP.
     """
 
     read_scale: Scale
@@ -67,20 +105,20 @@ class Layer:
     w_total: Tensor | None
     b_out: Tensor | None
     share_scale: Scale | None
-    head_norm_q: Callable[[Tensor], Tensor] | None
-    head_norm_k: Callable[[Tensor], Tensor] | None
+    head_norm_q: Norm | None
+    head_norm_k: Norm | None
     attention_scale: float
     softcap: float | None
     window: int | None
     rope_type: str
-    mlp: Callable[[Tensor], Tensor] | None
+    mlp: Mlp | None
 
 
 @dataclass(frozen=True)
 class Unembed:
     """Residual [..., d] -> logits [..., vocab]: the final norm, weight [vocab, d], bias [vocab], a softcap."""
 
-    norm: Callable[[Tensor], Tensor]
+    norm: Norm
     weight: Tensor
     bias: Tensor | None
     softcap: float | None
@@ -137,9 +175,7 @@ class Transformer:
         q, k = self.turn(layer, layer.head_norm_q, q, rope), self.turn(layer, layer.head_norm_k, k, rope)
         return self.attend_late(layer, q, k, v).transpose(1, 2).flatten(2)
 
-    def turn(
-        self, layer: Layer, head_norm: Callable[[Tensor], Tensor] | None, x: Tensor, rope: Rope, first: int = 0
-    ) -> Tensor:
+    def turn(self, layer: Layer, head_norm: Norm | None, x: Tensor, rope: Rope, first: int = 0) -> Tensor:
         """A query or key as projected -> as attention compares it: normed and rotated. x: [..., pos, e], from position
         `first` on."""
         if head_norm is not None:
@@ -153,32 +189,42 @@ class Transformer:
         """Attention of the last m positions' queries. q: [n, H, m, e], k and v: [n, K, pos, e], turned. blocked: [n, 1
         or H, pos, pos], true where a query (first) may not look at a key. Returns z [n, H, m, e]."""
         m, length = q.shape[2], k.shape[2]
-        is_plain = self.is_causal and m == length and layer.window is None and layer.softcap is None and blocked is None
-        allowed = None if is_plain else self._allowed(layer, m, length, q.device)
-        if blocked is not None:
-            free = ~blocked[:, :, length - m :]
-            allowed = free if allowed is None else allowed & free
         if layer.softcap is not None:
-            return _attend_with_softcap(q, k, v, layer.attention_scale, layer.softcap, allowed)
+            return self.compare(layer, q, k, blocked).softmax(-1) @ for_each_head(v, q)
+        is_plain = self.is_causal and m == length and layer.window is None and blocked is None
         return F.scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=allowed,
+            attn_mask=None if is_plain else self._allowed(layer, m, length, q.device, blocked),
             is_causal=is_plain and m > 1,
             scale=layer.attention_scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )
 
-    def _allowed(self, layer: Layer, m: int, length: int, device: torch.device) -> Tensor | None:
-        """[m, pos]: where the queries of the last m positions may look; None: everywhere."""
+    def compare(self, layer: Layer, q: Tensor, k: Tensor, blocked: Tensor | None = None) -> Tensor:
+        """The same attention's scores, before the softmax: [n, H, m, pos], -inf where a query may not look."""
+        scale, cap = layer.attention_scale, layer.softcap
+        products = q @ for_each_head(k, q).transpose(-1, -2)
+        scores = products * scale if cap is None else torch.tanh(products * (scale / cap)) * cap
+        allowed = self._allowed(layer, q.shape[2], k.shape[2], q.device, blocked)
+        return scores if allowed is None else scores.masked_fill(~allowed, float("-inf"))
+
+    def _allowed(
+        self, layer: Layer, m: int, length: int, device: torch.device, blocked: Tensor | None = None
+    ) -> Tensor | None:
+        """[m, pos], or [n, 1 or H, m, pos] with `blocked`: where the queries of the last m positions may look; None:
+        everywhere."""
+        free = None if blocked is None else ~blocked[:, :, length - m :]
         needs_window = layer.window is not None and length > layer.window
         if not self.is_causal or (m == 1 and not needs_window):
-            return None
+            return free
         at = torch.arange(length, device=device)
         distance = at[length - m :, None] - at
         allowed = distance >= 0
-        return allowed if layer.window is None else allowed & (distance < layer.window)
+        if layer.window is not None:
+            allowed = allowed & (distance < layer.window)
+        return allowed if free is None else allowed & free
 
     def share(self, layer: Layer, z: Tensor) -> Tensor:
         """z -> z', scaled by the post-norm of the layer's total where there is one. [..., H * e]"""
@@ -187,13 +233,9 @@ class Transformer:
         return z * layer.share_scale(z @ layer.w_total)
 
 
-def _attend_with_softcap(q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float, mask: Tensor | None) -> Tensor:
-    group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    weights = torch.tanh(q @ k.transpose(-1, -2) * (scale / cap)) * cap
-    if mask is not None:
-        weights = weights.masked_fill(~mask, float("-inf"))
-    return weights.softmax(-1) @ v
+def for_each_head(x: Tensor, q: Tensor) -> Tensor:
+    """Keys or values [n, K, pos, e], one of them for every head of q [n, H, m, e]: [n, H, pos, e]."""
+    return x.repeat_interleave(q.shape[1] // x.shape[1], 1)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
