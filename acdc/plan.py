@@ -290,7 +290,7 @@ def _passes(method: MethodSpec, n_edges: int, n_layers: int, batch_share: float)
     """Bare forwards that a method takes per prompt, and in words. batch_share: of all prompts, those in a batch."""
     step = 1 + BACKWARD
     match method.name:
-        case "eap" | "node-ap":
+        case "eap" | "node-ap" | "relp" | "gim":
             return 2 + step, "(2 forward + 1 forward-backward)"
         case "information-flow-routes":
             return 1.0, "1 forward"

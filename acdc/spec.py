@@ -285,6 +285,24 @@ class NodeApIg(Frozen):
     objective: Objectives | None = None
 
 
+class Relp(Frozen):
+    """Relevance patching: attribution with layer-wise relevance propagation in place of the gradient."""
+
+    name: Literal["relp"] = "relp"
+    attention: Literal["gradient", "frozen"] = Field(
+        default="gradient", description="frozen: the pattern is a constant, so edges into queries and keys get nothing"
+    )
+    objective: Objectives | None = None
+
+
+class Gim(Frozen):
+    """Attribution with gradients that see past the self-repair of attention (gradient interaction modifications)."""
+
+    name: Literal["gim"] = "gim"
+    temperature: float = Field(default=2.0, ge=1, le=100, description="at which the softmax's gradient is taken")
+    objective: Objectives | None = None
+
+
 class InformationFlowRoutes(Frozen):
     """How near what a sender writes is to what a receiver reads; no metric, no ablation, no gradient."""
 
@@ -392,6 +410,8 @@ MethodSpec = Annotated[
     | MaskIg
     | NodeAp
     | NodeApIg
+    | Relp
+    | Gim
     | InformationFlowRoutes
     | EdgePruning
     | Exact
@@ -405,13 +425,15 @@ METHOD_SPECS: dict[str, type[Frozen]] = {
     "mask-ig": MaskIg,
     "node-ap": NodeAp,
     "node-ap-ig": NodeApIg,
+    "relp": Relp,
+    "gim": Gim,
     "information-flow-routes": InformationFlowRoutes,
     "edge-pruning": EdgePruning,
     "exact": Exact,
     "acdc": Acdc,
 }
 WITHOUT_GRADIENT = ("exact", "acdc", "information-flow-routes")
-AT_THE_CLEAN_RUN = {"eap": "eap-ig-inputs", "node-ap": "node-ap-ig"}
+AT_THE_CLEAN_RUN = {"eap": "eap-ig-inputs", "node-ap": "node-ap-ig", "relp": "eap-ig-inputs", "gim": "eap-ig-inputs"}
 """Methods that differentiate there, where KL has no slope, and what to use instead."""
 FOUND_WITH = (*METHOD_SPECS, "acdc-hierarchical", "acdc-staged", "acdc-hierarchical-staged", "hypothesis")
 """What a circuit may say that it was found with: a search that is no longer exact is not called by its method's name

@@ -71,6 +71,8 @@ def test_a_forward_is_two_operations_per_parameter_and_token_with_one_unembeddin
         ({"name": "mask-ig", "steps": 7}, 2 + 7 * 3),
         ({"name": "node-ap"}, 2 + 3),
         ({"name": "node-ap-ig", "steps": 7}, 2 + 7 * 3),
+        ({"name": "relp"}, 2 + 3),
+        ({"name": "gim"}, 2 + 3),
         ({"name": "information-flow-routes"}, 1),
         ({"name": "edge-pruning", "steps": 50}, 2 + 50 * MASKED * 3),  # all prompts fit into one batch
         ({"name": "exact"}, 2 + Graph(SIZE.shape).n_edges / 2),

@@ -12,7 +12,8 @@ from acdc.errors import TaskError
 from acdc.models.transformer import Transformer
 from acdc.patching.circuits import Prompts
 from acdc.patching.forward import NodeOutputs, Watcher, record_from, run_plain
-from acdc.patching.gradients import EdgeScores, bytes_per_example
+from acdc.patching.gradients import EdgeScores, bytes_per_example, gradients_at_receivers
+from acdc.progress import Progress
 
 EXAMPLES_SHARE = 0.25  # of memory_bytes, for the scores per example of one objective
 
@@ -20,6 +21,25 @@ EXAMPLES_SHARE = 0.25  # of memory_bytes, for the scores per example of one obje
 def require_gradient(problem: Problem) -> None:
     if not problem.objective.has_gradient:
         raise TaskError(f"{problem.objective.name} has no gradient; use logit_diff, or the methods exact and acdc")
+
+
+def require_slope_at_clean(problem: Problem, method: str) -> None:
+    """For methods that differentiate at the clean run itself. Raises TaskError."""
+    require_gradient(problem)
+    if problem.objective.name == "kl_divergence":
+        raise TaskError(f"{method} cannot use kl_divergence: its gradient at the clean run is zero; use eap-ig-inputs")
+
+
+def score_at_clean(problem: Problem, progress: Progress) -> list[Found]:
+    """score[s, r] = <out_s - a_s, gradient at input_r> at the clean run, by the problem's transformer."""
+    scores = edge_scores(problem)
+    progress.phase("attribution", len(problem.prompts))
+    for done, p in enumerate(problem.prompts):
+        clean, ablation, _ = run_clean_again(problem.t, p)
+        gradients, _ = gradients_at_receivers(problem.t, clean.inputs, problem.mean_of(p), prefix=p.prefix)
+        scores.add(p.batch, clean.minus(ablation), gradients, 1.0)
+        progress.step(done + 1)
+    return [found_by(problem, scores, {"forward": 2, "forward_backward": 1}, {})]
 
 
 def run_clean_again(t: Transformer, p: Prompts) -> tuple[NodeOutputs, NodeOutputs, Tensor]:

@@ -27,10 +27,11 @@ from acdc.discovery.attribution import (
     found_by,
     path_of,
     require_gradient,
+    require_slope_at_clean,
     run_clean_again,
+    score_at_clean,
 )
 from acdc.discovery.problem import Found, Problem
-from acdc.errors import TaskError
 from acdc.models.transformer import Transformer
 from acdc.patching.forward import Ignore, NodeOutputs
 from acdc.patching.gradients import gradients_at_receivers
@@ -39,17 +40,8 @@ from acdc.progress import Progress
 
 def score_eap(problem: Problem, progress: Progress) -> list[Found]:
     """Raises TaskError for an objective whose gradient at the clean run says nothing."""
-    require_gradient(problem)
-    if problem.objective.name == "kl_divergence":
-        raise TaskError("eap cannot use kl_divergence: its gradient at the clean run is zero; use eap-ig-inputs")
-    scores = edge_scores(problem)
-    progress.phase("attribution", len(problem.prompts))
-    for done, p in enumerate(problem.prompts):
-        clean, ablation, _ = run_clean_again(problem.t, p)
-        gradients, _ = gradients_at_receivers(problem.t, clean.inputs, problem.mean_of(p), prefix=p.prefix)
-        scores.add(p.batch, clean.minus(ablation), gradients, 1.0)
-        progress.step(done + 1)
-    return [found_by(problem, scores, {"forward": 2, "forward_backward": 1}, {})]
+    require_slope_at_clean(problem, "eap")
+    return score_at_clean(problem, progress)
 
 
 def score_eap_ig_inputs(problem: Problem, progress: Progress, *, steps: int) -> list[Found]:
