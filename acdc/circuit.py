@@ -71,8 +71,17 @@ class Choices:
 
     @property
     def said(self) -> dict[str, Any]:
-        """The parameters that have a value."""
-        return {name: value for name, value in self.parameters.items() if value not in (None, (), [])}
+        """The parameters that have a value; methods in methods in words, as eap-ig-inputs (steps 10)."""
+        return {name: _in_words(value) for name, value in self.parameters.items() if value not in (None, (), [])}
+
+
+def _in_words(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_in_words(one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    said = [f"{name} {own}" for name, own in value.items() if name != "name" and own not in (None, (), [])]
+    return f"{value['name']} ({'; '.join(said)})" if said else value["name"]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from acdc.circuit import Choices, Circuit, Provenance
 from acdc.discovery import METHODS
+from acdc.discovery.ensemble import Member
 from acdc.discovery.problem import Found, Problem, add_scores
 from acdc.errors import GraphMismatch, TaskError
 from acdc.evaluation.measuring import Split
@@ -20,7 +21,7 @@ from acdc.prompting import make_prompts
 from acdc.provenance import record_run, task_card
 from acdc.selection import Kept, rank, size_of
 from acdc.setting import Setting, make_setting
-from acdc.spec import Ablation, DiscoverSpec, MeasuredSpec, Selection, parse_job
+from acdc.spec import Ablation, DiscoverSpec, Ensemble, MeasuredSpec, MethodSpec, Selection, parse_job
 from acdc.tasks.prompts import PromptSet
 
 
@@ -50,12 +51,13 @@ def setting_of(
 
 def search_of(setting: Setting, spec: DiscoverSpec, progress: Progress) -> Sequence[Found]:
     """One search, or one for each objective and the sum of their scores."""
-    parameters = spec.method.model_dump(exclude={"name", "objective"})
+    arguments = _arguments(spec.method)
+    groups = tuple(pair.group for pair in setting.search.pairs)
     found = []
     for objective in spec.objectives:
         metric, memory = METRICS[objective], spec.compute.memory_bytes
-        problem = Problem(setting.t, setting.search.prompts, metric, memory, keep_examples=True)
-        found.append(METHODS[spec.method.name](problem, progress, **parameters))
+        problem = Problem(setting.t, setting.search.prompts, metric, memory, keep_examples=True, groups=groups)
+        found.append(METHODS[spec.method.name](problem, progress, **arguments))
     return found[0] if len(found) == 1 else [add_scores([part for (part,) in found])]
 
 
@@ -67,6 +69,14 @@ def kept_of(graph: Graph, found: Found, selection: Selection) -> Kept | None:
             raise TaskError(f"selection.size asks for {n:,} edges and this graph has {graph.n_edges:,}")
         return rank(graph, found.scores, found.tested, selection.rule or "signed").select(n)
     return None if found.kept is None else Kept.of(graph, found.kept, "decisions")
+
+
+def _arguments(method: MethodSpec) -> dict[str, Any]:
+    """What the method's function is called with."""
+    arguments = method.model_dump(exclude={"name", "objective"})
+    if isinstance(method, Ensemble):
+        arguments["methods"] = [Member(part.name, METHODS[part.name], _arguments(part)) for part in method.methods]
+    return arguments
 
 
 def recorded_parameters(spec: DiscoverSpec) -> dict[str, Any]:

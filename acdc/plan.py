@@ -43,6 +43,7 @@ from acdc.spec import (
     PromptsSpec,
     TaskSpec,
     TrySpec,
+    methods_in,
     reference_of,
 )
 from acdc.tasks import TASKS
@@ -302,6 +303,9 @@ def _passes(method: MethodSpec, n_edges: int, n_layers: int, batch_share: float)
         case "eap-ig-activations":
             n = method.steps * (2 * n_layers + 1)
             return 2 + n * step, f"(2 forward + {n:,} forward-backward)"
+        case "ensemble":
+            parts = [_passes(part, n_edges, n_layers, batch_share) for part in method.methods]
+            return sum(n for n, _ in parts), f"({' + '.join(how for _, how in parts)})"
         case "exact":
             return 2 + n_edges * EXACT_EDGE, f"(2 forward + {n_edges:,} edges at half a forward)"
         case "acdc":
@@ -405,7 +409,7 @@ def _memory(asked: JobSpec, spec: PromptsSpec, size: Size, tokens: float) -> Nee
     others = not isinstance(spec, PatchSpec) and bool(spec.other_ablations)  # one at a time
     n_prompts = n_search + n_held_out * (2 if others else 1)
     of_prompt = tokens * prepared_streams(graph, 1.0) * residual + size.vocab_size * 8
-    if isinstance(spec, DiscoverSpec) and spec.method.name in ("acdc", "exact"):
+    if isinstance(spec, DiscoverSpec) and any(part.name in ("acdc", "exact") for part in methods_in(spec.method)):
         working = {"budget of the search": spec.compute.memory_bytes}
     else:
         one = int(masked_streams(graph) * in_batch * residual)

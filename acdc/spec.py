@@ -236,6 +236,14 @@ def _as_tuple(value: object) -> object:
 # What attribution differentiates. Of several objectives the scores are added, each divided by the sum of its sizes.
 Objectives = Annotated[tuple[MetricName, ...], Field(min_length=1, max_length=5), BeforeValidator(_as_tuple)]
 
+
+def _as_method(value: object) -> object:
+    return written_out("method", value)
+
+
+PER_EXAMPLE = ("eap", "eap-ig-inputs", "eap-ig-activations", "mask-ig", "relp", "gim")
+"""Methods that give the scores of every prompt as well."""
+
 # -- methods: one class each; the function's keyword arguments are its fields ------------------------------------------
 
 
@@ -331,6 +339,55 @@ class Exact(Frozen):
     objective: MetricName | None = None
 
 
+Ranking = Annotated[
+    Eap
+    | EapIgInputs
+    | EapIgActivations
+    | MaskIg
+    | NodeAp
+    | NodeApIg
+    | Relp
+    | Gim
+    | InformationFlowRoutes
+    | EdgePruning
+    | Exact,
+    Field(discriminator="name"),
+]
+
+
+class Ensemble(Frozen):
+    """The mean rank of edges over several methods, if wanted without edges whose sign hangs on the prompts drawn."""
+
+    name: Literal["ensemble"] = "ensemble"
+    methods: tuple[Annotated[Ranking, BeforeValidator(_as_method)], ...] = Field(
+        default=(EapIgInputs(), MaskIg(), Gim()),
+        min_length=1,
+        max_length=10,
+        description="each with its own parameters; all search by the ensemble's objective",
+    )
+    ranks: Rule = Field(
+        default="signed",
+        description="signed: by size with the score's sign, so methods that disagree cancel; absolute: by size alone",
+    )
+    consistency: float | None = Field(
+        default=None,
+        gt=0.5,
+        le=1,
+        description="an edge counts only where its sign is the same in this share of resamples of the prompts",
+    )
+    resample_seed: int = Field(default=0, ge=0, lt=2**63, description="of these resamples")
+    objective: Objectives | None = None
+
+    @model_validator(mode="after")
+    def _methods_take_part_in_it(self) -> Ensemble:
+        if any(getattr(method, "objective", None) is not None for method in self.methods):
+            raise ValueError("the methods of an ensemble share its `objective`: give it there")
+        silent = [method.name for method in self.methods if method.name not in PER_EXAMPLE]
+        if self.consistency is not None and silent:
+            raise ValueError(f"`consistency` needs scores of every prompt, which {silent[0]} does not give")
+        return self
+
+
 class Acdc(Frozen):
     """Greedy edge pruning from the output to the input (Conmy et al. 2023), decision for decision."""
 
@@ -414,6 +471,7 @@ MethodSpec = Annotated[
     | Gim
     | InformationFlowRoutes
     | EdgePruning
+    | Ensemble
     | Exact
     | Acdc,
     Field(discriminator="name"),
@@ -429,6 +487,7 @@ METHOD_SPECS: dict[str, type[Frozen]] = {
     "gim": Gim,
     "information-flow-routes": InformationFlowRoutes,
     "edge-pruning": EdgePruning,
+    "ensemble": Ensemble,
     "exact": Exact,
     "acdc": Acdc,
 }
@@ -438,6 +497,11 @@ AT_THE_CLEAN_RUN = {"eap": "eap-ig-inputs", "node-ap": "node-ap-ig", "relp": "ea
 FOUND_WITH = (*METHOD_SPECS, "acdc-hierarchical", "acdc-staged", "acdc-hierarchical-staged", "hypothesis")
 """What a circuit may say that it was found with: a search that is no longer exact is not called by its method's name
 alone."""
+
+
+def methods_in(method: MethodSpec) -> tuple[MethodSpec, ...]:
+    """The methods that are run: those of an ensemble, else itself."""
+    return method.methods if isinstance(method, Ensemble) else (method,)
 
 
 # -- maps: one class each; its fields are the choices of the tracing function ------------------------------------------
@@ -899,13 +963,14 @@ class DiscoverSpec(_Measured):
         objectives = _objectives(method, info.data.get("metric", "logit_diff"))
         if len(set(objectives)) < len(objectives):
             raise ValueError(f"an objective is named twice in {', '.join(objectives)}")
-        if method.name not in WITHOUT_GRADIENT and "accuracy" in objectives:
-            raise ValueError(f"method {method.name!r} needs a gradient and accuracy has none; use logit_diff")
-        if method.name in AT_THE_CLEAN_RUN and "kl_divergence" in objectives:
-            raise ValueError(
-                f"method {method.name!r} cannot use kl_divergence: its gradient at the clean run is zero; use "
-                f"{AT_THE_CLEAN_RUN[method.name]}"
-            )
+        for part in methods_in(method):
+            if part.name not in WITHOUT_GRADIENT and "accuracy" in objectives:
+                raise ValueError(f"method {part.name!r} needs a gradient and accuracy has none; use logit_diff")
+            if part.name in AT_THE_CLEAN_RUN and "kl_divergence" in objectives:
+                raise ValueError(
+                    f"method {part.name!r} cannot use kl_divergence: its gradient at the clean run is zero; use "
+                    f"{AT_THE_CLEAN_RUN[part.name]}"
+                )
         return method
 
 
@@ -1107,7 +1172,9 @@ def _message_of(finding: Any, checked: type[BaseModel]) -> str:
         case "union_tag_invalid":
             word, tag = str(finding["ctx"]["tag"]), str(finding["ctx"]["discriminator"]).strip("'")
             known = [model.model_fields[tag].default for model in _models_at(checked, finding["loc"])]
-            return f"unknown {finding['loc'][-1]} {word!r:.80}; {_choice(word, known)}"
+            above, last = ("", *finding["loc"])[-2:]
+            what = str(above).removesuffix("s") if isinstance(last, int) else last  # one of `methods` is a method
+            return f"unknown {what} {word!r:.80}; {_choice(word, known)}"
         case "literal_error" if isinstance(finding["input"], str):
             known = re.findall(r"'([^']*)'", finding["ctx"]["expected"])
             return f"unknown value {finding['input']!r:.80}; {_choice(finding['input'], known)}"

@@ -94,6 +94,8 @@ def default_of(name: str, schema: Mapping[str, Any], required: Sequence[str]) ->
     if "default" not in schema:
         return "all defaults"
     default = schema["default"]
+    if isinstance(default, list) and default and all(isinstance(one, dict) and "name" in one for one in default):
+        return coded([one["name"] for one in default])
     return "" if default is None else f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
@@ -107,14 +109,24 @@ def fields(schema: Mapping[str, Any]) -> str:
 
 
 def sections(models: Mapping[str, type[BaseModel]]) -> Iterator[str]:
-    """One section for each model, then one for each object that any of them holds, once."""
+    """One section for each model, then one for each object that any of them holds, once. A model that another holds has
+    its section already."""
+    titles = {model.__name__: title for title, model in models.items()}
     nested: dict[str, Any] = {}
     for title, model in models.items():
         schema = model.model_json_schema()
         nested |= schema.get("$defs", {})
-        yield f"## {title}\n\n{doc(model)}\n\n{fields(schema)}"
+        yield f"## {title}\n\n{doc(model)}\n\n{linked(fields(schema), titles)}"
     for name, schema in nested.items():
-        yield f"## {name}\n\n{schema.get('description', '')}\n\n{fields(schema)}"
+        if name not in titles:
+            yield f"## {name}\n\n{schema.get('description', '')}\n\n{fields(schema)}"
+
+
+def linked(text: str, titles: Mapping[str, str]) -> str:
+    """Links to objects as links to the sections that describe them under another title."""
+    for name, title in titles.items():
+        text = text.replace(f"[{name}](#{name.lower()})", f"[{title}](#{title})")
+    return text
 
 
 # -- pages -------------------------------------------------------------------------------------------------------------

@@ -75,6 +75,7 @@ def test_a_forward_is_two_operations_per_parameter_and_token_with_one_unembeddin
         ({"name": "gim"}, 2 + 3),
         ({"name": "information-flow-routes"}, 1),
         ({"name": "edge-pruning", "steps": 50}, 2 + 50 * MASKED * 3),  # all prompts fit into one batch
+        ({"name": "ensemble", "methods": ["eap", {"name": "mask-ig", "steps": 7}]}, 2 + 3 + 2 + 7 * 3),
         ({"name": "exact"}, 2 + Graph(SIZE.shape).n_edges / 2),
         ({"name": "acdc", "thresholds": [0.1, 0.2]}, 2 + round(TESTED * 2) * ACDC_EDGE),
         ({"name": "acdc", "warm_start": 0.5}, 2 + round(TESTED / 2) * ACDC_EDGE),
@@ -188,7 +189,8 @@ def test_memory_and_disk_grow_with_what_is_asked_for() -> None:
     assert memory(compute=two) - memory(compute=one) == streams + logits + masked
     small, large = ({"memory_bytes": n} for n in (2**24, 2**25))
     assert memory(compute=large) == memory(compute=small)  # the masked forward of a batch is smaller than both
-    assert memory(compute=large, method="acdc") - memory(compute=small, method="acdc") == 2**24
+    for method in ("acdc", {"name": "ensemble", "methods": ["eap", "exact"]}):
+        assert memory(compute=large, method=method) - memory(compute=small, method=method) == 2**24
     few, many = ({"name": "ioi", "prompts": n} for n in (32, 64))
     assert memory(task=many) > memory(task=few)
     cells = Graph(SIZE.shape).n_senders * Graph(SIZE.shape).n_receivers

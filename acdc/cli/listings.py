@@ -80,4 +80,11 @@ def _one_line(text: str | None) -> str:
 
 def _parameters(schema: Any) -> str:
     own = {key: value for key, value in schema["properties"].items() if key != "name"}
-    return ", ".join(f"{key}={value.get('default')}" for key, value in own.items())
+    return ", ".join(f"{key}={_default(value.get('default'))}" for key, value in own.items())
+
+
+def _default(value: Any) -> Any:
+    """Of several methods, only their names."""
+    if isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value):
+        return [one["name"] for one in value]
+    return value

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from acdc.discovery.acdc import search_acdc
 from acdc.discovery.eap import score_eap, score_eap_ig_activations, score_eap_ig_inputs
 from acdc.discovery.edge_pruning import search_edge_pruning
+from acdc.discovery.ensemble import score_ensemble
 from acdc.discovery.exact import score_exact
 from acdc.discovery.gim import score_gim
 from acdc.discovery.information_flow_routes import score_information_flow_routes
@@ -26,6 +27,7 @@ METHODS: dict[str, Callable[..., list[Found]]] = {
     "gim": score_gim,
     "information-flow-routes": score_information_flow_routes,
     "edge-pruning": search_edge_pruning,
+    "ensemble": score_ensemble,
     "exact": score_exact,
     "acdc": search_acdc,
 }

@@ -23,7 +23,8 @@ from acdc.patching.readout import bytes_of_logits
 class Problem:
     """A model, the prompts to search on (with their ablation values), and the objective: higher is better.
 
-    keep_examples: whether a method that can should also give the scores that each example has by itself.
+    keep_examples: whether a method that can should also give the scores that each example has by itself. groups: of
+    each example by its number, for methods that draw examples again; empty where each is a group of its own.
     """
 
     t: Transformer
@@ -31,6 +32,7 @@ class Problem:
     objective: Metric
     memory_bytes: int
     keep_examples: bool = False
+    groups: tuple[str, ...] = ()
 
     @property
     def n_examples(self) -> int:

@@ -57,7 +57,7 @@ function controls(schema) {
     if (options.enum) return field(name, select(name, [["", "default"], ...options.enum.map((value) => [value, value])], ""), property.description);
     const isNumber = ["integer", "number"].includes(property.type);
     const attributes = isNumber ? { type: "number", min: property.minimum?.toString(), max: property.maximum?.toString(), step: property.type === "integer" ? "1" : "any" } : {};
-    const value = Array.isArray(property.default) ? property.default.join(", ") : String(property.default ?? "");
+    const value = Array.isArray(property.default) ? property.default.map((one) => one.name ?? one).join(", ") : String(property.default ?? "");
     return field(name, el("input", { name, value, "data-type": property.type, ...attributes }), property.description);
   });
 }
