@@ -108,15 +108,16 @@ def fields(schema: Mapping[str, Any]) -> str:
     return table(["field", "type", "range", "default", "what it is"], rows)
 
 
-def sections(models: Mapping[str, type[BaseModel]]) -> Iterator[str]:
+def sections(models: Mapping[str, type[BaseModel]], more: str = "") -> Iterator[str]:
     """One section for each model, then one for each object that any of them holds, once. A model that another holds has
-    its section already."""
+    its section already. more: a line of each model's section, {title} being its title."""
     titles = {model.__name__: title for title, model in models.items()}
     nested: dict[str, Any] = {}
     for title, model in models.items():
         schema = model.model_json_schema()
         nested |= schema.get("$defs", {})
-        yield f"## {title}\n\n{doc(model)}\n\n{linked(fields(schema), titles)}"
+        about = "\n\n".join(filter(None, (doc(model), more.format(title=title))))
+        yield f"## {title}\n\n{about}\n\n{linked(fields(schema), titles)}"
     for name, schema in nested.items():
         if name not in titles:
             yield f"## {name}\n\n{schema.get('description', '')}\n\n{fields(schema)}"
@@ -159,7 +160,7 @@ def methods_page() -> str:
     return page(
         "Methods, maps, tasks and metrics",
         intro,
-        *sections(METHOD_SPECS),
+        *sections(METHOD_SPECS, "[Idea, formula, cost, when to use, what it fails on](../methods/{title}.md)"),
         f"## Patching maps\n\n{maps}",
         *described,
         f"## Tasks\n\n{tasks}",
