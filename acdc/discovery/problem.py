@@ -41,7 +41,8 @@ class Problem:
     def of(self, examples: Sequence[int]) -> Problem:
         """The same on some of the examples."""
         parts = (p.narrowed(examples) for p in self.prompts)
-        return replace(self, prompts=[p for p in parts if p is not None])
+        groups = tuple(self.groups[example] for example in examples) if self.groups else ()
+        return replace(self, prompts=[p for p in parts if p is not None], groups=groups)
 
     def mean_of(self, p: Prompts) -> Callable[[Tensor], Tensor]:
         """Last residual [row, positions after the prefix, d] -> this batch's part of the objective's mean over all

@@ -98,14 +98,15 @@ def written(t: Transformer, outputs: NodeOutputs, start: int, stop: int, senders
     first, last, _ = senders.indices(t.graph.n_senders)
     parts = []
     if first < t.graph.n_inputs:
-        parts.append(outputs.inputs.flatten(1, 2)[:, start:stop])
+        parts.append(outputs.inputs[first:last].flatten(1, 2)[:, start:stop])
     for index, layer in enumerate(t.layers):
         heads = t.graph.heads_of_layer(index)
         if heads.start >= last or heads.start + t.graph.senders_per_layer <= first:
             continue
         if first < heads.stop and last > heads.start:
+            own = slice(max(0, first - heads.start), min(t.n_heads, last - heads.start))
             z = _tokens(outputs.z[index], start, stop).unflatten(-1, (t.n_heads, t.d_head)).transpose(0, 1)
-            parts.append(torch.bmm(z, layer.w_out))
+            parts.append(torch.bmm(z[own], layer.w_out[own]))
         if outputs.mlp and first <= heads.stop < last:
             parts.append(_tokens(outputs.mlp[index], start, stop).unsqueeze(0))
     return torch.cat(parts)
@@ -157,6 +158,20 @@ class EdgeScores:
                 examples = torch.tensor(batch.examples[tile.first : tile.first + tile.count], device=self.parts.device)
                 edges, cells = self._cells_of(rows)
                 self.parts[examples[:, None], edges] += update.flatten(1)[:, cells].to(self.parts)
+
+    @torch.no_grad()
+    def add_effects(self, batch: Batch, effects: Tensor, senders: slice, receivers: slice) -> None:
+        """scores += effects of edges that were found another way: [row of the batch, sender, receiver], all of these
+        senders' edges into all of these receivers, each example's share of the objective's mean."""
+        self.scores[senders, receivers] += effects.sum(0).to(self.dtype)
+        if self.parts is not None:
+            device = self.parts.device
+            edges = self.t.graph.matrix_of(np.arange(self.t.graph.n_edges))[senders, receivers].ravel()
+            n_rows = torch.tensor(_tokens_of_examples(batch, 1), device=device)
+            of_row = torch.arange(len(n_rows), device=device).repeat_interleave(n_rows)
+            own = torch.zeros(len(n_rows), len(edges), device=device).index_add_(0, of_row, effects.flatten(1).float())
+            examples = torch.tensor(batch.examples, device=device)
+            self.parts[examples[:, None], torch.from_numpy(edges).to(device)] += own
 
     def _products(self, differences: NodeOutputs, gradients: ReceiverGradients, tile: _Tile, rows: range) -> Tensor:
         """<difference, gradient> over a tile's tokens: [block, chosen senders, receivers]. One sum per block."""
