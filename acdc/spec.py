@@ -241,7 +241,7 @@ def _as_method(value: object) -> object:
     return written_out("method", value)
 
 
-PER_EXAMPLE = ("eap", "eap-ig-inputs", "eap-ig-activations", "mask-ig", "relp", "gim")
+PER_EXAMPLE = ("eap", "eap-ig-inputs", "eap-ig-activations", "eap-ig-qk", "mask-ig", "relp", "gim")
 """Methods that give the scores of every prompt as well."""
 
 # -- methods: one class each; the function's keyword arguments are its fields ------------------------------------------
@@ -267,6 +267,14 @@ class EapIgActivations(Frozen):
 
     name: Literal["eap-ig-activations"] = "eap-ig-activations"
     steps: int = Field(default=5, ge=1, le=1000)
+    objective: Objectives | None = None
+
+
+class EapIgQk(Frozen):
+    """EAP-IG with attention computed anew for edges into queries and keys, where sharp attention hides gradients."""
+
+    name: Literal["eap-ig-qk"] = "eap-ig-qk"
+    steps: int = Field(default=10, ge=1, le=1000)
     objective: Objectives | None = None
 
 
@@ -343,6 +351,7 @@ Ranking = Annotated[
     Eap
     | EapIgInputs
     | EapIgActivations
+    | EapIgQk
     | MaskIg
     | NodeAp
     | NodeApIg
@@ -464,6 +473,7 @@ MethodSpec = Annotated[
     Eap
     | EapIgInputs
     | EapIgActivations
+    | EapIgQk
     | MaskIg
     | NodeAp
     | NodeApIg
@@ -480,6 +490,7 @@ METHOD_SPECS: dict[str, type[Frozen]] = {
     "eap": Eap,
     "eap-ig-inputs": EapIgInputs,
     "eap-ig-activations": EapIgActivations,
+    "eap-ig-qk": EapIgQk,
     "mask-ig": MaskIg,
     "node-ap": NodeAp,
     "node-ap-ig": NodeApIg,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from acdc.discovery.acdc import search_acdc
 from acdc.discovery.eap import score_eap, score_eap_ig_activations, score_eap_ig_inputs
+from acdc.discovery.eap_ig_qk import score_eap_ig_qk
 from acdc.discovery.edge_pruning import search_edge_pruning
 from acdc.discovery.ensemble import score_ensemble
 from acdc.discovery.exact import score_exact
@@ -20,6 +21,7 @@ METHODS: dict[str, Callable[..., list[Found]]] = {
     "eap": score_eap,
     "eap-ig-inputs": score_eap_ig_inputs,
     "eap-ig-activations": score_eap_ig_activations,
+    "eap-ig-qk": score_eap_ig_qk,
     "mask-ig": score_mask_ig,
     "node-ap": score_node_ap,
     "node-ap-ig": score_node_ap_ig,

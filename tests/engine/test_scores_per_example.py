@@ -11,8 +11,11 @@ import torch
 from tiny_transformers import MAKERS, random_pairs, tiny
 
 from acdc.discovery.eap import score_eap, score_eap_ig_activations, score_eap_ig_inputs
+from acdc.discovery.eap_ig_qk import score_eap_ig_qk
 from acdc.discovery.exact import score_exact
+from acdc.discovery.gim import score_gim
 from acdc.discovery.problem import Found, Problem, add_scores
+from acdc.discovery.relp import score_relp
 from acdc.metrics import METRICS
 from acdc.models.architectures import wrap
 from acdc.models.transformer import Transformer
@@ -26,6 +29,9 @@ MEMORY = 2**28
 METHODS: dict[str, Callable[[Problem], list[Found]]] = {
     "eap": lambda problem: score_eap(problem, Quiet()),
     "eap-ig-inputs": lambda problem: score_eap_ig_inputs(problem, Quiet(), steps=2),
+    "eap-ig-qk": lambda problem: score_eap_ig_qk(problem, Quiet(), steps=2),
+    "relp": lambda problem: score_relp(problem, Quiet(), attention="gradient"),
+    "gim": lambda problem: score_gim(problem, Quiet(), temperature=2.0),
     "eap-ig-activations": lambda problem: score_eap_ig_activations(problem, Quiet(), steps=2),
 }
 
