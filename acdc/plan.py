@@ -54,7 +54,7 @@ UNCERTAINTY = 3.0
 BACKWARD = 2.0  # in forwards
 MASKED = 3.0  # what a masked forward costs, in bare ones
 EXACT_EDGE = 0.5  # forwards per edge: nothing before the receiver is computed again
-QK_ANEW = 0.1  # forwards per layer and query or key/value head: its attention anew for every sender before it
+QK_ANEW = 0.07  # forwards per layer and query or key/value head: its attention anew for every sender before it
 ACDC_EDGE = 0.08  # forwards per tested edge, as `make bench-exact` finds it
 ACDC_TESTED = 0.4  # of the edges: those whose receiver still has a kept way to the output
 DOUBTED_TESTS = (
@@ -309,11 +309,9 @@ def _passes(method: MethodSpec, graph: Graph, batch_share: float) -> tuple[float
             parts = [_passes(part, graph, batch_share) for part in method.methods]
             return sum(n for n, _ in parts), f"({' + '.join(how for _, how in parts)})"
         case "eap-ig-qk":
-            n = round(shape.n_layers * (shape.n_heads + shape.n_kv_heads) * QK_ANEW, 1)
-            return (
-                3 + method.steps * step + n,
-                f"(3 forward + {method.steps} forward-backward + attention as {n:,} forward)",
-            )
+            anew = shape.n_layers * (shape.n_heads + shape.n_kv_heads) * QK_ANEW
+            how = f"(3 forward + {method.steps} forward-backward + attention anew, {anew:.3g} forward)"
+            return 3 + method.steps * step + anew, how
         case "exact":
             return 2 + n_edges * EXACT_EDGE, f"(2 forward + {n_edges:,} edges at half a forward)"
         case "acdc":

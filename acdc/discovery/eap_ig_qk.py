@@ -1,7 +1,7 @@
 """EAP-IG that computes attention anew for edges into queries and keys.
 
 Where attention is sharp the softmax is flat: the gradient says that no query or key matters, though a change as large
-as the ablation's moves all attention elsewhere. Attribution patching's QK fix (Kramar et al. 2024, arXiv 2403.00745)
+as the ablation's moves all attention elsewhere. Attribution patching's QK fix (Kramár et al. 2024, arXiv 2403.00745)
 follows such a change through the softmax itself and only then goes on linearly. They do so for nodes, here it is done
 for every edge:
 
@@ -17,7 +17,6 @@ projections and the attention of every later layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -29,6 +28,7 @@ from acdc.models.transformer import Transformer
 from acdc.patching.circuits import Prompts
 from acdc.patching.forward import Ignore, NodeOutputs, run_plain
 from acdc.patching.gradients import ReceiverGradients, gradients_at_receivers, written
+from acdc.patching.masked import circuit_tiles
 from acdc.progress import Progress
 
 
@@ -53,7 +53,8 @@ def score_eap_ig_qk(problem: Problem, progress: Progress, *, steps: int) -> list
             run_plain(t, clean.inputs, reads, p.prefix)
         for layer in range(t.n_layers):
             attention = _Attention(t, layer, p, reads, at_heads.mean[layer])
-            for senders in _tiles(t, layer, p, problem.memory_bytes):
+            n_senders = int(t.graph.n_senders_before[attention.receivers.start])
+            for senders in circuit_tiles(t, n_senders, p.batch.n_rows, p.batch.length, problem.memory_bytes):
                 scores.add_effects(p.batch, attention.effects(differences, senders), senders, attention.receivers)
             done += 1
             progress.step(done)
@@ -91,17 +92,6 @@ class _Reads(Ignore):
 def _without_queries_and_keys(t: Transformer, gradients: ReceiverGradients) -> ReceiverGradients:
     projected = [torch.cat((g[:, :, : -t.n_kv_heads] * 0, g[:, :, -t.n_kv_heads :]), 2) for g in gradients.projected]
     return replace(gradients, projected=projected)
-
-
-def _tiles(t: Transformer, layer: int, p: Prompts, memory_bytes: int) -> Iterator[slice]:
-    """The senders that a layer's queries and keys can read, as many at a time as fit."""
-    graph = t.graph
-    n_senders = int(graph.n_senders_before[graph.receivers_of_layer(layer).start])
-    rows, length = p.batch.n_rows, p.batch.length
-    width = 3 * t.d_model + 8 * t.n_heads * t.d_head + 2 * t.n_heads * length
-    size = max(1, memory_bytes // (rows * length * width * t.dtype.itemsize))
-    for first in range(0, n_senders, size):
-        yield slice(first, min(first + size, n_senders))
 
 
 class _Attention:

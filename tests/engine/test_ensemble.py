@@ -7,16 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from masked_gradient import make_problem
 from stopping import Keeps
+from test_documented_checkpoints import words_tokenizer
+from tiny_transformers import tiny
 
 from acdc.circuit import Choices, Scores
+from acdc.discovery import METHODS
 from acdc.discovery.eap import score_eap, score_eap_ig_inputs
 from acdc.discovery.ensemble import RESAMPLES, Member, score_ensemble, share_of_sign, signed_ranks
 from acdc.discovery.exact import score_exact
 from acdc.discovery.mask_ig import score_mask_ig
 from acdc.discovery.problem import Found, Problem
 from acdc.errors import SpecError, TaskError
+from acdc.models.loading import describe_loaded
+from acdc.pipeline import run_on
 from acdc.progress import Progress, Quiet
 from acdc.spec import DiscoverSpec, Ensemble, parse_job
 
@@ -179,6 +185,36 @@ def test_what_cannot_be_ranked_together_is_refused(fields: dict[str, Any], why: 
     with pytest.raises(SpecError) as caught:
         ensemble(**fields)
     assert any(why in fault.message for fault in caught.value.faults), caught.value.faults
+
+
+def test_a_job_tells_the_search_which_prompts_are_of_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Problem] = []
+
+    def watched(problem: Problem, progress: Progress) -> list[Found]:
+        seen.append(problem)
+        return score_eap(problem, progress)
+
+    monkeypatch.setitem(METHODS, "eap", watched)
+    pairs = [
+        {"clean": f"{w} b {o}", "corrupt": f"{w} c {o}", "answers": " d", "wrong": " e", "group": w}
+        for w in "abcdef"
+        for o in "ab"
+    ]
+    spec = parse_job(
+        {
+            "task": {"name": "custom", "pairs": pairs, "prompts": 8, "held_out": 4},
+            "method": {"name": "ensemble", "methods": ["eap"], "consistency": 0.9},
+            "evaluation": {"grid": [0.5], "random_circuits": 1, "band_circuits": 0},
+        }
+    )
+    (result,) = run_on(describe_loaded(tiny("toy", torch.float32), words_tokenizer()), spec, Quiet())
+    (problem,) = seen
+    assert result.circuit is not None
+    assert len(problem.groups) == problem.n_examples == 8
+    assert set(problem.groups) == set(result.circuit.provenance.task.groups_search)
+    assert result.circuit.provenance.choices.parameters["methods"] == [{"name": "eap", "objective": None}]
+    problem = problem.of([5, 2])
+    assert problem.groups == (seen[0].groups[5], seen[0].groups[2])
 
 
 def test_a_circuit_says_in_words_which_methods_were_ranked_together() -> None:
