@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from acdc.discovery import METHODS
-from acdc.spec import METHOD_SPECS
+from acdc.spec import METHOD_SPECS, PER_EXAMPLE
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 HEADINGS = ["Idea", "Formula", "Cost", "When to use", "What it fails on"]
@@ -22,6 +22,7 @@ def test_a_methods_page_says_five_things(method: str) -> None:
     said = {heading: text.strip() for heading, _, text in (section.partition("\n") for section in sections)}
     assert list(said) == HEADINGS
     assert all(said.values())
+    assert ("gives scores per prompt" in " ".join(said["Cost"].split())) == (method in PER_EXAMPLE)
 
 
 @pytest.mark.parametrize("document", ["reference/methods.md", "concepts/methods.md"])

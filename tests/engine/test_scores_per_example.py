@@ -14,6 +14,7 @@ from acdc.discovery.eap import score_eap, score_eap_ig_activations, score_eap_ig
 from acdc.discovery.eap_ig_qk import score_eap_ig_qk
 from acdc.discovery.exact import score_exact
 from acdc.discovery.gim import score_gim
+from acdc.discovery.mask_ig import score_mask_ig
 from acdc.discovery.problem import Found, Problem, add_scores
 from acdc.discovery.relp import score_relp
 from acdc.metrics import METRICS
@@ -23,12 +24,14 @@ from acdc.patching.ablation import Ablation, Resample, Zero, mean_over
 from acdc.patching.batches import make_batches
 from acdc.patching.circuits import prepare
 from acdc.progress import Quiet
+from acdc.spec import PER_EXAMPLE
 from acdc.tasks.prompts import Pair
 
 MEMORY = 2**28
 METHODS: dict[str, Callable[[Problem], list[Found]]] = {
     "eap": lambda problem: score_eap(problem, Quiet()),
     "eap-ig-inputs": lambda problem: score_eap_ig_inputs(problem, Quiet(), steps=2),
+    "mask-ig": lambda problem: score_mask_ig(problem, Quiet(), steps=2),
     "eap-ig-qk": lambda problem: score_eap_ig_qk(problem, Quiet(), steps=2),
     "relp": lambda problem: score_relp(problem, Quiet(), attention="gradient"),
     "gim": lambda problem: score_gim(problem, Quiet(), temperature=2.0),
@@ -58,6 +61,10 @@ CASES = [
     *((name, "resample") for name in ("gemma2", "toy-attention-only")),
     *(("llama", ablation) for ablation in ("resample", "zero", "mean")),
 ]
+
+
+def test_specs_know_which_methods_give_scores_per_example() -> None:
+    assert set(PER_EXAMPLE) == set(METHODS)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
