@@ -27,6 +27,7 @@ from figures import Figure, environment, write
 from rich.progress import track
 
 from acdc.discovery import METHODS
+from acdc.discovery.ensemble import Member
 from acdc.discovery.problem import Found, Problem
 from acdc.evaluation.bootstrap import LEVEL, RESAMPLES, mean_interval
 from acdc.evaluation.truth.cases import FAMILIES, MEMORY_BYTES, Case, case_named, cases, prompts_of
@@ -73,6 +74,13 @@ class Entry:
         return [{**self.arguments, self.seeded: seed} for seed in SEEDS] if self.seeded else [dict(self.arguments)]
 
 
+MEMBERS = [
+    Member("eap-ig-inputs", METHODS["eap-ig-inputs"], {"steps": 10}),
+    Member("mask-ig", METHODS["mask-ig"], {"steps": 10}),
+    Member("gim", METHODS["gim"], {"temperature": 2.0}),
+]
+"""Of the ensemble: those of its default."""
+
 ENTRIES = (
     Entry("exact", "kl_divergence", {}),
     Entry("acdc", "kl_divergence", {"thresholds": THRESHOLDS, "rule": "signed"}),
@@ -85,6 +93,11 @@ ENTRIES = (
     Entry("mask-ig", "kl_divergence", {"steps": 10}),
     Entry("node-ap", "logit_diff", {}),
     Entry("node-ap-ig", "logit_diff", {"steps": 10}),
+    Entry("relp", "logit_diff", {"attention": "gradient"}),
+    Entry("gim", "logit_diff", {"temperature": 2.0}),
+    Entry("eap-ig-qk", "logit_diff", {"steps": 10}),
+    Entry("eap-ig-qk", "kl_divergence", {"steps": 10}),
+    Entry("ensemble", "logit_diff", {"methods": MEMBERS, "ranks": "absolute", "consistency": None, "resample_seed": 0}),
     Entry("information-flow-routes", "logit_diff", {}),
     Entry("edge-pruning", "kl_divergence", PRUNING, seeded="mask_seed"),
 )

@@ -29,7 +29,7 @@ from acdc.circuit import Scores
 from acdc.discovery.problem import Found, Problem
 from acdc.errors import TaskError
 from acdc.evaluation.bootstrap import units_of
-from acdc.evaluation.measuring import Bools, Floats
+from acdc.evaluation.outcomes import Bools, Floats
 from acdc.progress import Checkpoint, Progress
 
 RESAMPLES = 1000
