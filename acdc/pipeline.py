@@ -215,17 +215,19 @@ def _found_before(graph: Graph, source: Circuit | None) -> Found:
     return Found(source.scores.copy(), source.tested.copy(), why_no_examples=why)
 
 
-def _kept_to_evaluate(graph: Graph, spec: EvaluateSpec, source: Circuit | None) -> tuple[Kept, list[str]]:
-    """The circuit to judge, and a note on each name of the edit that changes nothing."""
+def _kept_to_evaluate(graph: Graph, spec: EvaluateSpec, source: Circuit | None) -> tuple[Kept | None, list[str]]:
+    """The circuit to judge, None where its size is to be found first, and a note on each name of the edit that changes
+    nothing."""
     if source is None:
         assert spec.hypothesis is not None
         mask = graph.mask_of_edges(spec.hypothesis.edges)
         if spec.hypothesis.nodes:
             mask |= graph.mask_of_nodes(spec.hypothesis.nodes)
         kept = Kept.of(graph, mask, "hypothesis")
-    elif spec.selection.size is not None:
+    elif spec.selection.is_given:
         sized = kept_of(graph, Found(source.scores, source.tested), spec.selection)
-        assert sized is not None
+        if sized is None:
+            return None, []  # a faithfulness to reach: found by measuring
         kept = sized
     else:
         kept = Kept(source.kept, source.selected)

@@ -32,7 +32,6 @@ from acdc.spec import (
     ChallengeSpec,
     CustomPair,
     DiscoverSpec,
-    EvaluateSpec,
     JobSpec,
     MapTaskSpec,
     MeasuredSpec,
@@ -368,6 +367,7 @@ def evaluation_plan(spec: MeasuredSpec) -> EvaluationPlan:
         band_circuits=wanted.band_circuits,
         **wanted.parts(),
         other_ablations=len(spec.other_ablations),
+        reach=spec.selection.faithfulness,
         seed=spec.seed,
     )
 
@@ -384,7 +384,8 @@ def circuits_judged(spec: MeasuredSpec, graph: Graph) -> Cost:
         return Cost(
             n * decided.search + n_ranked * of_ranking.search, n * decided.held_out + n_ranked * of_ranking.held_out
         )
-    return kept if isinstance(spec, EvaluateSpec) or spec.selection.size is not None else ranked
+    is_found = isinstance(spec, DiscoverSpec) or spec.selection.faithfulness is not None
+    return ranked if is_found and spec.selection.size is None else kept
 
 
 # -- before the search: seconds, memory, disk --------------------------------------------------------------------------

@@ -851,13 +851,31 @@ def _as_size(value: object) -> object:
 
 
 class Selection(Frozen):
-    """Which circuit of all scores is kept. Give `size` as a number of edges, a share of them, or leave it out for k*:
-    the smallest connected circuit with f in [.8, 1.2] and KL(C) <= KL(empty) / 2. `acdc` keeps its own decisions."""
+    """Which circuit of all scores is kept. Give `size` as a number of edges or a share of them, or `faithfulness` to
+    reach; without both it is k*: the smallest connected circuit with f in [.8, 1.2] and KL(C) <= KL(empty) / 2. `acdc`
+    keeps its own decisions."""
 
     rule: Literal["signed", "absolute", "greedy"] | None = Field(
         default=None, description="by default signed with a size, and the one with the smaller k* without"
     )
     size: Annotated[int | float, BeforeValidator(_as_size)] | None = None
+    faithfulness: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="instead of a size: the smallest size found, by bisection, with f at least this on the searched "
+        "prompts; for rankings only",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Selection:
+        if self.size is not None and self.faithfulness is not None:
+            raise ValueError("give either `size` or `faithfulness`: the other follows")
+        return self
+
+    @property
+    def is_given(self) -> bool:
+        return self.size is not None or self.faithfulness is not None
 
 
 class Compute(Frozen):
@@ -968,6 +986,19 @@ class DiscoverSpec(_Measured):
         masks, and the metric for the others."""
         return _objectives(self.method, self.metric)
 
+    @model_validator(mode="after")
+    def _faithfulness_cuts_a_ranking(self) -> DiscoverSpec:
+        if (
+            self.selection.faithfulness is not None
+            and isinstance(self.method, Acdc)
+            and len(self.method.thresholds) < 2
+        ):
+            raise ValueError(
+                "`selection.faithfulness` cuts a ranking, and acdc at one threshold decides on every edge; give "
+                "several `thresholds`, or ask for about so many `edges`"
+            )
+        return self
+
     @field_validator("method")
     @classmethod
     def _combination_works(cls, method: MethodSpec, info: ValidationInfo) -> MethodSpec:
@@ -1021,6 +1052,15 @@ class EvaluateSpec(_Measured):
     def _one_source(self) -> EvaluateSpec:
         if (self.circuit is None) == (self.hypothesis is None):
             raise ValueError("give either `circuit` (an id) or `hypothesis`")
+        return self
+
+    @model_validator(mode="after")
+    def _faithfulness_cuts_a_stored_ranking(self) -> EvaluateSpec:
+        if self.selection.faithfulness is not None and (self.circuit is None or any(self.edit.model_dump().values())):
+            raise ValueError(
+                "`selection.faithfulness` cuts the ranking of a stored circuit anew: a hypothesis or an edited circuit "
+                "is what it is; leave it out"
+            )
         return self
 
 

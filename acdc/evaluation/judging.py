@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from acdc.circuit import Scores
-from acdc.evaluation import completeness, minimality
+from acdc.evaluation import completeness, minimality, reaching
 from acdc.evaluation.areas import areas_of
 from acdc.evaluation.behaviour import verdict_on
 from acdc.evaluation.curve import Judge, Size, curve, sizes_of
@@ -50,6 +50,7 @@ class Plan:
     knock_outs: random sets of nodes for completeness, besides those of layers and the greedy ones; 0 leaves it at the
     complement. minimality: edges whose removal is measured. tests: random circuits and paths that the hypothesis tests
     compare with; 0 leaves out those that need any. other_ablations: how many the kept circuit is run under besides.
+    reach: a faithfulness; the smallest circuit of the first rule of k_star_rules that has it is kept, instead of k*.
     """
 
     grid: Sequence[float]
@@ -61,6 +62,7 @@ class Plan:
     minimality: int = 0
     tests: int = 0
     other_ablations: int = 0
+    reach: float | None = None
     seed: int = 0
 
     @property
@@ -98,6 +100,7 @@ def n_evaluations(graph: Graph, plan: Plan, *, with_k_star: bool) -> Cost:
     both = 3 + len(rules) * len(sizes)  # the model, the empty circuit, the kept one; then the sizes
     if with_k_star:
         both += most_trials(sizes, graph.n_edges, len(plan.rules_of_k_star))
+        both += reaching.most_trials(sizes) if plan.reach is not None else 0
     held_out = len(_band_sizes(plan, graph)) * plan.band_circuits if plan.rules else 0
     held_out += plan.matched * (2 if plan.matched >= FEWEST_CIRCUITS else 1)  # and what is left without each
     held_out += completeness.n_circuits(graph, plan.knock_outs)
@@ -139,8 +142,13 @@ def judge(
         progress.phase("curve", 2 * len(on_curve) * len(sizes))
         points = curve(judging, on_curve, sizes)
     k_star = None
+    ranked = [rankings[rule] for rule in plan.rules_of_k_star if rule in rankings]
+    if kept is None and plan.reach is not None and ranked:
+        progress.phase(f"the smallest circuit with f of {plan.reach:g}", 0)
+        kept = reaching.smallest_reaching(judging, ranked[0], sizes, plan.reach)
+        if kept is None:
+            progress.log(f"no size tried has f of {plan.reach:g} on the searched prompts; looking for k* instead")
     if kept is None:
-        ranked = [rankings[rule] for rule in plan.rules_of_k_star if rule in rankings]
         progress.phase("k*", 0)
         k_star = find_k_star(judging, ranked, sizes)
         kept = _to_keep(graph, ranked, k_star, progress)
