@@ -10,6 +10,7 @@ from acdc.plain import from_plain
 
 LOW, HIGH = 0.8, 1.2  # f of a circuit that holds
 SURVIVES = 0.9  # share of searches that have an edge of the core
+DRAWN = {"groups": "groups of prompts", "prompts": "sets of other prompts", "resample": "draws of the same prompts"}
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,9 @@ class Tried:
     """The circuit in one setting, on that setting's held-out prompts.
 
     kind: own (as it was found), one (one choice changed), factorial (several), group (its own setting, one group of
-    prompts). f: None where it was withheld or nothing was measured; `skipped` then says why. found_edges, jaccard,
-    found_f: of the circuit that the same search finds there, None where none was made; jaccard is with the circuit
-    that was challenged.
+    prompts). factor: the one choice that was changed, as the spec's `vary` names it. f: None where it was withheld or
+    nothing was measured; `skipped` then says why. found_edges, jaccard, found_f: of the circuit that the same search
+    finds there, None where none was made; jaccard is with the circuit that was challenged.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Tried:
     jaccard: float | None = None
     found_f: float | None = None
     skipped: str = ""
+    factor: str = ""
 
     @property
     def holds(self) -> bool | None:
@@ -77,8 +79,14 @@ class Challenge:
 
     @property
     def fails(self) -> tuple[str, ...]:
-        """Single choices that it does not outlive."""
-        return tuple(one.name for one in self.told if one.kind in ("own", "one", "group") and not one.holds)
+        """Single choices that it does not outlive; of prompts that were drawn, how many draws."""
+        single = [one for one in self.told if one.kind in ("one", "group")]
+        found = [one.name for one in single if one.factor not in DRAWN and not one.holds]
+        for factor, what in DRAWN.items():
+            draws = [one for one in single if one.factor == factor]
+            if n := sum(not one.holds for one in draws):
+                found.append(f"{n} of {len(draws)} {what}")
+        return tuple(found)
 
     @property
     def sentence(self) -> str:
@@ -86,6 +94,9 @@ class Challenge:
         parts = [f"f in [{LOW}, {HIGH}] in {held} of {len(self.told)} settings"]
         if left := len(self.tried) - len(self.told):
             parts[0] += f" ({left} more could not be told)"
+        own = next((one for one in self.told if one.kind == "own"), None)
+        if own is not None and not own.holds:
+            parts.append(f"it does not hold in its own setting (f {own.f:.2f})")
         parts.append(f"fails under {', '.join(self.fails)}" if self.fails else "no single change makes it fail")
         if self.n_searches:
             n = sum(one.share >= SURVIVES for one in self.edges)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from acdc.errors import SpecError
@@ -21,7 +21,8 @@ N_RANDOM = 20
 @dataclass(frozen=True)
 class Setting:
     """spec: of the circuit's job, changed. searches: whether the search is made again there. rule: the circuit is cut
-    from its own scores by another one. resample: prompts are drawn again, with this seed."""
+    from its own scores by another one. resample: prompts are drawn again, with this seed. factor: the one choice that
+    is changed."""
 
     name: str
     kind: str
@@ -29,6 +30,7 @@ class Setting:
     searches: bool
     rule: str | None = None
     resample: int | None = None
+    factor: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def settings_of(spec: ChallengeSpec, behind: MeasuredSpec, rule: str) -> list[Se
     found = [Setting(OWN, "own", behind, searches)]
     for factor in get_args(Varied):
         if factor in spec.vary:
-            found += _one_at_a_time(factor, spec, behind, rule, searches)
+            changed = _one_at_a_time(factor, spec, behind, rule, searches)
+            found += [replace(one, factor=factor) for one in changed]
     if spec.factorial:
         found += _factorial(spec, behind, searches)
     return found
@@ -61,7 +64,7 @@ def controls_of(spec: ChallengeSpec, behind: MeasuredSpec, rule: str) -> list[Co
     task = {"name": other, "prompts": behind.task.sizes[0], "held_out": behind.task.sizes[1]}
     return [
         ControlSetting("answers shuffled between prompts", "answers", behind),
-        ControlSetting("model with its weights shuffled", "weights", behind),
+        ControlSetting("model with random weights", "weights", behind),
         ControlSetting(f"circuit of another task, {other}", "task", _changed(behind, {"task": task})[0]),
     ]
 
@@ -84,7 +87,7 @@ def _one_at_a_time(
             for kind in get_args(AblationName):
                 if kind != behind.ablation.kind:
                     yield _setting(f"ablation {kind}", "one", behind, {"ablation": {"kind": kind}}, searches)
-        case "corruption":
+        case "corruption" if behind.ablation.kind == "resample":  # else nothing is taken from corrupt prompts
             for corruption in _corruptions(behind)[1:]:
                 yield _setting(
                     f"corruption {corruption}", "one", behind, {"task": _corrupted(behind, corruption)}, searches
@@ -112,7 +115,8 @@ def _one_at_a_time(
 
 
 def _factorial(spec: ChallengeSpec, behind: MeasuredSpec, searches: bool) -> Iterator[Setting]:
-    """Ablation x corruption x metric (the circuit's own and KL), those with at least two choices changed."""
+    """Ablation x corruption x metric (the circuit's own and KL), those with at least two choices changed. Corruptions
+    differ under resample alone."""
     second = "kl_divergence" if behind.metric != "kl_divergence" else "logit_diff"
     kinds = get_args(AblationName) if "ablation" in spec.vary else (behind.ablation.kind,)
     corruptions = _corruptions(behind) if "corruption" in spec.vary else _corruptions(behind)[:1]
@@ -122,6 +126,8 @@ def _factorial(spec: ChallengeSpec, behind: MeasuredSpec, searches: bool) -> Ite
         if kind != behind.ablation.kind:
             changes["ablation"] = {"kind": kind}
         if corruption != _corruptions(behind)[0]:
+            if kind != "resample":
+                continue
             changes["task"] = _corrupted(behind, corruption)
         if metric != behind.metric:
             changes["metric"] = metric

@@ -11,6 +11,7 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +41,7 @@ from acdc.graph import BoolMatrix, Graph
 from acdc.models.loading import Loaded
 from acdc.plain import from_plain
 from acdc.progress import Checkpoint, Progress
-from acdc.report import Point
+from acdc.report import GroupFigures, Point
 from acdc.result import Result
 from acdc.selection import RULES, Kept, rank
 from acdc.setting import Setting
@@ -120,7 +121,7 @@ class _Run:
         except AcdcError as error:
             if variation.kind == "own":
                 raise  # without it there is nothing to compare with
-            found = [Tried(variation.name, variation.kind, skipped=error.message)]
+            found = [Tried(variation.name, variation.kind, skipped=error.message, factor=variation.factor)]
         self.tried += found
         self.n_settings += 1
         self.save()
@@ -147,11 +148,12 @@ class _Run:
             jaccard=overlap(again.mask, self.source.kept) if again else None,
             found_f=points[1].f if again else None,
             skipped="" if points[0].f is not None else "m(M) - m(empty) is too small to divide by",
+            factor=variation.factor,
         )
         if variation.kind != "own" or "groups" not in self.spec.vary:
             return [tried]
         groups = group_figures(judging, circuit, variation.spec.seed)
-        return [tried, *(Tried(f"group {g.group}", "group", g.f, g.kl_share, g.accuracy, g.n_examples) for g in groups)]
+        return [tried, *map(_of_group, groups)]
 
     def _circuit(self, variation: Variation) -> Kept:
         source = self.source
@@ -183,7 +185,7 @@ class _Run:
         try:
             loaded = self.loaded
             if control.changes == "weights":
-                loaded = replace(loaded, model=with_weights_shuffled(loaded.model, self.behind.seed))
+                loaded = replace(loaded, model=with_random_weights(loaded.model, self.behind.seed))
             change = answers_shuffled if control.changes == "answers" else None
             found = self._search(setting_of(loaded, control.spec, inner, change=change), control.spec, None, inner)
             _, (point,) = _judged(own, self.behind, [found], inner)
@@ -243,6 +245,10 @@ class _Run:
         )
 
 
+def _of_group(g: GroupFigures) -> Tried:
+    return Tried(f"group {g.group}", "group", g.f, g.kl_share, g.accuracy, g.n_examples, factor="groups")
+
+
 def overlap(a: BoolMatrix, b: BoolMatrix) -> float:
     """Jaccard; 1 for two empty circuits."""
     either = int((a | b).sum())
@@ -270,15 +276,13 @@ def answers_shuffled(prompts: PromptSet) -> PromptSet:
     return replace(prompts, search=shift(prompts.search), held_out=shift(prompts.held_out))
 
 
-def with_weights_shuffled(model: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """A copy whose every tensor of weights has the same numbers in another order. Tied tensors stay tied."""
-    shuffled = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in shuffled.parameters():
-            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-            parameter.copy_(parameter.flatten()[order].view_as(parameter))
-    return shuffled
+def with_random_weights(model: Any, seed: int) -> Any:
+    """A new model of the same configuration, as it is before any training; the given one is left alone."""
+    place = next(model.parameters())
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fresh = type(model)(copy.deepcopy(model.config))
+    return fresh.to(device=place.device, dtype=place.dtype).eval().requires_grad_(False)
 
 
 def _judged(

@@ -424,7 +424,7 @@ def _memory(asked: JobSpec, spec: PromptsSpec, size: Size, tokens: float) -> Nee
     parts = {
         "program": PROCESS_BYTES,
         "weights": weights,
-        "a copy of them, shuffled": weights if isinstance(asked, ChallengeSpec) and asked.controls else 0,
+        "a model with random ones": weights if isinstance(asked, ChallengeSpec) and asked.controls else 0,
         f"clean and ablated runs of {n_prompts:,} prompts": int(n_prompts * of_prompt),
         **working,
         f"activations ({RESIDUALS_PER_LAYER} residual streams a layer)": streams,

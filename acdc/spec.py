@@ -1099,7 +1099,7 @@ class ChallengeSpec(_Request):
     factorial: bool = Field(default=True, description="combinations of ablation, corruption and metric besides")
     controls: bool = Field(
         default=True,
-        description="circuits found with answers shuffled, with the model's weights shuffled and on another task, and "
+        description="circuits found with answers shuffled, on a model with random weights and on another task, and "
         "matched random ones, measured in the circuit's own setting",
     )
     search: bool = Field(default=True, description="make the search again in every setting, to see which edges survive")

@@ -24,7 +24,7 @@ FULL = Challenge(
     ),
     (
         Control("matched random circuits", 20, 1, tuple(i / 20 for i in range(20)), 0.02),
-        Control("model with its weights shuffled", skipped="out of memory"),
+        Control("model with random weights", skipped="out of memory"),
     ),
     (Survivor("embed->0.0.v", 1.0), Survivor("0.0->logits", 0.4)),
     5,
@@ -86,6 +86,12 @@ def test_the_answer_in_a_sentence():
         "s2_io_flip <b>; 1 of 40 edges survive in at least 90 % of 5 searches; 1 of 20 controls hold"
     )
     assert CASES["no controls"].sentence.endswith("corruption s2_io_flip <b>")
+    drawn = [Tried(f"prompts drawn again, {i}", "one", f, factor="resample") for i, f in enumerate((0.5, 1.0, 3.0))]
+    weak = Challenge(3, (Tried("as it was found", "own", 0.37), *drawn))
+    assert weak.sentence == (
+        "f in [0.8, 1.2] in 1 of 4 settings; it does not hold in its own setting (f 0.37); fails under 2 of 3 draws of "
+        "the same prompts"
+    )
     assert "no single change makes it fail" in Challenge(3, FULL.tried[:1]).sentence
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tiny_transformers import VOCAB, tiny
@@ -13,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from acdc.challenge import Challenge
-from acdc.challenging import answers_shuffled, drawn_again, with_weights_shuffled
+from acdc.challenging import answers_shuffled, drawn_again, with_random_weights
 from acdc.circuit import Circuit
 from acdc.errors import Cancelled
 from acdc.evaluation.truth import hand_wired
@@ -288,14 +287,19 @@ def test_prompts_drawn_again_are_as_many_and_of_the_same_split():
             assert {pair.clean for pair in pairs} < {pair.clean for pair in own}
 
 
-def test_shuffled_weights_are_the_same_numbers_in_another_order_and_the_model_stays_as_it_was():
+def test_a_model_with_random_weights_is_another_of_the_same_kind_and_the_model_stays_as_it_was():
     model = tiny("gpt2", torch.float32)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    shuffled = with_weights_shuffled(model, 0)
+    state = torch.get_rng_state()
+    first, again, other = (with_random_weights(model, seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    changed = 0
-    for name, parameter in shuffled.named_parameters():
-        old = before[name]
-        assert np.array_equal(np.sort(parameter.detach().flatten()), np.sort(old.flatten()))
-        changed += not torch.equal(parameter, old)
-    assert changed > 5
+    assert {n: p.shape for n, p in first.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+    matrices = [name for name, parameter in first.named_parameters() if parameter.ndim > 1]
+    for name in matrices:
+        own, same, different = (one.get_parameter(name) for one in (first, again, other))
+        assert torch.equal(own, same)
+        assert not torch.equal(own, different)
+        assert not torch.equal(own, before[name])
+    assert len(matrices) > 5
+    assert not any(parameter.requires_grad for parameter in first.parameters())
