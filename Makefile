@@ -10,7 +10,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: setup browser demo test test-long check format docs serve bench-engine bench-patching bench-exact bench-circuits bench-truth truth-tracr truth-siit peers pins clean help
+.PHONY: setup browser demo test test-long check format docs serve bench-engine bench-patching bench-exact bench-circuits bench-methods bench-truth truth-tracr truth-siit peers pins clean help
 
 setup: $(READY)  ## make the virtual environment (other targets do this themselves)
 
@@ -74,6 +74,10 @@ bench-exact: $(READY)  ## exact ACDC next to bare forwards, its oracle and auto-
 bench-circuits: $(READY)  ## the circuit exact search finds with 64 prompts, beside attribution's; resumable
 	@mkdir -p build
 	@$(BIN)/python benchmarks/circuits.py
+
+bench-methods: $(READY)  ## the scoreboard: every method on real models and tasks; many hours, resumable
+	@mkdir -p build
+	@$(BIN)/python benchmarks/methods.py
 
 bench-truth: $(READY)  ## every method on models whose circuit is known; writes build/bench_truth.json
 	@mkdir -p build

@@ -1,0 +1,316 @@
+"""make bench-methods: the scoreboard. Every method on real models and tasks, its ranking scored on other prompts.
+
+A cell is a model and a task with its corruption. A method makes one ranking of the edges on the cell's searched
+prompts; the faithfulness curve of circuits cut from it, by |score| and by signed score, is measured on held-out
+prompts, which share no template with those. A method in a cell is one process, so that its peak memory is its own, and
+one file under build/bench_methods: what was run stays, run the command again to go on. One that takes longer than
+--minutes is told as not run. What other code found is not taken.
+
+    python benchmarks/methods.py [--models …] [--tasks …] [--methods …] [--prompts 64] [--minutes 90] [--table]
+
+--table prints what there is and runs nothing. Prints a table a cell and the figures; writes build/bench_methods.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from figures import Figure, Lines, environment, write
+
+import acdc
+from acdc.evaluation.areas import areas_of
+from acdc.evaluation.curve import Judge, curve, sizes_of
+from acdc.evaluation.faithfulness import scale_of
+from acdc.evaluation.k_star import meets
+from acdc.evaluation.measuring import Ledger
+from acdc.evaluation.stability import stability_of
+from acdc.from_spec import search_of, setting_of
+from acdc.models.cache import ModelCache
+from acdc.models.transformer import as_found
+from acdc.report import Areas, Point
+from acdc.selection import GRID, rank
+from acdc.setting import peak_memory_bytes
+from acdc.settings import load_settings
+from acdc.spec import DiscoverSpec, parse_job, reference_of
+
+MODELS = ("smollm2-135m-instruct-q4", "gemma3-270m-q4")
+TASKS = (
+    ("ioi", "abc"),
+    ("ioi", "s2_io_flip"),
+    ("greater_than", None),
+    ("subject_verb_agreement", None),
+    ("country_capital", None),
+)
+BASELINE, DEFAULT = "eap-ig-inputs", "eap-ig-qk"
+HELD_OUT = 64
+SMALL = 0.01  # share of edges at which the KL share is told
+# What decides the numbers; a change elsewhere leaves them as they are.
+ROOMS = ("discovery", "evaluation", "graph.py", "metrics.py", "models", "patching", "selection.py", "tasks")
+
+BOTH = ["logit_diff", "kl_divergence"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method as it takes part. prompts: searched ones, where all would take too long; models: on which."""
+
+    name: str
+    method: Mapping[str, Any]
+    prompts: int | None = None
+    models: tuple[str, ...] = MODELS
+
+
+ENTRIES = (
+    Entry(BASELINE, {"name": "eap-ig-inputs"}),
+    Entry("eap-ig-inputs, logit diff + KL", {"name": "eap-ig-inputs", "objective": BOTH}),
+    Entry("eap", {"name": "eap"}),
+    Entry("eap-ig-activations", {"name": "eap-ig-activations", "steps": 5}, prompts=16),
+    Entry("eap-ig-qk", {"name": "eap-ig-qk"}),
+    Entry("eap-ig-qk, logit diff + KL", {"name": "eap-ig-qk", "objective": BOTH}),
+    Entry("mask-ig", {"name": "mask-ig"}),
+    Entry("mask-ig, logit diff + KL", {"name": "mask-ig", "objective": BOTH}),
+    Entry("relp", {"name": "relp"}),
+    Entry("gim", {"name": "gim"}),
+    Entry("node-ap", {"name": "node-ap"}),
+    Entry("node-ap-ig", {"name": "node-ap-ig"}),
+    Entry("information-flow-routes", {"name": "information-flow-routes"}),
+    Entry("ensemble", {"name": "ensemble", "ranks": "absolute"}),
+    Entry("edge-pruning", {"name": "edge-pruning"}),
+    Entry("exact", {"name": "exact"}, prompts=16, models=("gemma3-270m-q4",)),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    model: str
+    task: str
+    corruption: str | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} {self.task}" + (f" {self.corruption}" if self.corruption else "")
+
+
+CELLS = tuple(Cell(model, task, corruption) for model in MODELS for task, corruption in TASKS)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One method in one cell, held out; the areas `cmd` to `kl_area` are by |score|, `cpr` and `cpr_log` by signed
+    score. k_star: connected edges of the smallest size of the grid that meets both conditions, by either rule. Fields
+    are None where f is withheld, or the method gives no scores per example (jaccard). seconds: of all cores that the
+    search had, which other work on the machine disturbs less than the clock's."""
+
+    cmd: float | None
+    cmd_log: float | None
+    cmd_guarded: float | None
+    kl_area: float | None
+    cpr: float | None
+    cpr_log: float | None
+    k_star: int | None
+    kl_share_small: float | None
+    jaccard: float | None
+    n_prompts: int
+    seconds: float
+    peak_gb: float
+
+
+def main() -> None:
+    options = _options()
+    if options.one:
+        cell, entry = options.one
+        _run_one(cell, entry, options.prompts)
+        return
+    cells = [cell for cell in CELLS if cell.model in options.models and cell.task in options.tasks]
+    entries = [entry for entry in ENTRIES if entry.name.startswith(tuple(options.methods))]
+    jobs = [(cell, entry) for cell in cells for entry in entries if cell.model in entry.models]
+    for number, (cell, entry) in enumerate(jobs, 1):
+        if not options.table and not _file(cell, entry, options.prompts).exists():
+            print(f"[{number} of {len(jobs)}] {cell.name}: {entry.name}", flush=True)
+            _run_apart(cell, entry, options)
+    scores = {(c, e): score for c, e in jobs if (score := _read(_file(c, e, options.prompts))) is not None}
+    for cell in cells:
+        _print_cell(cell, {entry.name: scores.get((cell, entry)) for entry in entries})
+    by_cell = {cell.name: {e.name: s for (c, e), s in scores.items() if c == cell} for cell in cells}
+    facts = environment(torch.device("cpu"), rankings=_code_hash(), prompts=options.prompts, held_out=HELD_OUT)
+    cells_as_data = {cell: {name: asdict(score) for name, score in found.items()} for cell, found in by_cell.items()}
+    write(options.out, figures_of(by_cell), {**facts, "cells": cells_as_data})
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
+    parser.add_argument("--tasks", nargs="+", default=[task for task, _ in TASKS], choices=[task for task, _ in TASKS])
+    parser.add_argument("--methods", nargs="+", default=[""], help="only those whose name begins with one of these")
+    parser.add_argument("--prompts", type=int, default=64, help="searched on, unless a method says fewer")
+    parser.add_argument("--minutes", type=float, default=90.0, help="a method in a cell, at most")
+    parser.add_argument("--table", action="store_true", help="print what there is and run nothing")
+    parser.add_argument("--out", type=Path, default=Path("build/bench_methods.json"))
+    parser.add_argument("--one", nargs=2, metavar=("CELL", "METHOD"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+# -- one method in one cell --------------------------------------------------------------------------------------------
+
+
+def _file(cell: Cell, entry: Entry, prompts: int) -> Path:
+    stem = "-".join("".join(c if c.isalnum() else " " for c in f"{cell.name} {entry.name}").split())
+    return Path("build/bench_methods") / _code_hash() / f"{stem}-{entry.prompts or prompts}.json"
+
+
+def _code_hash() -> str:
+    """Of the code that decides the numbers."""
+    digest = hashlib.sha256()
+    root = Path(acdc.__file__).parent
+    for room in ROOMS:
+        for file in sorted((root / room).rglob("*.py")) if (root / room).is_dir() else [root / room]:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _run_apart(cell: Cell, entry: Entry, options: argparse.Namespace) -> None:
+    """In a process of its own. What fails or takes too long is told and leaves no file."""
+    command = [sys.executable, __file__, "--one", cell.name, entry.name, "--prompts", str(options.prompts)]
+    try:
+        subprocess.run(command, check=True, timeout=60 * options.minutes)
+    except subprocess.TimeoutExpired:
+        print(f"not run: longer than {options.minutes:g} minutes", flush=True)
+    except subprocess.CalledProcessError as error:
+        print(f"not run: it ended with status {error.returncode}", flush=True)
+
+
+def _run_one(cell_name: str, entry_name: str, prompts: int) -> None:
+    cell = next(cell for cell in CELLS if cell.name == cell_name)
+    entry = next(entry for entry in ENTRIES if entry.name == entry_name)
+    score = score_of(cell, entry, prompts)
+    out = _file(cell, entry, prompts)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(score)))
+    partial.replace(out)
+
+
+def score_of(cell: Cell, entry: Entry, prompts: int) -> Score:
+    n_prompts = entry.prompts or prompts
+    task = {"name": cell.task, "corruption": cell.corruption, "prompts": n_prompts, "held_out": HELD_OUT}
+    spec = parse_job({"model": cell.model, "task": task, "method": dict(entry.method)})
+    assert isinstance(spec, DiscoverSpec)
+    progress = Lines(entry.name)
+    models = ModelCache(load_settings().cache_dir)
+    loaded = models.load(reference_of(spec.model), dtype="float32", device="auto", progress=progress)
+    with torch.inference_mode(False), as_found(loaded.model):
+        setting = setting_of(loaded, spec, progress)
+        graph = setting.t.graph
+        begin = time.process_time()
+        found = next(one for one in search_of(setting, spec, progress) if one.is_ranking)
+        seconds, peak = time.process_time() - begin, peak_memory_bytes(setting.t.device)
+        ledger = Ledger(setting.held_out.split(setting.t, spec.metric), progress)
+        full, empty = ledger.all_of([graph.legal, np.zeros_like(graph.legal)])
+        judge = Judge(graph, {"held_out": ledger}, {"held_out": scale_of(full, empty, ledger.split.groups, 0)})
+        rankings = [rank(graph, found.scores, found.tested, rule) for rule in ("absolute", "signed")]
+        points = curve(judge, rankings, sizes_of(GRID, graph.n_edges))
+    absolute, signed = (areas_of([p for p in points if p.rule == rule]) for rule in ("absolute", "signed"))
+    jaccard = None
+    if found.per_example is not None:
+        kept = rankings[0].select(int(SMALL * graph.n_edges))
+        groups = [pair.group for pair in setting.search.pairs]
+        stability, _ = stability_of(graph, found.per_example, found.tested, groups, kept, 0, progress)
+        jaccard = stability.jaccard
+    return _score(absolute, signed, points, jaccard, n_prompts, seconds, peak)
+
+
+def _score(
+    absolute: Areas, signed: Areas, points: Sequence[Point], jaccard: float | None, n: int, seconds: float, peak: int
+) -> Score:
+    small = next(p for p in points if p.rule == "absolute" and p.fraction == SMALL)
+    return Score(
+        cmd=absolute.cmd,
+        cmd_log=absolute.cmd_log,
+        cmd_guarded=absolute.cmd_guarded,
+        kl_area=absolute.kl_area,
+        cpr=signed.cpr,
+        cpr_log=signed.cpr_log,
+        k_star=min((p.connected for p in points if meets(p)), default=None),
+        kl_share_small=small.kl_share,
+        jaccard=jaccard,
+        n_prompts=n,
+        seconds=seconds,
+        peak_gb=peak / 1e9,
+    )
+
+
+# -- what all of them say ----------------------------------------------------------------------------------------------
+
+
+def _read(file: Path) -> Score | None:
+    return Score(**json.loads(file.read_text())) if file.exists() else None
+
+
+def _print_cell(cell: Cell, scores: Mapping[str, Score | None]) -> None:
+    columns = (
+        "CMD guarded",
+        "CMD",
+        "CMD log",
+        "CPR",
+        "CPR log",
+        "KL area",
+        "k*",
+        "KL at 1 %",
+        "Jaccard",
+        "CPU s",
+        "GB",
+    )
+    print(f"\n{cell.name}, {HELD_OUT} held-out prompts\n{'method':32}" + "".join(f"{c:>12}" for c in columns))
+    for name, s in scores.items():
+        if s is None:
+            print(f"{name:32}     not run")
+            continue
+        values = (
+            *(s.cmd_guarded, s.cmd, s.cmd_log, s.cpr, s.cpr_log, s.kl_area),
+            *(s.k_star, s.kl_share_small, s.jaccard, s.seconds, s.peak_gb),
+        )
+        print(f"{name:32}" + "".join(f"{_number(value):>12}" for value in values))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+
+
+def figures_of(by_cell: Mapping[str, Mapping[str, Score]]) -> list[Figure]:
+    """Over the cells in which the baseline (and for the default, the default) was run."""
+    ratios, gaps, costs = [], [], []
+    for cell, scores in by_cell.items():
+        known = {name: s.cmd_guarded for name, s in scores.items() if s.cmd_guarded is not None}
+        others = {name: value for name, value in known.items() if name != BASELINE}
+        if BASELINE in known and others:
+            best = min(others, key=lambda name: others[name])
+            ratios.append((others[best] / known[BASELINE], cell, best))
+        if DEFAULT in known:
+            best = min(known, key=lambda name: known[name])
+            gaps.append((known[DEFAULT] - known[best], cell, best))
+            costs.append((scores[DEFAULT].seconds / scores[best].seconds, cell, best))
+    found = []
+    for name, rows, target, unit, what in (
+        ("cmd-best-over-eap-ig-worst-cell", ratios, 0.5, "of EAP-IG's", "best other method's guarded CMD, held out"),
+        ("cmd-default-gap", gaps, 0.02, "CMD", f"guarded CMD of {DEFAULT} above the best"),
+        ("cost-default-over-best", costs, 0.1, "of its time", f"CPU time of {DEFAULT} over that of the best"),
+    ):
+        if rows:
+            value, cell, best = max(rows)
+            found.append(Figure(name, value, unit, target, "lower", len(rows), f"{what}; worst in {cell}: {best}"))
+    return found
+
+
+if __name__ == "__main__":
+    main()
