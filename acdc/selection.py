@@ -66,7 +66,7 @@ class Ranking:
 
 def rank(graph: Graph, scores: Scores, tested: BoolMatrix, rule: str, first: int | None = None) -> Ranking:
     """Order the edges by `rule`. scores, tested: [senders, receivers] of this graph. first: no more than so many are
-    wanted; it saves the greedy rule most of its time.
+    wanted; it saves most of the time.
 
     Raises GraphMismatch for arrays of another graph, ValueError for an unknown rule.
     """
@@ -78,13 +78,19 @@ def rank(graph: Graph, scores: Scores, tested: BoolMatrix, rule: str, first: int
         )
     merit = scores if rule == "signed" else np.abs(scores)
     usable = tested & graph.legal
-    order = _greedy(graph, merit, usable, first) if rule == "greedy" else _sorted(merit, usable)[:first]
+    order = _greedy(graph, merit, usable, first) if rule == "greedy" else _sorted(merit, usable, first)
     return Ranking(graph, rule, order)
 
 
-def _sorted(merit: Scores, usable: BoolMatrix) -> Indices:
+def _sorted(merit: Scores, usable: BoolMatrix, first: int | None) -> Indices:
+    """A few of very many are parted from the rest before they are sorted, together with all that tie with the last."""
     canonical = _canonical(usable)
-    order: Indices = canonical[np.argsort(-merit.ravel()[canonical], kind="stable")]
+    negated = -merit.ravel()[canonical]
+    if first is not None and 0 < first < len(canonical):
+        last = np.partition(negated, first - 1)[first - 1]
+        within = np.nonzero(~(negated > last))[0]
+        canonical, negated = canonical[within], negated[within]
+    order: Indices = canonical[np.argsort(negated, kind="stable")][:first]
     return order
 
 
