@@ -234,27 +234,30 @@ class Graph:
     # -- connection ------------------------------------------------------------------------------------------------
 
     def connected(self, kept: BoolMatrix) -> BoolMatrix:
-        """The kept edges that lie on a path embed -> logits.
+        """The kept edges that lie on a path embed -> logits: of one circuit [senders, receivers], or of each of several
+        [..., senders, receivers].
 
         Heads under a common norm are one node for this: what enters one of them moves the shares of all.
         """
-        feeds = self.feeds
-        kept = kept & self.legal
-        reached = np.array([s.kind in ("embed", "pos") for s in self.senders])  # [S]
+        feeds, kept = self.feeds, kept & self.legal
+        reached = np.empty(kept.shape[:-1], dtype=bool)  # [..., S]
+        reached[...] = [s.kind in ("embed", "pos") for s in self.senders]
         for r in range(self.n_receivers):  # canonical order: every sender before r is settled
-            if (kept[:, r] & reached).any():
-                reached |= feeds[r]
-        connected: BoolMatrix = kept & reached[:, None] & self.reaches_logits(kept)[None, :]
+            reached |= feeds[r] & _any_of(kept[..., r] & reached)
+        connected: BoolMatrix = kept & reached[..., None] & self.reaches_logits(kept)[..., None, :]
         return connected
 
     def reaches_logits(self, kept: BoolMatrix) -> npt.NDArray[np.bool_]:
-        """[receivers]: whether what a receiver reads has a kept way on to the logits. kept: legal edges only."""
+        """[..., receivers]: whether what a receiver reads has a kept way on to the logits. kept: legal edges only,
+        [..., senders, receivers]."""
         feeds = self.feeds
-        useful = np.zeros(self.n_senders, dtype=bool)  # [S] has a kept way to the logits
+        useful = np.zeros(kept.shape[:-1], dtype=bool)  # [..., S] has a kept way to the logits
+        reaches = np.empty((*kept.shape[:-2], self.n_receivers), dtype=bool)
         for r in reversed(range(self.n_receivers)):
-            if self.receivers[r].kind == "logits" or (feeds[r] & useful).any():
-                useful = self.join_heads(useful | kept[:, r])
-        return np.array([r.kind == "logits" for r in self.receivers]) | (feeds & useful[None, :]).any(1)
+            way = _any_of(feeds[r] & useful) if self.receivers[r].kind != "logits" else np.True_
+            reaches[..., r : r + 1] = way
+            useful |= self.join_heads(kept[..., r] & way)
+        return reaches
 
     @functools.cached_property
     def feeds(self) -> BoolMatrix:
@@ -268,14 +271,14 @@ class Graph:
         return feeds
 
     def join_heads(self, senders: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """[senders] -> with all heads of a layer where there is one of them, if heads share a norm: what scales one
-        head's share is the total of all."""
+        """[..., senders] -> with all heads of a layer where there is one of them, if heads share a norm: what scales
+        one head's share is the total of all."""
         if not self.shape.heads_share_norm:
             return senders
         joined = senders.copy()
         for layer in range(self.shape.n_layers):
             heads = self.heads_of_layer(layer)
-            joined[heads] = joined[heads].any()
+            joined[..., heads] = joined[..., heads].any(-1, keepdims=True)
         return joined
 
     # -- positions in the canonical order --------------------------------------------------------------------------
@@ -325,6 +328,9 @@ class Graph:
             f"it has heads layer.head, 0.0 to {head}, with inputs 0.0.q to {head}.q, 0.0.k to {shared}.k and 0.0.v to "
             f"{shared}.v, {mlps}embed, {pos}and logits"
         )
+
+
+_any_of = functools.partial(np.logical_or.reduce, axis=-1, keepdims=True)
 
 
 def _senders(shape: GraphShape) -> Iterator[Sender]:

@@ -107,6 +107,16 @@ def test_connected_edges_are_those_on_some_path(
     assert np.array_equal(graph.connected(kept), connected_by_walking(graph, kept))
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.booleans(), st.booleans())
+def test_several_circuits_at_once_are_connected_each_by_itself(seed: int, shared: bool, split: bool) -> None:
+    graph = Graph(GraphShape(3, 2, 1, heads_share_norm=shared, split_position=split))
+    kept = np.random.default_rng(seed).random((2, 3, *graph.legal.shape)) < 0.3
+    assert np.array_equal(graph.connected(kept), [[graph.connected(one) for one in row] for row in kept])
+    reaches = graph.reaches_logits(kept & graph.legal)
+    assert np.array_equal(reaches, [[graph.reaches_logits(one & graph.legal) for one in row] for row in kept])
+
+
 def test_an_impossible_shape_is_refused() -> None:
     with pytest.raises(GraphMismatch, match="must divide"):
         GraphShape(2, 4, 3)
