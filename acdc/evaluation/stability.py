@@ -103,7 +103,8 @@ def _resampled(per_example: Scores, counts: npt.NDArray[np.int64]) -> Iterator[S
 
 
 def _overlap(packed: Packed) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Jaccard of every two circuits (1 for two empty ones), and how many circuits after the first have each edge."""
+    """Jaccard of every two circuits, and how many circuits after the first have each edge. Two empty circuits have
+    nothing in common."""
     common = np.zeros((len(packed), len(packed)))
     included = []
     for start in range(0, packed.shape[1], EDGES_AT_ONCE // 8):
@@ -113,5 +114,5 @@ def _overlap(packed: Packed) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.in
         common += numbers @ numbers.T
     sizes = common.diagonal()
     either = sizes[:, None] + sizes[None, :] - common
-    jaccard = np.divide(common, either, out=np.ones_like(common), where=either > 0)
+    jaccard = np.divide(common, either, out=np.zeros_like(common), where=either > 0)
     return jaccard, np.concatenate(included)

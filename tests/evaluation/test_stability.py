@@ -123,7 +123,7 @@ def test_the_figures_are_those_of_brute_force(seed, rule, n):
 
 
 def overlap(a, b):
-    return (a & b).sum() / (a | b).sum() if (a | b).any() else 1.0
+    return (a & b).sum() / (a | b).sum() if (a | b).any() else 0.0
 
 
 def test_more_examples_of_the_same_kind_make_a_circuit_more_stable():
@@ -141,6 +141,18 @@ def test_resamples_of_noise_agree_more_than_new_samples_do():
     found, _ = measured(MEDIUM, samples[0], circuits[0])
     assert found.verdict == "unstable"
     assert found.jaccard > 1.5 * between
+
+
+def test_resamples_without_a_circuit_agree_about_nothing():
+    """17 prompts want the edge embed -> logits, 16 one that leads nowhere: many resamples find no circuit at all."""
+    place = fixed(SMALL)[1]
+    per_example = np.zeros((33, SMALL.n_edges))
+    per_example[:17, place["embed->logits"]] = 1
+    per_example[17:, place["embed->mlp0"]] = 1
+    found, inclusion = measured(SMALL, per_example, selected(SMALL, per_example, 1), ["same"] * 33)
+    n = inclusion[0, -1] * RESAMPLES
+    assert 0.3 < n / RESAMPLES < 0.8
+    assert found.jaccard == pytest.approx(n * (n - 1) / (RESAMPLES * (RESAMPLES - 1)))
 
 
 def test_under_32_prompts_there_is_no_verdict_but_there_are_figures():
