@@ -10,7 +10,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: setup browser demo test test-long check format docs serve bench-engine bench-patching bench-exact bench-circuits bench-methods bench-truth truth-tracr truth-siit peers pins clean help
+.PHONY: setup browser demo test test-long check format docs serve bench-engine bench-patching bench-exact bench-circuits bench-methods bench-truth bench-coverage truth-tracr truth-siit peers pins clean help
 
 setup: $(READY)  ## make the virtual environment (other targets do this themselves)
 
@@ -82,6 +82,10 @@ bench-methods: $(READY)  ## the scoreboard: every method on real models and task
 bench-truth: $(READY)  ## every method on models whose circuit is known; writes build/bench_truth.json
 	@mkdir -p build
 	@$(BIN)/python benchmarks/known_circuits.py
+
+bench-coverage: $(READY)  ## how often the interval of stability contains the truth; writes build/bench_coverage.json
+	@mkdir -p build
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/stability_coverage.py
 
 # The models that bench-truth runs on are stored. These two make them anew, at development time.
 TRACR := build/truth/tracr

@@ -113,7 +113,9 @@ class Stability:
     verdict: stable, unstable, no verdict or not measured; reason: why, for the last two. jaccard: mean over pairs of
     resampled circuits, jaccard_with_kept: mean over resampled circuits and the kept one. unit: what was drawn, group or
     example, n_units of them. kept_in_half: edges of the circuit that more than half of the resampled circuits have;
-    others_in_half: edges outside it that more than half have.
+    others_in_half: edges outside it that more than half have. split_half: Jaccard of circuits from disjoint halves of
+    the units, mean over random splits, interval: its 95 % interval (acdc/evaluation/split_half.py); None with fewer
+    than ten units and in reports from before they were measured.
     """
 
     verdict: str = "not measured"
@@ -126,6 +128,8 @@ class Stability:
     n_units: int = 0
     kept_in_half: int = 0
     others_in_half: int = 0
+    split_half: float | None = None
+    interval: tuple[float, float] | None = None
 
     @property
     def sentence(self) -> str:
@@ -139,7 +143,17 @@ class Stability:
         return (
             f"{verdict}: mean Jaccard {self.jaccard:.2f} over {self.n_resamples} resamples of {drawn}, "
             f"{self.jaccard_with_kept:.2f} with the circuit itself; more than half of them have {self.kept_in_half:,} "
-            f"of its edges and {self.others_in_half:,} others"
+            f"of its edges and {self.others_in_half:,} others{self._halves}"
+        )
+
+    @property
+    def _halves(self) -> str:
+        if self.split_half is None or self.interval is None:
+            return ""
+        low, high = self.interval
+        return (
+            f"; circuits from disjoint halves of the {self.unit}s overlap by {self.split_half:.2f} "
+            f"(95 % interval {low:.2f} to {high:.2f})"
         )
 
 

@@ -1,4 +1,4 @@
-"""Bootstrap stability: would other prompts of the same kind have given the same circuit?
+"""Stability: would other prompts of the same kind have given the same circuit?
 
 The search examples are drawn with replacement (whole groups where there are enough of them: see bootstrap.py), their
 scores averaged anew, and a circuit of as many edges selected by the same rule. No model runs: a method that gives
@@ -7,30 +7,31 @@ scores per example has done all of that already.
 Held fixed are the ablation values, the size asked for, and the shares of several objectives: all belong to what the
 scores mean and were set on the whole set of examples, and new shares would need every objective's scores apart.
 
-No interval is given for the mean Jaccard, since the plain percentile bootstrap of an overlap of selections does not
-cover. Resamples share the noise of the sample that they come from: of pure noise they agree more than new samples
-would, and on a clear signal less.
+The mean Jaccard of resampled circuits gets no interval. Resamples share the noise of the sample that they come from: of
+pure noise they agree more than new samples would, and on a clear signal less, so no interval around it is one of the
+overlap with circuits of other prompts. That is estimated beside it, from disjoint halves: see split_half.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from acdc.circuit import Scores
 from acdc.evaluation.bootstrap import units_of
+from acdc.evaluation.reselection import Reselection
+from acdc.evaluation.split_half import split_half
 from acdc.graph import BoolMatrix, Graph
 from acdc.progress import Progress
 from acdc.report import Stability
-from acdc.selection import RULES, Kept, rank
+from acdc.selection import RULES, Kept
 
 RESAMPLES = 200
 MIN_EXAMPLES = 32  # fewer say too little about what other prompts would give
 STABLE = 0.8  # mean pairwise Jaccard; the usual bar, see docs/concepts/faithfulness.md
-AVERAGED_AT_ONCE = 16  # resamples
-EDGES_AT_ONCE = 2**14  # in float64 products; a multiple of 8
+EDGES_AT_ONCE = 2**14  # a multiple of 8
 
 Packed = npt.NDArray[np.uint8]  # [circuit, ceil(n_edges / 8)]: edges in the graph's order, one bit each
 
@@ -55,16 +56,17 @@ def stability_of(
         return Stability("not measured", "the circuit has no edges"), None
     units = units_of(groups)
     progress.phase("stability", RESAMPLES)
+    reselection = Reselection(graph, per_example, tested, kept.selected.rule, kept.selected.asked_for)
     packed = [np.packbits(graph.in_order(kept.mask))]
-    for scores in _resampled(per_example, units.draw(RESAMPLES, seed)[:, units.member_of]):
-        ranking = rank(graph, graph.matrix_of(scores), tested, kept.selected.rule, kept.selected.asked_for)
-        packed.append(np.packbits(graph.in_order(ranking.select(kept.selected.asked_for).mask)))
+    for circuit in reselection.circuits(units.draw(RESAMPLES, seed)[:, units.member_of]):
+        packed.append(np.packbits(circuit))
         progress.step(len(packed) - 1)
     jaccard, included = _overlap(np.stack(packed))
     share = included[: graph.n_edges] / RESAMPLES
     is_kept = graph.in_order(kept.mask)
     between = float(jaccard[1:, 1:][np.triu_indices(RESAMPLES, 1)].mean())
     verdict, reason = _verdict(between, len(groups))
+    halves = split_half(reselection, units, seed, progress)
     stability = Stability(
         verdict=verdict,
         reason=reason,
@@ -76,6 +78,8 @@ def stability_of(
         n_units=units.n,
         kept_in_half=int((share[is_kept] > 0.5).sum()),
         others_in_half=int((share[~is_kept] > 0.5).sum()),
+        split_half=None if halves is None else halves.jaccard,
+        interval=None if halves is None else (halves.low, halves.high),
     )
     return stability, graph.matrix_of(share.astype(np.float32))
 
@@ -84,22 +88,6 @@ def _verdict(jaccard: float, n_examples: int) -> tuple[str, str]:
     if n_examples < MIN_EXAMPLES:
         return "no verdict", f"{n_examples} search prompts are fewer than {MIN_EXAMPLES}"
     return ("stable" if jaccard >= STABLE else "unstable"), ""
-
-
-def _resampled(per_example: Scores, counts: npt.NDArray[np.int64]) -> Iterator[Scores]:
-    """The mean scores [n_edges] of each resample. counts: [resample, example], how often each was drawn.
-
-    Summed in float64, so that what is equal in every example is equal in every mean.
-    """
-    n_edges = per_example.shape[1]
-    for first in range(0, len(counts), AVERAGED_AT_ONCE):
-        weights = counts[first : first + AVERAGED_AT_ONCE]
-        weights = weights / weights.sum(1, keepdims=True)
-        means = np.empty((len(weights), n_edges), dtype=np.float32)
-        for start in range(0, n_edges, EDGES_AT_ONCE):
-            edges = slice(start, start + EDGES_AT_ONCE)
-            means[:, edges] = weights @ per_example[:, edges].astype(np.float64)
-        yield from means
 
 
 def _overlap(packed: Packed) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:

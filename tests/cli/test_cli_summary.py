@@ -22,6 +22,12 @@ from acdc.report import Stability
             "half of them have 1,200 of its edges and 3 others",
         ),
         (
+            Stability("stable", "", 0.9, 0.95, 200, 64, "group", 12, 1200, 3, 0.852, (0.8, 0.899)),
+            "stable: mean Jaccard 0.90 over 200 resamples of 12 groups (64 prompts), 0.95 with the circuit itself; "
+            "more than half of them have 1,200 of its edges and 3 others; circuits from disjoint halves of the groups "
+            "overlap by 0.85 (95 % interval 0.80 to 0.90)",
+        ),
+        (
             Stability("no verdict", "8 search prompts are fewer than 32", 1.0, 1.0, 200, 8, "example", 8, 5, 0),
             "no verdict (8 search prompts are fewer than 32): mean Jaccard 1.00 over 200 resamples of 8 examples",
         ),

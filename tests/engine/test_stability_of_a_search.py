@@ -42,6 +42,7 @@ def test_a_search_by_attribution_measures_it(circuit: Circuit) -> None:
     assert (found.n_examples, found.n_units, found.unit) == (40, 40, "example")  # five groups are too few to draw
     assert 0 < found.jaccard < 1
     assert 0 < found.jaccard_with_kept < 1
+    assert 0 <= found.interval[0] < found.split_half < found.interval[1] <= 1
     assert circuit.inclusion is not None
     assert found.kept_in_half == (circuit.inclusion[circuit.kept] > 0.5).sum()
     assert circuit.inclusion[circuit.kept].mean() > circuit.inclusion[circuit.graph.legal & ~circuit.kept].mean()
@@ -82,6 +83,12 @@ def test_a_report_from_before_stability_was_measured_is_read(circuit: Circuit) -
     data = circuit.report.to_dict()
     del data["stability"]
     assert Report.from_dict(data).stability.verdict == "not measured"
+    data = circuit.report.to_dict()
+    assert Report.from_dict(data) == circuit.report
+    del data["stability"]["split_half"], data["stability"]["interval"]
+    before_halves = Report.from_dict(data).stability
+    assert before_halves == replace(stability(circuit), split_half=None, interval=None)
+    assert "halves" not in before_halves.sentence
     old = replace(circuit, inclusion=None)
     assert Circuit.from_bytes(old.to_bytes()).inclusion is None
 

@@ -134,7 +134,7 @@ def test_more_examples_of_the_same_kind_make_a_circuit_more_stable():
 
 
 def test_resamples_of_noise_agree_more_than_new_samples_do():
-    """Why no interval is given, and a high figure proves little (docs/concepts/faithfulness.md)."""
+    """Why it gets no interval, and a high figure proves little (docs/concepts/faithfulness.md)."""
     samples = [noise(MEDIUM, 64, seed) for seed in range(12)]
     circuits = [selected(MEDIUM, sample, 300) for sample in samples]
     between = np.mean([overlap(a.mask, b.mask) for i, a in enumerate(circuits) for b in circuits[:i]])
@@ -153,6 +153,18 @@ def test_resamples_without_a_circuit_agree_about_nothing():
     n = inclusion[0, -1] * RESAMPLES
     assert 0.3 < n / RESAMPLES < 0.8
     assert found.jaccard == pytest.approx(n * (n - 1) / (RESAMPLES * (RESAMPLES - 1)))
+
+
+def test_the_overlap_of_halves_stands_beside_that_of_resamples():
+    """Of pure noise, resamples agree more than circuits of new prompts would; halves do not."""
+    signal = 0.5 * np.random.default_rng(9).standard_normal(MEDIUM.n_edges)
+    for strength in (0, 1):
+        per_example = strength * signal + noise(MEDIUM, 64, 1)
+        found, _ = measured(MEDIUM, per_example, selected(MEDIUM, per_example, 300))
+        low, high = found.interval
+        assert low < found.split_half < high
+        assert strength or high < found.jaccard
+        assert f"halves of the groups overlap by {found.split_half:.2f} (95 % interval {low:.2f} to" in found.sentence
 
 
 def test_under_32_prompts_there_is_no_verdict_but_there_are_figures():
