@@ -10,6 +10,7 @@ from acdc.plain import from_plain
 
 LOW, HIGH = 0.8, 1.2  # f of a circuit that holds
 SURVIVES = 0.9  # share of searches that have an edge of the core
+FEWEST_SEARCHES = 10  # of fewer, all would have to have it
 DRAWN = {"groups": "groups of prompts", "prompts": "sets of other prompts", "resample": "draws of the same prompts"}
 
 
@@ -42,14 +43,22 @@ class Tried:
 
 @dataclass(frozen=True)
 class Control:
-    """A circuit that should not hold, in the challenged circuit's own setting: n of them, and how many do."""
+    """Circuits that should not hold, in the challenged circuit's own setting. f, edges: of each; jaccard: the mean,
+    with the circuit that was challenged. skipped: why none was measured."""
 
     name: str
-    n: int = 0
-    n_hold: int = 0
     f: tuple[float | None, ...] = ()
+    edges: tuple[int, ...] = ()
     jaccard: float | None = None
     skipped: str = ""
+
+    @property
+    def told(self) -> tuple[float, ...]:
+        return tuple(f for f in self.f if f is not None)
+
+    @property
+    def n_hold(self) -> int:
+        return sum(LOW <= f <= HIGH for f in self.told)
 
 
 @dataclass(frozen=True)
@@ -62,8 +71,9 @@ class Survivor:
 
 @dataclass(frozen=True)
 class Challenge:
-    """edges: of the circuit, most often found first; empty where nothing was searched again. n_searches: settings in
-    which the search was made again. core_edges: connected edges that survive in at least 90 % of these."""
+    """edges: of the circuit, most often found first; empty where nothing was searched again. n_searches: settings other
+    than its own in which the search was made again. core_edges: connected edges that survive in at least 90 % of
+    these, 0 where they were too few to tell."""
 
     n_edges: int
     tried: tuple[Tried, ...]
@@ -97,12 +107,17 @@ class Challenge:
         own = next((one for one in self.told if one.kind == "own"), None)
         if own is not None and not own.holds:
             parts.append(f"it does not hold in its own setting (f {own.f:.2f})")
-        parts.append(f"fails under {', '.join(self.fails)}" if self.fails else "no single change makes it fail")
-        if self.n_searches:
+        if self.fails:
+            parts.append(f"fails under {', '.join(self.fails)}")
+        elif any(one.kind in ("one", "group") for one in self.told):
+            parts.append("no single change makes it fail")
+        if 0 < self.n_searches < FEWEST_SEARCHES:
+            parts.append(f"{self.n_searches} searches are too few to tell what survives")
+        elif self.n_searches:
             n = sum(one.share >= SURVIVES for one in self.edges)
             parts.append(f"{n} of {self.n_edges} edges survive in at least 90 % of {self.n_searches} searches")
-        if controls := [one for one in self.controls if not one.skipped]:
-            parts.append(f"{sum(one.n_hold for one in controls)} of {sum(one.n for one in controls)} controls hold")
+        if n_told := sum(len(one.told) for one in self.controls):
+            parts.append(f"{sum(one.n_hold for one in self.controls)} of {n_told} controls hold")
         return "; ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,13 +16,14 @@ RULES = ("signed", "absolute")
 OWN = "as it was found"
 RANDOM = "matched random circuits"
 N_RANDOM = 20
+SEEDED = {"edge-pruning": "mask_seed"}  # methods with a random part, and the parameter that it hangs on
 
 
 @dataclass(frozen=True)
 class Setting:
     """spec: of the circuit's job, changed. searches: whether the search is made again there. rule: the circuit is cut
     from its own scores by another one. resample: prompts are drawn again, with this seed. factor: the one choice that
-    is changed."""
+    is changed. skipped: why it cannot be had, where that is known before."""
 
     name: str
     kind: str
@@ -31,6 +32,7 @@ class Setting:
     rule: str | None = None
     resample: int | None = None
     factor: str = ""
+    skipped: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,14 +101,20 @@ def _one_at_a_time(
         case "rule" if rule in (*RULES, "greedy"):
             for other in RULES:
                 if other != rule:
-                    yield Setting(f"rule {other}", "one", behind, searches, rule=other)
-        case "prompts":
+                    yield Setting(f"rule {other}", "one", behind, False, rule=other)  # the search is the same
+        case "prompts" if behind.task.pairs is None:  # of the user's own there are no others
             for i in range(1, spec.seeds + 1):
-                changes = {"task": _task_with(behind, seed=behind.task.seed + i), "seed": behind.seed + i}
+                changes = {"task": _task_with(behind, seed=behind.task.seed + i)}
                 yield _setting(f"other prompts, seed {behind.task.seed + i}", "one", behind, changes, searches)
         case "resample":
             for i in range(1, spec.resamples + 1):
                 yield Setting(f"prompts drawn again, {i}", "one", behind, searches, resample=i)
+        case "seed" if searches and isinstance(behind, DiscoverSpec) and behind.method.name in SEEDED:
+            name = SEEDED[behind.method.name]
+            method = behind.model_dump(mode="json")["method"]
+            for i in range(1, spec.seeds + 1):
+                own = method[name] + i
+                yield _setting(f"{name} {own}", "one", behind, {"method": {**method, name: own}}, searches)
         case "order" if searches and isinstance(behind, DiscoverSpec) and behind.method.name == "acdc":
             for order in ("reverse", "normal", "random"):
                 if order != behind.method.sender_order:
@@ -137,7 +145,10 @@ def _factorial(spec: ChallengeSpec, behind: MeasuredSpec, searches: bool) -> Ite
 
 
 def _setting(name: str, kind: str, behind: MeasuredSpec, changes: Mapping[str, Any], searches: bool) -> Setting:
-    spec, searches_too = _changed(behind, changes)
+    try:
+        spec, searches_too = _changed(behind, changes)
+    except SpecError as error:
+        return Setting(name, kind, behind, False, skipped=error.message)
     return Setting(name, kind, spec, searches and searches_too)
 
 

@@ -8,8 +8,9 @@ answers, say) is told as skipped, never as passed.
 from __future__ import annotations
 
 import copy
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -17,17 +18,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from acdc.challenge import HIGH, LOW, SURVIVES, Challenge, Control, Survivor, Tried, survivors
+from acdc.challenge import FEWEST_SEARCHES, SURVIVES, Challenge, Control, Survivor, Tried, survivors
 from acdc.challenge_settings import N_RANDOM, RANDOM, ControlSetting, controls_of, settings_of
 from acdc.challenge_settings import Setting as Variation
 from acdc.circuit import Circuit
-from acdc.errors import AcdcError, Cancelled
+from acdc.errors import AcdcError, Cancelled, SpecError, TaskError, is_out_of_memory
 from acdc.evaluation.bootstrap import units_of
 from acdc.evaluation.curve import Judge
 from acdc.evaluation.faithfulness import point_of, scale_of
 from acdc.evaluation.groups import group_figures
 from acdc.evaluation.judging import Plan, judge
 from acdc.evaluation.measuring import Ledger
+from acdc.evaluation.memory import key_of
 from acdc.evaluation.random_circuits import random_circuits
 from acdc.from_spec import (
     job_of,
@@ -48,7 +50,7 @@ from acdc.setting import Setting
 from acdc.spec import ChallengeSpec, DiscoverSpec, MeasuredSpec
 from acdc.tasks.prompts import Pair, PromptSet
 
-PHASE = "challenge"
+WITHHELD = "m(M) - m(empty) is too small to divide by"
 
 
 def challenge(loaded: Loaded, spec: ChallengeSpec, progress: Progress, source: Circuit) -> list[Result]:
@@ -92,8 +94,9 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.behind: MeasuredSpec = job_of(self.source)
+        self.source_key = key_of(self.source.kept).hex()
         saved = self.progress.resume()
-        if saved is not None:
+        if saved is not None and saved.facts.get("source") == self.source_key:
             facts = saved.facts
             self.tried = [from_plain(Tried, one) for one in facts["tried"]]  # type: ignore[attr-defined]
             self.controls = [from_plain(Control, one) for one in facts["controls"]]  # type: ignore[attr-defined]
@@ -107,6 +110,7 @@ class _Run:
             "controls": [asdict(one) for one in self.controls],
             "n_settings": self.n_settings,
             "key": self.key,
+            "source": self.source_key,
         }
         self.progress.save(Checkpoint(self.n_settings + len(self.controls), facts, arrays))
 
@@ -116,26 +120,26 @@ class _Run:
         inner = self._begin(variation.name)
         try:
             found = self._measured(variation, inner)
-        except Cancelled:
-            raise
-        except AcdcError as error:
+        except (AcdcError, RuntimeError, MemoryError) as error:
+            why = _why(error)
             if variation.kind == "own":
                 raise  # without it there is nothing to compare with
-            found = [Tried(variation.name, variation.kind, skipped=error.message, factor=variation.factor)]
+            found = [Tried(variation.name, variation.kind, skipped=why, factor=variation.factor)]
         self.tried += found
         self.n_settings += 1
         self.save()
 
     def _measured(self, variation: Variation, inner: Progress) -> list[Tried]:
-        redraw = variation.resample
-        change = None if redraw is None else lambda prompts: drawn_again(prompts, redraw)
-        setting = setting_of(self.loaded, variation.spec, inner, change=change)
+        if variation.skipped:
+            raise SpecError(variation.skipped)
+        setting = setting_of(self.loaded, variation.spec, inner, change=self._changed(variation))
         graph = setting.t.graph
         require_the_same_graph(self.loaded, graph, self.source)
         circuit, again = self._circuit(variation), None
         if variation.searches:
             again = self._search(setting, variation.spec, variation.rule, inner)
-            self.found.append(np.packbits(again.mask))
+            if variation.kind != "own":  # that the same search finds the same is no survival
+                self.found.append(np.packbits(again.mask))
         judging, points = _judged(setting, variation.spec, [circuit, *([again] if again else [])], inner)
         tried = Tried(
             variation.name,
@@ -147,13 +151,20 @@ class _Run:
             found_edges=again.selected.connected if again else None,
             jaccard=overlap(again.mask, self.source.kept) if again else None,
             found_f=points[1].f if again else None,
-            skipped="" if points[0].f is not None else "m(M) - m(empty) is too small to divide by",
+            skipped="" if points[0].f is not None else WITHHELD,
             factor=variation.factor,
         )
         if variation.kind != "own" or "groups" not in self.spec.vary:
             return [tried]
         groups = group_figures(judging, circuit, variation.spec.seed)
         return [tried, *map(_of_group, groups)]
+
+    def _changed(self, variation: Variation) -> Callable[[PromptSet], PromptSet] | None:
+        if variation.resample is not None:
+            return functools.partial(drawn_again, seed=variation.resample)
+        if variation.factor == "prompts":
+            return functools.partial(split_as, held_out=self.source.provenance.task.groups_held_out)
+        return None
 
     def _circuit(self, variation: Variation) -> Kept:
         source = self.source
@@ -189,12 +200,9 @@ class _Run:
             change = answers_shuffled if control.changes == "answers" else None
             found = self._search(setting_of(loaded, control.spec, inner, change=change), control.spec, None, inner)
             _, (point,) = _judged(own, self.behind, [found], inner)
-            made = Control(control.name, 1, int(_holds(point.f)), (point.f,), overlap(found.mask, self.source.kept))
-        except Cancelled:
-            raise
-        except AcdcError as error:
-            made = Control(control.name, skipped=error.message)
-        self.controls.append(made)
+            self.controls.append(self._control(control.name, [found], [point]))
+        except (AcdcError, RuntimeError, MemoryError) as error:
+            self.controls.append(Control(control.name, skipped=_why(error)))
         self.save()
 
     def try_random(self, own: Setting) -> None:
@@ -206,9 +214,17 @@ class _Run:
         drawn = random_circuits(graph, graph.connected(self.source.kept), N_RANDOM, rng)
         masks = [Kept.of(graph, mask, "random") for mask in drawn]
         _, points = _judged(own, self.behind, masks, inner)
-        jaccard = float(np.mean([overlap(one.mask, self.source.kept) for one in masks]))
-        n_hold = sum(_holds(point.f) for point in points)
-        self.controls.append(Control(RANDOM, N_RANDOM, n_hold, tuple(p.f for p in points), jaccard))
+        self.controls.append(self._control(RANDOM, masks, points))
+
+    def _control(self, name: str, circuits: Sequence[Kept], points: Sequence[Point]) -> Control:
+        told = any(point.f is not None for point in points)
+        return Control(
+            name,
+            f=tuple(point.f for point in points),
+            edges=tuple(one.selected.connected for one in circuits),
+            jaccard=float(np.mean([overlap(one.mask, self.source.kept) for one in circuits])),
+            skipped="" if told else WITHHELD,
+        )
 
     def _begin(self, name: str) -> Progress:
         done = self.n_settings + len(self.controls)
@@ -224,7 +240,7 @@ class _Run:
         return shares
 
     def core(self) -> Kept | None:
-        if not self.found:
+        if len(self.found) < FEWEST_SEARCHES:
             return None
         core = Kept.of(self.source.graph, self.source.kept & (self.shares() >= SURVIVES), "core")
         return core if core.mask.any() else None
@@ -246,13 +262,40 @@ class _Run:
 
 
 def _of_group(g: GroupFigures) -> Tried:
-    return Tried(f"group {g.group}", "group", g.f, g.kl_share, g.accuracy, g.n_examples, factor="groups")
+    return Tried(
+        f"group {g.group}",
+        "group",
+        g.f,
+        g.kl_share,
+        g.accuracy,
+        g.n_examples,
+        skipped="" if g.f is not None else WITHHELD,
+        factor="groups",
+    )
+
+
+def _why(error: Exception) -> str:
+    """Why a setting could not be had. Raises what is no such reason: a cancelled run, or a bug."""
+    if isinstance(error, AcdcError) and not isinstance(error, Cancelled):
+        return error.message
+    if is_out_of_memory(error):
+        return "the device has too little memory for it beside the circuit's own setting"
+    raise error
 
 
 def overlap(a: BoolMatrix, b: BoolMatrix) -> float:
-    """Jaccard; 1 for two empty circuits."""
-    either = int((a | b).sum())
-    return int((a & b).sum()) / either if either else 1.0
+    """Jaccard; 0 for two empty circuits, which have nothing in common."""
+    return int((a & b).sum()) / max(int((a | b).sum()), 1)
+
+
+def split_as(prompts: PromptSet, held_out: Sequence[str]) -> PromptSet:
+    """The same prompts, those of these groups held out and the others searched, whatever the new seed would have done:
+    else the circuit would be measured on templates that it was found on. Raises TaskError where either is empty."""
+    pairs = (*prompts.search, *prompts.held_out)
+    sides = [tuple(pair for pair in pairs if (pair.group in held_out) == wanted) for wanted in (False, True)]
+    if not all(sides):
+        raise TaskError("the new prompts are of other groups than the circuit's own")
+    return replace(prompts, search=sides[0], held_out=sides[1])
 
 
 def drawn_again(prompts: PromptSet, seed: int) -> PromptSet:
@@ -267,13 +310,21 @@ def drawn_again(prompts: PromptSet, seed: int) -> PromptSet:
 
 
 def answers_shuffled(prompts: PromptSet) -> PromptSet:
-    """Every prompt with the answers of the one after it: the metric asks for what the prompt does not say."""
+    """Every prompt with the answers of another, the next one that shares none with it, right or wrong: the metric asks
+    for what the prompt does not say. Raises TaskError where there is none."""
 
     def shift(pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
-        other = (*pairs[1:], *pairs[:1])
-        return tuple(replace(a, answers=b.answers, wrong=b.wrong) for a, b in zip(pairs, other, strict=True))
+        return tuple(_with_answers_of(pair, (*pairs[i + 1 :], *pairs[:i])) for i, pair in enumerate(pairs))
 
     return replace(prompts, search=shift(prompts.search), held_out=shift(prompts.held_out))
+
+
+def _with_answers_of(pair: Pair, others: Sequence[Pair]) -> Pair:
+    own = {*pair.answers, *pair.wrong}
+    for other in others:
+        if own.isdisjoint((*other.answers, *other.wrong)):
+            return replace(pair, answers=other.answers, wrong=other.wrong)
+    raise TaskError("the task's prompts share their answers, so none can be given another's")
 
 
 def with_random_weights(model: Any, seed: int) -> Any:
@@ -300,10 +351,6 @@ def _judged(
         for outcome, one in zip(outcomes, circuits, strict=True)
     ]
     return Judge(graph, {"held_out": ledger}, {"held_out": scale}), points
-
-
-def _holds(f: float | None) -> bool:
-    return f is not None and LOW <= f <= HIGH
 
 
 def _core(own: Setting, run: _Run, core: Kept, wall_time_s: float) -> Result:

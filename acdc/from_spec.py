@@ -11,7 +11,7 @@ from acdc.circuit import Choices, Circuit, Provenance
 from acdc.discovery import METHODS
 from acdc.discovery.ensemble import Member
 from acdc.discovery.problem import Found, Problem, add_scores
-from acdc.errors import GraphMismatch, TaskError
+from acdc.errors import GraphMismatch, SpecError, TaskError
 from acdc.evaluation.measuring import Split
 from acdc.graph import Graph
 from acdc.metrics import METRICS
@@ -91,9 +91,12 @@ def held_out_under(setting: Setting, ablation: Ablation, metric: str) -> Split:
 
 
 def job_of(circuit: Circuit) -> MeasuredSpec:
-    """The job that a stored circuit came from."""
-    spec = parse_job(circuit.provenance.run.spec)
-    assert isinstance(spec, MeasuredSpec), "no other job stores a circuit"
+    """The job that a stored circuit came from. Raises SpecError where its file names none that finds circuits."""
+    made = circuit.provenance
+    known = {"model": made.model.reference, "task": made.task.name, "metric": made.choices.metric}
+    spec = parse_job({**known, **made.run.spec})
+    if not isinstance(spec, MeasuredSpec):
+        raise SpecError(f"the circuit's file says that a job of kind {spec.kind!r} made it, and none of these does")
     return spec
 
 

@@ -16,6 +16,7 @@ from acdc.challenging import challenge
 from acdc.circuit import Circuit, Provenance
 from acdc.discovery.problem import Found, Problem
 from acdc.discovery.rehearsal import Rehearsal, rehearse_acdc
+from acdc.errors import TaskError
 from acdc.evaluation.editing import complement, edited
 from acdc.evaluation.judging import Judgement, judge
 from acdc.evaluation.memory import Memory
@@ -111,7 +112,7 @@ def discover(loaded: Loaded, spec: DiscoverSpec, progress: Progress) -> list[Res
         judgement = _judge(setting, spec, found, kept, progress, stages.memory)
         wall_time_s = search_s + time.monotonic() - begin
         method = found.label or spec.method.name
-        notes = [] if found.is_ranking else [NO_CURVE]
+        notes = [*judgement.notes, *([] if found.is_ranking else [NO_CURVE])]
         provenance = provenance_of(setting, spec, method, recorded, objective, wall_time_s, found, notes)
         results.append(Result(found.key, _circuit(setting, found, judgement, provenance)))
     return results
@@ -202,7 +203,7 @@ def evaluate(loaded: Loaded, spec: EvaluateSpec, progress: Progress, source: Cir
         choices.objective if choices else spec.metric,
         time.monotonic() - begin,
         None,
-        [*_notes(loaded, source), *idle],
+        [*_notes(loaded, source), *idle, *judgement.notes],
     )
     return Result("evaluation", _circuit(setting, found, judgement, provenance))
 
@@ -225,6 +226,8 @@ def _kept_to_evaluate(graph: Graph, spec: EvaluateSpec, source: Circuit | None) 
             mask |= graph.mask_of_nodes(spec.hypothesis.nodes)
         kept = Kept.of(graph, mask, "hypothesis")
     elif spec.selection.is_given:
+        if not source.tested.any():
+            raise TaskError("this circuit has no scores to cut another size from: leave `selection` out")
         sized = kept_of(graph, Found(source.scores, source.tested), spec.selection)
         if sized is None:
             return None, []  # a faithfulness to reach: found by measuring

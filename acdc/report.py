@@ -63,7 +63,7 @@ class Point:
 class Areas:
     """CPR = area under f, CMD = area under |1 - f|, trapezoid over the grid; `_log` over the logarithm of size.
 
-    cmd_guarded: CMD where a size whose KL is no less than the empty circuit's counts |1 - f| = 1, whatever its f.
+    cmd_guarded: CMD where a size whose KL is no less than the empty circuit's counts |1 - f| as at least 1.
     kl_area: area under the KL share. These two are None in reports from before they were measured.
     """
 

@@ -1079,7 +1079,7 @@ class TrySpec(_Request):
     top: int = Field(default=10, ge=1, le=1000)
 
 
-Varied = Literal["ablation", "corruption", "metric", "rule", "groups", "prompts", "resample", "order"]
+Varied = Literal["ablation", "corruption", "metric", "rule", "groups", "prompts", "resample", "seed", "order"]
 
 
 class ChallengeSpec(_Request):
@@ -1092,9 +1092,10 @@ class ChallengeSpec(_Request):
     vary: tuple[Varied, ...] = Field(
         default=get_args(Varied),
         description="ablation, corruption and metric: every other one; rule: signed and absolute; groups: each group "
-        "of held-out prompts alone; prompts: new ones; resample: prompts drawn again; order: of senders, for acdc",
+        "of held-out prompts alone; prompts: new ones of the same groups; resample: prompts drawn again; seed: of a "
+        "search with a random part; order: of senders, for acdc",
     )
-    seeds: int = Field(default=3, ge=1, le=100, description="of new prompts")
+    seeds: int = Field(default=3, ge=1, le=100, description="of new prompts, and of the search")
     resamples: int = Field(default=5, ge=1, le=1000, description="of the prompts drawn again")
     factorial: bool = Field(default=True, description="combinations of ablation, corruption and metric besides")
     controls: bool = Field(
@@ -1103,6 +1104,11 @@ class ChallengeSpec(_Request):
         "matched random ones, measured in the circuit's own setting",
     )
     search: bool = Field(default=True, description="make the search again in every setting, to see which edges survive")
+
+    @field_validator("vary", mode="before")
+    @classmethod
+    def _words_are_enough(cls, value: object) -> object:
+        return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
     @field_validator("vary")
     @classmethod
@@ -1169,7 +1175,7 @@ def _laid_over(key: str, inherited: object, own: object) -> object:
     below, above = written_out(key, inherited), written_out(key, own)
     if not isinstance(below, Mapping) or not isinstance(above, Mapping):
         return own
-    word = _WORD_OF.get(key)
+    word = _WORD_OF.get(key) if key != "evaluation" else None  # a fuller one is still of the same thing
     if word in above and above[word] != below.get(word):
         return own  # another task: its prompts have nothing to do with those
     return {**below, **above}

@@ -28,7 +28,9 @@ def to_store(found: Found, spec: Mapping[str, Any], source: Circuit | None, arte
     if found.circuit is None:
         return NewTable(found.key, data, circuit_id=circuit_id if spec.get("kind") == "challenge" else None)
     circuit = Circuit.load(Path(found.circuit))
-    if source is not None and circuit_id is not None and circuit.report is not None and _is_same(circuit, source):
+    is_judged_again = spec.get("kind") == "evaluate" and circuit.report is not None
+    if source is not None and circuit_id is not None and is_judged_again and _is_same(circuit, source):
+        assert circuit.report is not None
         return NewEvaluation(found.key, circuit_id, circuit.report.to_dict(), data)
     digest = artefacts.put(Path(found.circuit).read_bytes())
     return NewCircuit(found.key, circuit, digest, derived_from=circuit_id, data=data)

@@ -221,12 +221,14 @@ def get_curve(services: Deps, circuit_id: CircuitId) -> dict[str, Any]:
 
 @router.get("/{circuit_id}/card", summary="What is known of it, on one page")
 def get_card(services: Deps, circuit_id: CircuitId, accept: Annotated[str, Header()] = "") -> Response:
-    """Markdown, with every later evaluation; with `Accept: application/json` the report and the provenance behind it,
-    and the card's own sections."""
+    """Markdown, with the newest later evaluations; with `Accept: application/json` the report and the provenance behind
+    it, and the card's own sections."""
     detail = services.store.circuits.get(circuit_id)
     card = _card(services, detail.row, services.circuit(circuit_id))
     if JSON in accept:
-        return JSONResponse({**circuit_view(detail).model_dump(mode="json"), "sections": _plain(card)})
+        return JSONResponse(
+            {**circuit_view(detail).model_dump(mode="json"), "lead": card.lead, "sections": _plain(card)}
+        )
     return Response(to_markdown(card), media_type="text/markdown; charset=utf-8")
 
 
@@ -240,7 +242,10 @@ def get_card_page(services: Deps, circuit_id: CircuitId) -> Response:
 
 def _card(services: Services, row: CircuitRow, circuit: Circuit) -> Card:
     card = card_of(row.name or row.id, circuit, row.notes or "")
-    for evaluation in services.store.circuits.evaluations(row.id, limit=_LATER_EVALUATIONS).items:
+    later = services.store.circuits.evaluations(row.id, limit=_LATER_EVALUATIONS)
+    if later.next_cursor is not None:
+        card = replace(card, lead=(*card.lead, f"Of its later evaluations, the newest {_LATER_EVALUATIONS} are below."))
+    for evaluation in later.items:
         said = f"By job {evaluation.job_id}: {conditions_of(evaluation.spec)}."
         card = also(card, f"Evaluation {evaluation.id}", said, Report.from_dict(evaluation.report))
     for made in services.store.circuits.challenges(row.id)[:1]:

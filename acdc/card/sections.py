@@ -79,8 +79,10 @@ def also(card: Card, title: str, said: str, report: Report) -> Card:
 def challenge_sections(challenge: Challenge, by: str = "") -> list[Section]:
     """by: which job made it."""
     said = [f"{challenge.sentence[:1].upper()}{challenge.sentence[1:]}.", by]
-    if challenge.n_searches:
+    if challenge.core_edges:
         said.append(f"The surviving core has {challenge.core_edges:,} connected edges, stored as a circuit of its own.")
+    if challenge.n_searches:
+        said.append("Jaccard and the f beside it are of the circuit that the same search finds in that setting.")
     tried = tuple(
         (t.kind, t.name, t.f, _yes(t.holds), t.kl_share, t.accuracy, t.n_examples, t.jaccard, t.found_f, t.skipped)
         for t in challenge.tried
@@ -89,8 +91,11 @@ def challenge_sections(challenge: Challenge, by: str = "") -> list[Section]:
         *("kind", "setting", "#f", "holds", "#KL share", "#accuracy", "#prompts", "#Jaccard", "#f of that one"),
         "not told because",
     )
-    controls = tuple((c.name, c.n, c.n_hold, _spread_of(c.f), c.jaccard, c.skipped) for c in challenge.controls)
-    of_controls = ("control", "#circuits", "#hold", "f", "#Jaccard", "not told because")
+    controls = tuple(
+        (c.name, len(c.told), c.n_hold, _spread_of(c.f), in_words(sorted(set(c.edges))), c.jaccard, c.skipped)
+        for c in challenge.controls
+    )
+    of_controls = ("control", "#circuits", "#hold", "f", "edges", "#Jaccard", "not told because")
     edges = tuple((one.edge, one.share) for one in challenge.edges[:MOST_SURVIVORS])
     draw = functools.partial(draw_challenge, challenge)
     sections = [Section("Challenge", tuple(line for line in said if line), Table(columns, tried), draw)]
@@ -325,8 +330,8 @@ def _minimality(part: Minimality) -> Section:
     ]
     if part.n_superfluous is not None:
         said.append(
-            f"{part.n_superfluous:,} are superfluous: their removal moves the circuit less than nine in ten removals "
-            f"of an edge from a path added at random ({part.n_random} paths, 5 % over all edges tested)."
+            f"{part.n_superfluous:,} are superfluous: their removal exceeds clearly fewer than nine in ten removals of "
+            f"an edge from a path added at random ({part.n_random} paths, 5 % over all edges tested)."
         )
     rows = tuple(
         (one.edge, one.cost, one.cost_f, one.cost_kl, one.moved, one.exceeds, _yes(one.superfluous))

@@ -102,8 +102,14 @@ def show(
             remark(f"wrote {write_file(card, client.card_page(circuit_id))}")
         listed = client.edges(circuit_id, limit=edges) if edges else []
         grid = table(("#", "edge", "#score"), [[e.rank, f"{e.sender}->{e.receiver}", e.score] for e in listed])
-        data = {**info.raw, "summary": summary_data(client.circuit_file(circuit_id))}
-        answer(data, lambda: [*circuit_summary(client, circuit_id), *([grid] if listed else [])])
+        challenges = client.challenges(circuit_id)
+        told = [f"challenge  {one.challenge.sentence} (job {one.job_id})" for one in challenges[:1]]
+        data = {
+            **info.raw,
+            "summary": summary_data(client.circuit_file(circuit_id)),
+            "challenges": [{"job": one.job_id, "core": one.core, **one.challenge.to_dict()} for one in challenges],
+        }
+        answer(data, lambda: [*circuit_summary(client, circuit_id), *told, *([grid] if listed else [])])
 
 
 @app.command()
@@ -130,7 +136,7 @@ def challenge(
 ) -> None:
     """Try to break a circuit: it, and the search that found it, in many settings; what survives becomes a circuit.
 
-    --set vary=ablation,metric, --set search=false and the like make it smaller; `acdc plan` tells the cost before.
+    --set vary=ablation,metric, or --set search=false and the like make it smaller; `acdc plan` tells the cost before.
     """
     asked = overlay({"name": name} if name else {}, set_ or ())
     with connect() as client:

@@ -68,10 +68,9 @@ def _row(one: Tried) -> _Row:
 
 
 def _control(one: Control) -> _Row:
-    known = tuple(f for f in one.f if f is not None)
-    if one.skipped or not known:
+    if not one.told:
         return _Row(one.name, note="not told")
-    return _Row(one.name, known, f"{one.n_hold} of {one.n} hold")
+    return _Row(one.name, one.told, f"{one.n_hold} of {len(one.told)} hold")
 
 
 def _x(left: float, f: float) -> float:

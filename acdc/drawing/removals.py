@@ -63,7 +63,7 @@ def _notes(minimality: Minimality, n_rows: int) -> list[str]:
     if n_rows < n:
         notes.append(f"The {n_rows} largest are shown, {n - n_rows:,} more are in the report.")
     if minimality.n_random:
-        notes.append("Hollow: superfluous, it moves the circuit less than nine in ten random edges do.")
+        notes.append("Hollow: superfluous, it exceeds clearly fewer than nine in ten random edges.")
     return notes
 
 

@@ -5,8 +5,8 @@ one measured (not from 0). The linear forms put most of their weight beyond 20 %
 the same integral over ln(fraction), divided by the range, so that every decade of sizes counts the same.
 
 CMD alone can be had by a ranking that pairs what helps with what hurts while the circuit predicts worse than the empty
-one. So `cmd_guarded` counts |1 - f| = 1 at every size where KL(C) >= KL(empty), and `kl_area` is the area under the KL
-share itself.
+one. So `cmd_guarded` counts |1 - f| as at least 1 at every size where KL(C) >= KL(empty), and `kl_area` is the area
+under the KL share itself.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def areas_of(points: Sequence[Point]) -> Areas:
     x = np.array([point.fraction for point in points])
     f = np.array([point.f for point in points], dtype=np.float64)
     shares = [point.kl_share for point in points if point.kl_share is not None]
-    guarded = [1.0 if (point.kl_share or 0.0) >= 1 else abs(1 - f_of) for point, f_of in zip(points, f, strict=True)]
+    least = [1.0 if (point.kl_share or 0.0) >= 1 else 0.0 for point in points]
     linear = trapezoid_weights(x)
     positive = x > 0
     log_x = np.log(x[positive])
@@ -50,6 +50,6 @@ def areas_of(points: Sequence[Point]) -> Areas:
         cmd=float(linear @ abs(1 - f)),
         cpr_log=None if log is None else float(log @ f[positive]),
         cmd_log=None if log is None else float(log @ abs(1 - f[positive])),
-        cmd_guarded=float(linear @ np.array(guarded)),
+        cmd_guarded=float(linear @ np.maximum(abs(1 - f), least)),
         kl_area=float(linear @ np.array(shares)) if len(shares) == len(points) else None,
     )

@@ -21,6 +21,7 @@ from acdc.evaluation.statistics import (
     distance,
     equivalence,
     independence,
+    is_constant,
     partial_necessity,
     sufficiency,
 )
@@ -29,24 +30,28 @@ from acdc.progress import Progress
 from acdc.report import HypothesisTest
 from acdc.selection import Kept
 
+OF_EXAMPLES = ("equivalence", "claimed equivalence", "independence")  # tests that need no random circuits
 FEWEST_CIRCUITS = int(np.ceil(np.log(ALPHA) / np.log(QUANTILE)))  # with fewer, to beat all of them shows nothing
 
 
 def hypotheses_of(
     judge: Judge, kept: Kept, random: Sequence[BoolMatrix], seed: int, progress: Progress
 ) -> tuple[HypothesisTest, ...]:
-    """random: matched circuits; too few for a verdict leave out the tests that need them. Raises Cancelled."""
+    """random: matched circuits; too few for a verdict leave out the tests that need them. Draws that are the circuit
+    itself, as a small or dense one's may be, are no comparison and do not count. Raises Cancelled."""
     ledger, graph = judge.ledgers["held_out"], judge.graph
+    random = [mask for mask in random if (mask != kept.mask).any()]
     enough = len(random) >= FEWEST_CIRCUITS
     progress.phase("hypothesis tests", 3 + 2 * len(random) if enough else 3)
     model, circuit, rest = (
         outcome.metric for outcome in ledger.all_of([graph.legal, kept.mask, _rest(graph, kept.mask)])
     )
-    found = [
-        _told("equivalence", equivalence(circuit, model)),
-        _told("claimed equivalence", claimed_equivalence(circuit, model)),
-        _told("independence", independence(rest, model, seed)),
-    ]
+    if is_constant(model, circuit):
+        why = "cannot be told: by this metric the model itself does the same on every prompt"
+        found = [HypothesisTest(name, None, 0, None, None, why) for name in OF_EXAMPLES]
+    else:
+        tests = equivalence(circuit, model), claimed_equivalence(circuit, model), independence(rest, model, seed)
+        found = [_told(name, tested) for name, tested in zip(OF_EXAMPLES, tests, strict=True)]
     if enough:
         others = [outcome.metric for outcome in ledger.all_of(random, done_before=3)]
         left = [_rest(graph, mask) for mask in random]
@@ -88,9 +93,17 @@ _SAYS = {
 }
 
 
+_NO_DIFFERENCE = "circuit and model do the same on every prompt: there is nothing to count"
+_UNTOLD = {
+    "equivalence": _NO_DIFFERENCE,
+    "claimed equivalence": _NO_DIFFERENCE,
+    "independence": "cannot be told: the rest of the model does the same on every prompt, or there are fewer than four",
+}
+
+
 def _told(name: str, tested: Tested | None) -> HypothesisTest:
     if tested is None:
-        return HypothesisTest(name, None, 0, None, None, "cannot be told: the numbers do not differ between prompts")
+        return HypothesisTest(name, None, 0, None, None, _UNTOLD[name])
     rejected = tested.p < ALPHA
     told = _SAYS[name][0 if rejected else 1]
     says = told.format(share=tested.statistic, count=int(tested.statistic), n=tested.n)

@@ -66,9 +66,9 @@ class Plan:
     seed: int = 0
 
     @property
-    def matched(self) -> int:
-        """Random circuits drawn for the kept one: those of the tests are the same."""
-        return max(self.random_circuits, self.tests)
+    def more_for_tests(self) -> int:
+        """Random circuits that the tests need beyond those of the controls."""
+        return max(0, self.tests - self.random_circuits)
 
     @property
     def rules_of_k_star(self) -> Sequence[str]:
@@ -86,11 +86,13 @@ class Cost:
 @dataclass(frozen=True, eq=False)
 class Judgement:
     """report, and the circuit that it calls kept: the one given, else k*. inclusion: float32 [senders, receivers], the
-    share of resampled circuits that have an edge; None where stability was not measured."""
+    share of resampled circuits that have an edge; None where stability was not measured. notes: what was asked for and
+    could not be had."""
 
     report: Report
     kept: Kept
     inclusion: Scores | None = None
+    notes: tuple[str, ...] = ()
 
 
 def n_evaluations(graph: Graph, plan: Plan, *, with_k_star: bool) -> Cost:
@@ -102,7 +104,8 @@ def n_evaluations(graph: Graph, plan: Plan, *, with_k_star: bool) -> Cost:
         both += most_trials(sizes, graph.n_edges, len(plan.rules_of_k_star))
         both += reaching.most_trials(sizes) if plan.reach is not None else 0
     held_out = len(_band_sizes(plan, graph)) * plan.band_circuits if plan.rules else 0
-    held_out += plan.matched * (2 if plan.matched >= FEWEST_CIRCUITS else 1)  # and what is left without each
+    held_out += plan.random_circuits + plan.more_for_tests
+    held_out += plan.tests if plan.tests >= FEWEST_CIRCUITS else 0  # what is left without each
     held_out += completeness.n_circuits(graph, plan.knock_outs)
     held_out += minimality.n_circuits(min(plan.minimality, graph.n_edges), plan.tests)
     return Cost(both, both + held_out + 3 * plan.other_ablations)
@@ -141,13 +144,14 @@ def judge(
     if on_curve:
         progress.phase("curve", 2 * len(on_curve) * len(sizes))
         points = curve(judging, on_curve, sizes)
-    k_star = None
+    k_star, notes = None, list[str]()
     ranked = [rankings[rule] for rule in plan.rules_of_k_star if rule in rankings]
     if kept is None and plan.reach is not None and ranked:
         progress.phase(f"the smallest circuit with f of {plan.reach:g}", 0)
         kept = reaching.smallest_reaching(judging, ranked[0], sizes, plan.reach)
         if kept is None:
-            progress.log(f"no size tried has f of {plan.reach:g} on the searched prompts; looking for k* instead")
+            notes.append(f"no size tried has f of {plan.reach:g} on the searched prompts: k* was looked for instead")
+            progress.log(notes[-1])
     if kept is None:
         progress.phase("k*", 0)
         k_star = find_k_star(judging, ranked, sizes)
@@ -157,7 +161,7 @@ def judge(
     stability, inclusion = Stability("not measured", why_no_examples), None
     if per_example is not None:
         stability, inclusion = stability_of(graph, per_example, tested, search.groups, kept, plan.seed, progress)
-    return Judgement(replace(report, stability=stability), kept, inclusion)
+    return Judgement(replace(report, stability=stability), kept, inclusion, tuple(notes))
 
 
 def _prepare(graph: Graph, search: Split, held_out: Split, plan: Plan, progress: Progress, memory: Memory) -> Judge:
@@ -196,7 +200,7 @@ def _report(
     share = kept.selected.asked_for / judging.graph.n_edges
     progress.phase("kept circuit", 2)
     of_kept = tuple(judging.point(split, kept, share) for split in judging.ledgers)
-    matched = _matched(judging.graph, kept, plan.matched, rng)
+    matched = _matched(judging.graph, kept, plan.random_circuits, rng)
     kept_random = _band(judging, kept, share, matched, progress)
     by_rule = {ranking.rule: ranking for ranking in on_curve}
     ranking = by_rule.get(kept.selected.rule, on_curve[0] if on_curve else None)
@@ -288,11 +292,13 @@ class _Parts:
 
 def _parts(judging: Judge, kept: Kept, matched: Sequence[BoolMatrix], plan: Plan, progress: Progress) -> _Parts:
     rng = np.random.default_rng((plan.seed, 1))  # of its own: what is asked for besides moves no other figure
+    more = _matched(judging.graph, kept, plan.more_for_tests, np.random.default_rng((plan.seed, 2)))
+    of_tests = [*matched, *more][: plan.tests]
     return _Parts(
         groups=group_figures(judging, kept, plan.seed),
         completeness=completeness.completeness_of(judging, kept, plan.knock_outs, rng, progress),
         minimality=minimality.minimality_of(judging, kept, plan.minimality, plan.tests, rng, progress),
-        tests=hypotheses_of(judging, kept, matched, plan.seed, progress),
+        tests=hypotheses_of(judging, kept, of_tests, plan.seed, progress),
     )
 
 

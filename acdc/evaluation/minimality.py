@@ -4,8 +4,8 @@ Cost: m(C) - m(C without e), and the growth of KL; positive means that the edge 
 for each other are not seen this way: each may go alone, both may not.
 
 The test (Shi et al. 2024, arXiv 2410.13032) compares an edge with edges that do nothing for the circuit: a random path
-embed -> logits is added, and one of its new edges removed again. An edge whose removal moves the circuit less than
-QUANTILE of those is called superfluous, at 5 % over all edges tested (Bonferroni).
+embed -> logits is added, and one of its new edges removed again. An edge is called superfluous whose removal moves the
+circuit further than clearly fewer than QUANTILE of those do, at 5 % over all edges tested (Bonferroni).
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from acdc.evaluation.faithfulness import ROUNDING
 from acdc.evaluation.outcomes import Floats
 
 ALPHA = 0.05
@@ -33,6 +34,11 @@ class Tested:
 def distance(a: Floats, b: Floats) -> float:
     """Between two circuits' metrics on the same examples: the mean |a - b|, in the metric's unit."""
     return float(np.abs(a.astype(np.float64) - b.astype(np.float64)).mean())
+
+
+def is_constant(metric: Floats, beside: Floats) -> bool:
+    """Whether a metric differs between examples by no more than rounding, next to the larger of the two."""
+    return float(np.ptp(metric)) <= ROUNDING * max(float(np.abs(metric).max()), float(np.abs(beside).max()))
 
 
 def equivalence(circuit: Floats, model: Floats) -> Tested | None:
@@ -71,7 +77,7 @@ def independence(complement: Floats, model: Floats, seed: int) -> Tested | None:
     """
     x, y = complement.astype(np.float64), model.astype(np.float64)
     n = len(x)
-    if n < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+    if n < 4 or is_constant(x, y) or is_constant(y, x):
         return None
     between = np.abs(x[:, None] - y[None, :])
     width = float(np.median(between)) or float(between.mean())

@@ -17,6 +17,8 @@ export async function circuitPage(circuitId, signal) {
     el("h3", {}, "Picture"), graph(root, circuit, signal),
     circuit.report ? [el("h3", {}, "Faithfulness"), picture(`${root}/curve.svg`, "Faithfulness curve; the numbers are in the tables below", signal)] : null,
     circuit.report ? null : el("p", {}, "Not evaluated yet: use the form below."),
+    circuit.lead.map((line) => el("p", {}, line)),
+    circuit.sections.some(({ title }) => title === "Challenge") ? picture(`${root}/challenge.svg`, "f in every setting that was tried; the numbers are in the table below", signal) : null,
     circuit.sections.map(section),
     circuit.report ? el("details", {}, el("summary", {}, `Every point of the curve (${circuit.report.points.length})`), table("Points", POINT, circuit.report.points)) : null,
     el("h3", {}, "Edges"), edgeTable(root, circuit, edges),

@@ -23,11 +23,11 @@ FULL = Challenge(
         Tried("zero, kl_divergence", "factorial", 1.21, 0.3, 0.9, 64, 30, 0.3, 0.9),
     ),
     (
-        Control("matched random circuits", 20, 1, tuple(i / 20 for i in range(20)), 0.02),
+        Control("matched random circuits", tuple(i / 20 for i in range(20)), (40,) * 20, 0.02),
         Control("model with random weights", skipped="out of memory"),
     ),
     (Survivor("embed->0.0.v", 1.0), Survivor("0.0->logits", 0.4)),
-    5,
+    12,
     1,
 )
 CASES = {
@@ -77,13 +77,13 @@ def test_what_could_not_be_told_has_no_mark_and_says_so():
     assert "metric prob_diff" not in marks()
     texts = [text.text for text in ET.fromstring(draw_challenge(FULL)).iter(f"{SVG}text")]
     assert texts.count("not told") == 2
-    assert "1 of 20 hold" in texts
+    assert "4 of 20 hold" in texts
 
 
 def test_the_answer_in_a_sentence():
     assert FULL.sentence == (
         "f in [0.8, 1.2] in 2 of 5 settings (1 more could not be told); fails under ablation zero, corruption "
-        "s2_io_flip <b>; 1 of 40 edges survive in at least 90 % of 5 searches; 1 of 20 controls hold"
+        "s2_io_flip <b>; 1 of 40 edges survive in at least 90 % of 12 searches; 4 of 20 controls hold"
     )
     assert CASES["no controls"].sentence.endswith("corruption s2_io_flip <b>")
     drawn = [Tried(f"prompts drawn again, {i}", "one", f, factor="resample") for i, f in enumerate((0.5, 1.0, 3.0))]
@@ -92,7 +92,19 @@ def test_the_answer_in_a_sentence():
         "f in [0.8, 1.2] in 1 of 4 settings; it does not hold in its own setting (f 0.37); fails under 2 of 3 draws of "
         "the same prompts"
     )
-    assert "no single change makes it fail" in Challenge(3, FULL.tried[:1]).sentence
+    assert Challenge(3, FULL.tried[:1]).sentence == "f in [0.8, 1.2] in 1 of 1 settings", "nothing was changed"
+    unchanged = (Tried("as it was found", "own", 1.0), Tried("ablation zero", "one", 1.1))
+    assert Challenge(3, unchanged).sentence.endswith("2 of 2 settings; no single change makes it fail")
+    few = Challenge(3, unchanged, edges=FULL.edges, n_searches=9)
+    assert "9 searches are too few to tell what survives" in few.sentence
+
+
+def test_controls_whose_f_is_withheld_are_not_counted_as_failing():
+    silent = Control("answers", (None, None), (3, 3), 0.1, "m(M) - m(empty) is too small to divide by")
+    told = Control("random", (0.1, None, 1.0), (3, 3, 3), 0.1)
+    assert (silent.told, silent.n_hold) == ((), 0)
+    assert Challenge(3, FULL.tried[:1], (silent,)).sentence == "f in [0.8, 1.2] in 1 of 1 settings"
+    assert Challenge(3, FULL.tried[:1], (silent, told)).sentence.endswith("1 of 2 controls hold")
 
 
 def test_a_challenge_survives_its_json():

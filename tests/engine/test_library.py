@@ -335,3 +335,29 @@ def test_a_file_with_other_types_or_counts_is_refused(circuit: Circuit) -> None:
     for message, one in spoilt.items():
         with pytest.raises(CircuitFileError, match=message):
             Circuit.from_bytes(one.to_bytes())
+
+
+def test_a_faithfulness_that_no_size_reaches_is_said_with_the_circuit(
+    model: Any, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    found = discover(model, tokenizer, selection={"faithfulness": 1.0}, evaluation={**SMALL, "grid": [0.05, 0.1]})
+    assert any("k* was looked for instead" in note for note in found.provenance.run.notes)
+
+
+def test_a_circuit_without_scores_cannot_be_cut_to_another_size(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    loaded = describe_loaded(model, tokenizer)
+    asked = {"task": {"name": "custom", "pairs": rows(), "prompts": 16, "held_out": 8}, "model": loaded.card.reference}
+    spec = {"kind": "evaluate", **asked, "evaluation": SMALL}
+    (written,) = run_on(loaded, parse_job({**spec, "hypothesis": {"nodes": ["mlp0"]}}), Quiet())
+    for selection in ({"size": 5}, {"faithfulness": 0.5}):
+        with pytest.raises(TaskError, match="no scores"):
+            run_on(loaded, parse_job({**spec, "circuit": "c", "selection": selection}), Quiet(), written.circuit)
+
+
+def test_a_fuller_evaluation_keeps_what_the_circuits_job_asked_for() -> None:
+    own = parse_job({"evaluation": {"grid": [0.01, 0.5], "random_circuits": 3, "also_under": ["zero"]}})
+    stored = own.model_dump(mode="json")
+    fuller = parse_job(with_defaults_of(stored, {"kind": "evaluate", "circuit": "c", "evaluation": "full"}))
+    assert fuller.evaluation.extent == "full"
+    assert (fuller.evaluation.grid, fuller.evaluation.random_circuits) == ((0.01, 0.5), 3)
+    assert fuller.evaluation.also_under == ("zero",)

@@ -111,7 +111,8 @@ def test_the_best_circuit_of_unequal_weights_is_sufficient_and_necessary():
     found = {test.name: test for test in report.tests}
     assert found["sufficiency"].rejected
     assert found["partial necessity"].rejected
-    assert found["sufficiency"].n == 40 == report.kept_random.n_circuits
+    assert found["sufficiency"].n == 40
+    assert report.kept_random.n_circuits == 2
     assert found["equivalence"].rejected, "it is below the model on every prompt"
     assert "above the model on 0% of" in found["equivalence"].says
 
@@ -161,9 +162,11 @@ def test_the_circuit_is_run_under_another_ablation_in_that_ones_scale_and_only_w
 
 
 def test_what_is_asked_for_besides_moves_no_other_figure():
-    _, _, plain = judged(MEDIUM, Plan(GRID, random_circuits=40, band_circuits=1), 60)
-    _, _, more = judged(MEDIUM, replace(FULL, random_circuits=40, other_ablations=0), 60)
-    assert replace(more, completeness=plain.completeness, minimality=None) == plain
+    _, _, plain = judged(MEDIUM, Plan(GRID, random_circuits=2, band_circuits=1), 300)
+    _, _, more = judged(MEDIUM, replace(FULL, random_circuits=2, tests=40, other_ablations=0), 300)
+    assert plain.bands
+    assert {test.name for test in more.tests} > {test.name for test in plain.tests}
+    assert replace(more, completeness=plain.completeness, minimality=None, tests=plain.tests) == plain
 
 
 def test_a_circuit_without_edges_has_no_closer_look():
@@ -227,3 +230,31 @@ def test_every_part_names_its_phase_and_can_be_stopped(phase):
     with pytest.raises(Cancelled):
         judged(SMALL, FULL, progress=progress)
     assert progress.phases[-1] == phase
+
+
+def test_random_circuits_that_are_the_circuit_itself_are_no_comparison():
+    """The whole graph has no other circuit of its size and layer profile."""
+    scores, search, held_out = case(SMALL)
+    whole = Kept.of(SMALL, SMALL.legal, "hypothesis")
+    report = judge(
+        SMALL, scores, SMALL.legal, search=search, held_out=held_out, plan=FULL, progress=Notes(), kept=whole
+    ).report
+    assert [test.name for test in report.tests] == ["equivalence", "claimed equivalence", "independence"]
+    assert "do the same on every prompt" in report.tests[0].says
+
+
+def test_a_metric_by_which_the_model_is_alike_on_every_prompt_tests_nothing():
+    """KL to the model itself is zero everywhere, up to rounding."""
+    weights = case(SMALL)[0].astype(np.float64)
+    shares = np.random.default_rng(0).uniform(0.8, 1.2, 12)
+    splits = {}
+    for name in ("search", "held_out"):
+        measure = Additive(weights, shares, base=0.0, g=lambda kept: kept - 1.0 + 1e-9)
+        splits[name] = split_of(measure, name)
+    kept = rank(SMALL, weights.astype(np.float32), SMALL.legal, "signed").select(40)
+    report = judge(
+        SMALL, weights.astype(np.float32), SMALL.legal, **splits, plan=Plan(GRID), progress=Notes(), kept=kept
+    ).report
+    assert len(report.tests) == 3
+    assert {(test.p, test.rejected) for test in report.tests} == {(None, None)}
+    assert all("the model itself does the same" in test.says for test in report.tests)

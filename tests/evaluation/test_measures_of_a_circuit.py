@@ -231,3 +231,23 @@ def test_a_number_that_is_not_finite_never_leaves():
 
     with pytest.raises(ModelError, match="held_out"):
         Ledger(split_of(Broken(SMALL.legal * 1.0, np.ones(3)), "held_out"), Quiet())(EMPTY)
+
+
+# -- guarded areas ---------------------------------------------------------------------------------------------------
+
+
+def test_a_size_that_predicts_no_better_than_nothing_counts_as_a_whole_miss_at_least():
+    """f of 1 by pairs of edges that cancel, while KL is the empty circuit's or more; and an f that is worse still."""
+    fractions = (0.25, 0.5, 0.75, 1.0)
+    rows = zip(fractions, (1.0, 1.0, 5.0, 1.0), (1.0, 0.4, 1.5, 0.0), strict=True)
+    points = [Point("held_out", "signed", x, 0, 0, 0.0, f, 0.0, share, 1.0, (0.0,) * 5) for x, f, share in rows]
+    areas = areas_of(points)
+    weights = trapezoid_weights(np.array(fractions))
+    assert areas.cmd == pytest.approx(weights @ [0, 0, 4, 0])
+    assert areas.cmd_guarded == pytest.approx(weights @ [1, 0, 4, 0])
+    assert areas.kl_area == pytest.approx(weights @ [1.0, 0.4, 1.5, 0.0])
+
+
+def test_a_kl_share_that_is_not_known_guards_nothing_and_has_no_area():
+    areas = areas_of([replace(point, kl_share=None) for point in a_curve(lambda x: 1.0)])
+    assert (areas.cmd_guarded, areas.kl_area) == (pytest.approx(0), None)
