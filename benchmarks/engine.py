@@ -9,6 +9,8 @@ forward-backward (gradient at the embeddings), both with logits at the last posi
 eap-memory-residuals-per-layer: what `eap` holds at its peak beyond the bare forward-backward, in residual streams
 (batch x pos x d_model) per layer. On a CPU from resident memory of fresh processes, on a GPU from its allocator.
 masked-forward-ratio: one edge-masked forward with a random mask over one bare forward.
+evaluation-over-masked-forward: measuring CIRCUITS random circuits as an evaluation does (metric, KL, accuracy, answer
+log-probability; many circuits a batch) over as many edge-masked forwards of one circuit each.
 """
 
 from __future__ import annotations
@@ -37,13 +39,15 @@ from acdc.models.parity import check_parity, probe_tokens
 from acdc.models.transformer import Transformer, as_found
 from acdc.patching.ablation import Resample
 from acdc.patching.batches import make_batches
-from acdc.patching.circuits import prepare
+from acdc.patching.circuits import measure, prepare
 from acdc.patching.masked import run_masked
 from acdc.progress import Quiet
 from acdc.tasks.prompts import Pair
 
 MEMORY = 2**33
 RIGHT, WRONG = 5, 6
+CIRCUITS = 16
+JUDGED = ("logit_diff", "kl_divergence", "accuracy", "answer_logprob")
 
 
 def llama(layers: int, heads: int, kv: int, d: int, mlp: int, vocab: int) -> PreTrainedModel:
@@ -106,6 +110,17 @@ def masked_forward(problem: Problem) -> None:
     t, (p, *_) = problem.t, problem.prompts
     mask = (torch.rand(1, *t.graph.legal.shape, generator=torch.Generator().manual_seed(0)) < 0.5).to(t.device)
     t.unembed(p.batch.take(run_masked(t, p.inputs, p.ablation, mask.to(t.dtype))))
+
+
+def judged_circuits(problem: Problem) -> None:
+    t = problem.t
+    masks = (torch.rand(CIRCUITS, *t.graph.legal.shape, generator=torch.Generator().manual_seed(0)) < 0.5).to(t.dtype)
+    measure(t, problem.prompts, masks, [METRICS[name] for name in JUDGED], MEMORY)
+
+
+def masked_forwards(problem: Problem) -> None:
+    for _ in range(CIRCUITS):
+        masked_forward(problem)
 
 
 def seconds(t: Transformer, work: Callable[[], None]) -> float:
@@ -228,10 +243,19 @@ def main() -> None:
     how = f"{arguments.shape}, random weights, {arguments.prompts} prompts of {arguments.tokens} tokens, float32"
     eap = ratios(problem, whole_eap, bare_eap, arguments.runs)
     masked = ratios(problem, masked_forward, bare_forward, arguments.runs)
+    judged = ratios(problem, judged_circuits, masked_forwards, max(3, arguments.runs // 3))
     figures = [
         figure("eap-cost-ratio", statistics.median(eap), "x", 1.5, len(eap), f"median of paired runs; {how}"),
         figure(
             "masked-forward-ratio", statistics.median(masked), "x", 3.0, len(masked), f"median of paired runs; {how}"
+        ),
+        figure(
+            "evaluation-over-masked-forward",
+            statistics.median(judged),
+            "x",
+            1.5,
+            len(judged),
+            f"median of paired runs, {CIRCUITS} circuits; {how}",
         ),
         figure(
             "eap-memory-residuals-per-layer",
