@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from acdc.errors import SpecError
+from acdc.selection import RULES
 from acdc.spec import AblationName, ChallengeSpec, DiscoverSpec, EvaluateSpec, MeasuredSpec, Varied, parse_job
 from acdc.tasks import TASKS
 
+BY_SIZE = ("signed", "absolute")  # rules that sort the edges; greedy grows a circuit
 METRICS = ("logit_diff", "prob_diff", "answer_logprob", "kl_divergence")
-RULES = ("signed", "absolute")
 OWN = "as it was found"
 RANDOM = "matched random circuits"
 N_RANDOM = 20
@@ -72,7 +73,7 @@ def controls_of(spec: ChallengeSpec, behind: MeasuredSpec, rule: str) -> list[Co
 
 
 def can_search(spec: ChallengeSpec, behind: MeasuredSpec, rule: str) -> bool:
-    return spec.search and isinstance(behind, DiscoverSpec) and rule in (*RULES, "greedy", "decisions")
+    return spec.search and isinstance(behind, DiscoverSpec) and rule in (*RULES, "decisions")
 
 
 def n_runs(spec: ChallengeSpec, behind: MeasuredSpec, rule: str) -> tuple[int, int]:
@@ -92,14 +93,18 @@ def _one_at_a_time(
         case "corruption" if behind.ablation.kind == "resample":  # else nothing is taken from corrupt prompts
             for corruption in _corruptions(behind)[1:]:
                 yield _setting(
-                    f"corruption {corruption}", "one", behind, {"task": _corrupted(behind, corruption)}, searches
+                    f"corruption {corruption}",
+                    "one",
+                    behind,
+                    {"task": _task_with(behind, corruption=corruption)},
+                    searches,
                 )
         case "metric":
             for metric in METRICS:
                 if metric != behind.metric:
                     yield _setting(f"metric {metric}", "one", behind, {"metric": metric}, searches)
-        case "rule" if rule in (*RULES, "greedy"):
-            for other in RULES:
+        case "rule" if rule in RULES:
+            for other in BY_SIZE:
                 if other != rule:
                     yield Setting(f"rule {other}", "one", behind, False, rule=other)  # the search is the same
         case "prompts" if behind.task.pairs is None:  # of the user's own there are no others
@@ -136,7 +141,7 @@ def _factorial(spec: ChallengeSpec, behind: MeasuredSpec, searches: bool) -> Ite
         if corruption != _corruptions(behind)[0]:
             if kind != "resample":
                 continue
-            changes["task"] = _corrupted(behind, corruption)
+            changes["task"] = _task_with(behind, corruption=corruption)
         if metric != behind.metric:
             changes["metric"] = metric
         if len(changes) > 1:
@@ -175,10 +180,6 @@ def _corruptions(behind: MeasuredSpec) -> tuple[str, ...]:
     every = TASKS[behind.task.name].corruptions
     own = behind.task.corruption or every[0]
     return (own, *(name for name in every if name != own))
-
-
-def _corrupted(behind: MeasuredSpec, corruption: str) -> dict[str, Any]:
-    return _task_with(behind, corruption=corruption)
 
 
 def _task_with(behind: MeasuredSpec, **changes: Any) -> dict[str, Any]:

@@ -24,13 +24,13 @@ from acdc.challenge_settings import Setting as Variation
 from acdc.circuit import Circuit
 from acdc.errors import AcdcError, Cancelled, SpecError, TaskError, is_out_of_memory
 from acdc.evaluation.bootstrap import units_of
-from acdc.evaluation.curve import Judge
-from acdc.evaluation.faithfulness import point_of, scale_of
+from acdc.evaluation.curve import Judge, scale_on
 from acdc.evaluation.groups import group_figures
 from acdc.evaluation.judging import Plan, judge
 from acdc.evaluation.measuring import Ledger
 from acdc.evaluation.memory import key_of
 from acdc.evaluation.random_circuits import random_circuits
+from acdc.evaluation.split_half import overlap
 from acdc.from_spec import (
     job_of,
     provenance_of,
@@ -39,10 +39,10 @@ from acdc.from_spec import (
     search_of,
     setting_of,
 )
-from acdc.graph import BoolMatrix, Graph
+from acdc.graph import Graph
 from acdc.models.loading import Loaded
 from acdc.plain import from_plain
-from acdc.progress import Checkpoint, Progress
+from acdc.progress import Checkpoint, Part, Progress
 from acdc.report import GroupFigures, Point
 from acdc.result import Result
 from acdc.selection import RULES, Kept, rank
@@ -88,7 +88,6 @@ class _Run:
     tried: list[Tried] = field(default_factory=list)
     controls: list[Control] = field(default_factory=list)
     found: list[npt.NDArray[np.uint8]] = field(default_factory=list)
-    n_settings: int = 0
     key: str | None = None
     total: int = 0
 
@@ -100,15 +99,19 @@ class _Run:
             facts = saved.facts
             self.tried = [from_plain(Tried, one) for one in facts["tried"]]  # type: ignore[attr-defined]
             self.controls = [from_plain(Control, one) for one in facts["controls"]]  # type: ignore[attr-defined]
-            self.n_settings, self.key = facts["n_settings"], facts["key"]  # type: ignore[assignment]
+            self.key = facts["key"]  # type: ignore[assignment]
             self.found = list(saved.arrays["found"].astype(np.uint8)) if "found" in saved.arrays else []
+
+    @property
+    def n_settings(self) -> int:
+        """That are done: groups are seen within the circuit's own."""
+        return sum(one.kind != "group" for one in self.tried)
 
     def save(self) -> None:
         arrays = {"found": np.stack(self.found)} if self.found else {}
         facts = {
             "tried": [asdict(one) for one in self.tried],
             "controls": [asdict(one) for one in self.controls],
-            "n_settings": self.n_settings,
             "key": self.key,
             "source": self.source_key,
         }
@@ -126,7 +129,6 @@ class _Run:
                 raise  # without it there is nothing to compare with
             found = [Tried(variation.name, variation.kind, skipped=why, factor=variation.factor)]
         self.tried += found
-        self.n_settings += 1
         self.save()
 
     def _measured(self, variation: Variation, inner: Progress) -> list[Tried]:
@@ -149,7 +151,7 @@ class _Run:
             accuracy=points[0].accuracy,
             n_examples=len(setting.held_out.pairs),
             found_edges=again.selected.connected if again else None,
-            jaccard=overlap(again.mask, self.source.kept) if again else None,
+            jaccard=overlap(again.mask, self.source.kept)[0] if again else None,
             found_f=points[1].f if again else None,
             skipped="" if points[0].f is not None else WITHHELD,
             factor=variation.factor,
@@ -183,7 +185,7 @@ class _Run:
             return rank(graph, found.scores, found.tested, rule).select(wanted.asked_for)
         kept = {one.key: Kept.of(graph, one.kept, rule) for one in results if one.kept is not None}
         if self.key not in kept:  # in the circuit's own setting, which is the first: which of several it is
-            self.key = max(kept, key=lambda key: overlap(kept[key].mask, self.source.kept))
+            self.key = max(kept, key=lambda key: overlap(kept[key].mask, self.source.kept)[0])
         return kept[self.key]
 
     # -- controls ------------------------------------------------------------------------------------------------------
@@ -222,13 +224,13 @@ class _Run:
             name,
             f=tuple(point.f for point in points),
             edges=tuple(one.selected.connected for one in circuits),
-            jaccard=float(np.mean([overlap(one.mask, self.source.kept) for one in circuits])),
+            jaccard=float(np.mean([overlap(one.mask, self.source.kept)[0] for one in circuits])),
             skipped="" if told else WITHHELD,
         )
 
     def _begin(self, name: str) -> Progress:
         done = self.n_settings + len(self.controls)
-        return _Within(self.progress, f"{min(done + 1, self.total)} of {self.total}, {name}")
+        return Part(self.progress, f"{min(done + 1, self.total)} of {self.total}, {name}")
 
     # -- what survived -------------------------------------------------------------------------------------------------
 
@@ -281,11 +283,6 @@ def _why(error: Exception) -> str:
     if is_out_of_memory(error):
         return "the device has too little memory for it beside the circuit's own setting"
     raise error
-
-
-def overlap(a: BoolMatrix, b: BoolMatrix) -> float:
-    """Jaccard; 0 for two empty circuits, which have nothing in common."""
-    return int((a & b).sum()) / max(int((a | b).sum()), 1)
 
 
 def split_as(prompts: PromptSet, held_out: Sequence[str]) -> PromptSet:
@@ -343,14 +340,9 @@ def _judged(
     graph: Graph = setting.t.graph
     inner.phase("held-out prompts", 2 + len(circuits))
     ledger = Ledger(setting.held_out.split(setting.t, spec.metric), inner)
-    nothing = np.zeros_like(graph.legal)
-    full, empty, *outcomes = ledger.all_of([graph.legal, nothing, *(one.mask for one in circuits)])
-    scale = scale_of(full, empty, ledger.split.groups, spec.seed)
-    points = [
-        point_of(outcome, scale, "held_out", one.selected, one.selected.asked_for / graph.n_edges)
-        for outcome, one in zip(outcomes, circuits, strict=True)
-    ]
-    return Judge(graph, {"held_out": ledger}, {"held_out": scale}), points
+    judging = Judge(graph, {"held_out": ledger}, {"held_out": scale_on(ledger, graph, spec.seed)})
+    shares = [one.selected.asked_for / graph.n_edges for one in circuits]
+    return judging, judging.points("held_out", circuits, shares, done_before=2)
 
 
 def _core(own: Setting, run: _Run, core: Kept, wall_time_s: float) -> Result:
@@ -363,7 +355,7 @@ def _core(own: Setting, run: _Run, core: Kept, wall_time_s: float) -> Result:
         search=own.search.split(own.t, behind.metric),
         held_out=own.held_out.split(own.t, behind.metric),
         plan=Plan(behind.evaluation.grid, rules=(), seed=behind.seed),
-        progress=_Within(run.progress, "the surviving core"),
+        progress=Part(run.progress, "the surviving core"),
         kept=core,
         why_no_examples="a challenge does not resample for it; its edges survived what the challenge says",
     )
@@ -382,24 +374,3 @@ def _core(own: Setting, run: _Run, core: Kept, wall_time_s: float) -> Result:
         report=judgement.report,
     )
     return Result("core", circuit)
-
-
-class _Within:
-    """The progress of one setting: its phases carry the setting's name, and only the challenge itself saves."""
-
-    def __init__(self, progress: Progress, title: str) -> None:
-        self._progress, self._title = progress, title
-
-    def phase(self, name: str, total: int) -> None:
-        self._progress.phase(f"{self._title}: {name}", total)
-
-    def step(self, done: int, note: str = "") -> None:
-        self._progress.step(done, note)
-
-    def log(self, message: str) -> None:
-        self._progress.log(message)
-
-    def save(self, checkpoint: Checkpoint) -> None: ...
-
-    def resume(self) -> Checkpoint | None:
-        return None

@@ -112,6 +112,12 @@ class Provenance:
     choices: Choices
     run: Run
 
+    @property
+    def job(self) -> dict[str, Any]:
+        """The spec of the job behind it. One made without a job still names model, task and metric."""
+        known = {"model": self.model.reference, "task": self.task.name, "metric": self.choices.metric}
+        return {**known, **self.run.spec}
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Provenance:
         """The inverse of `asdict`, after JSON. Raises TypeError or ValueError."""

@@ -92,9 +92,7 @@ def held_out_under(setting: Setting, ablation: Ablation, metric: str) -> Split:
 
 def job_of(circuit: Circuit) -> MeasuredSpec:
     """The job that a stored circuit came from. Raises SpecError where its file names none that finds circuits."""
-    made = circuit.provenance
-    known = {"model": made.model.reference, "task": made.task.name, "metric": made.choices.metric}
-    spec = parse_job({**known, **made.run.spec})
+    spec = parse_job(circuit.provenance.job)
     if not isinstance(spec, MeasuredSpec):
         raise SpecError(f"the circuit's file says that a job of kind {spec.kind!r} made it, and none of these does")
     return spec

@@ -53,3 +53,25 @@ class Quiet:
 
     def resume(self) -> Checkpoint | None:
         return None
+
+
+class Part:
+    """The progress of a part of a run: its phases may carry the part's name, and its checkpoints are not the run's, so
+    they are neither kept nor resumed from."""
+
+    def __init__(self, progress: Progress, title: str = "") -> None:
+        self._progress, self._title = progress, title
+
+    def phase(self, name: str, total: int) -> None:
+        self._progress.phase(f"{self._title}: {name}" if self._title else name, total)
+
+    def step(self, done: int, note: str = "") -> None:
+        self._progress.step(done, note)
+
+    def log(self, message: str) -> None:
+        self._progress.log(message)
+
+    def save(self, checkpoint: Checkpoint) -> None: ...
+
+    def resume(self) -> Checkpoint | None:
+        return None

@@ -291,9 +291,14 @@ class Report:
     def headline(self) -> str:
         """k* and the stored selection on held-out prompts, in one line."""
         star = "not looked for" if self.k_star is None else _size_of_k_star(self.k_star)
-        own = next((point for point in self.kept if point.split == "held_out"), None)
+        own = self.kept_held_out
         figures = "f and KL share not measured" if own is None else own.figures
         return f"k* {star}, held out: {figures}"
+
+    @property
+    def kept_held_out(self) -> Point | None:
+        """The stored selection itself, held out."""
+        return next((point for point in self.kept if point.split == "held_out"), None)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from acdc.evaluation.memory import Memory
-from acdc.progress import Checkpoint, Progress
+from acdc.progress import Checkpoint, Part, Progress
 
 _SEARCH, _MEASURED = "search/", "measured/"
 
@@ -47,20 +47,12 @@ def _part(saved: Checkpoint | None, prefix: str) -> Checkpoint | None:
     return Checkpoint(kept["step"], kept["facts"], arrays)
 
 
-class _Search:
+class _Search(Part):
     """The job's progress, but for its checkpoints."""
 
     def __init__(self, stages: Stages, progress: Progress) -> None:
-        self._stages, self._progress = stages, progress
-
-    def phase(self, name: str, total: int) -> None:
-        self._progress.phase(name, total)
-
-    def step(self, done: int, note: str = "") -> None:
-        self._progress.step(done, note)
-
-    def log(self, message: str) -> None:
-        self._progress.log(message)
+        super().__init__(progress)
+        self._stages = stages
 
     def save(self, checkpoint: Checkpoint) -> None:
         self._stages.save_search(checkpoint)

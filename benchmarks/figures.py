@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,15 @@ AROUND_THE_ENGINE = ("api", "cli", "drawing", "store", "web")
 
 def engine_hash() -> str:
     """Of the engine's code: what other code found or took is not kept with what this one does."""
+    return code_hash(lambda room: room not in AROUND_THE_ENGINE)
+
+
+def code_hash(counts: Callable[[str], bool]) -> str:
+    """Of the package's code in the rooms (folders, or modules by file name) that count."""
     digest = hashlib.sha256()
     root = Path(acdc.__file__).parent
     for file in sorted(root.rglob("*.py")):
-        if file.relative_to(root).parts[0] not in AROUND_THE_ENGINE:
+        if counts(file.relative_to(root).parts[0]):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -14,7 +14,6 @@ one file under build/bench_methods: what was run stays, run the command again to
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import subprocess
 import sys
@@ -24,14 +23,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from figures import Figure, Lines, environment, write
+from figures import Figure, Lines, code_hash, environment, write
 
-import acdc
 from acdc.evaluation.areas import areas_of
-from acdc.evaluation.curve import Judge, curve, sizes_of
-from acdc.evaluation.faithfulness import scale_of
+from acdc.evaluation.curve import Judge, curve, scale_on, sizes_of
 from acdc.evaluation.k_star import meets
 from acdc.evaluation.measuring import Ledger
 from acdc.evaluation.stability import stability_of
@@ -143,7 +139,7 @@ def main() -> None:
     for cell in cells:
         _print_cell(cell, {entry.name: scores.get((cell, entry)) for entry in entries})
     by_cell = {cell.name: {e.name: s for (c, e), s in scores.items() if c == cell} for cell in cells}
-    facts = environment(torch.device("cpu"), rankings=_code_hash(), prompts=options.prompts, held_out=HELD_OUT)
+    facts = environment(torch.device("cpu"), rankings=_rankings_hash(), prompts=options.prompts, held_out=HELD_OUT)
     cells_as_data = {cell: {name: asdict(score) for name, score in found.items()} for cell, found in by_cell.items()}
     write(options.out, figures_of(by_cell), {**facts, "cells": cells_as_data})
 
@@ -166,17 +162,12 @@ def _options() -> argparse.Namespace:
 
 def _file(cell: Cell, entry: Entry, prompts: int) -> Path:
     stem = "-".join("".join(c if c.isalnum() else " " for c in f"{cell.name} {entry.name}").split())
-    return Path("build/bench_methods") / _code_hash() / f"{stem}-{entry.prompts or prompts}.json"
+    return Path("build/bench_methods") / _rankings_hash() / f"{stem}-{entry.prompts or prompts}.json"
 
 
-def _code_hash() -> str:
+def _rankings_hash() -> str:
     """Of the code that decides the numbers."""
-    digest = hashlib.sha256()
-    root = Path(acdc.__file__).parent
-    for room in ROOMS:
-        for file in sorted((root / room).rglob("*.py")) if (root / room).is_dir() else [root / room]:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
+    return code_hash(lambda room: room in ROOMS)
 
 
 def _run_apart(cell: Cell, entry: Entry, options: argparse.Namespace) -> None:
@@ -216,8 +207,7 @@ def score_of(cell: Cell, entry: Entry, prompts: int) -> Score:
         found = next(one for one in search_of(setting, spec, progress) if one.is_ranking)
         seconds, peak = time.process_time() - begin, peak_memory_bytes(setting.t.device)
         ledger = Ledger(setting.held_out.split(setting.t, spec.metric), progress)
-        full, empty = ledger.all_of([graph.legal, np.zeros_like(graph.legal)])
-        judge = Judge(graph, {"held_out": ledger}, {"held_out": scale_of(full, empty, ledger.split.groups, 0)})
+        judge = Judge(graph, {"held_out": ledger}, {"held_out": scale_on(ledger, graph, 0)})
         rankings = [rank(graph, found.scores, found.tested, rule) for rule in ("absolute", "signed")]
         points = curve(judge, rankings, sizes_of(GRID, graph.n_edges))
     absolute, signed = (areas_of([p for p in points if p.rule == rule]) for rule in ("absolute", "signed"))

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from acdc.api.services import Services, checked_id
+from acdc.circuit import Provenance
 from acdc.errors import Fault, Forbidden, SpecError, UnknownModel
 from acdc.models.allowed import AllowList
 from acdc.settings import Settings
 from acdc.spec import JobSpec, OnCircuit, PromptsSpec, parse_job, reference_of, with_defaults_of
-from acdc.store import CircuitDetail
 
 _ABOUT_CIRCUITS = ("evaluate", "try", "challenge")
 
@@ -24,7 +24,8 @@ def admitted(services: Services, data: object) -> tuple[JobSpec, PromptsSpec]:
     """
     behind: Mapping[str, Any] = {}
     if isinstance(data, Mapping) and data.get("kind") in _ABOUT_CIRCUITS and isinstance(data.get("circuit"), str):
-        behind = _spec_behind(services.store.circuits.get(checked_id("circuit", data["circuit"])))
+        detail = services.store.circuits.get(checked_id("circuit", data["circuit"]))
+        behind = Provenance.from_dict(detail.provenance).job
         data = with_defaults_of(behind, data) if data["kind"] == "evaluate" else data
     spec = parse_job(data)
     measured = parse_job(behind) if isinstance(spec, OnCircuit) else spec
@@ -33,12 +34,6 @@ def admitted(services: Services, data: object) -> tuple[JobSpec, PromptsSpec]:
     _check_model(measured.model, services.settings)
     _check_prompts(measured, services.settings.max_prompts)
     return spec, measured
-
-
-def _spec_behind(detail: CircuitDetail) -> dict[str, Any]:
-    """The spec of the job that found it. One made without (in a notebook) still names model, task and metric."""
-    known = {"model": detail.row.model_reference, "task": detail.row.task, "metric": detail.row.metric}
-    return {**known, **detail.provenance["run"]["spec"]}
 
 
 def _check_model(model: str, settings: Settings) -> None:

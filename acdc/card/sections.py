@@ -264,7 +264,7 @@ def _range(values: Sequence[float | None]) -> tuple[float | None, float | None, 
 
 
 def _elsewhere(report: Report) -> Section:
-    own = next((p for p in report.kept if p.split == "held_out"), None)
+    own = report.kept_held_out
     rows: list[tuple[Cell, ...]] = []
     if own is not None:
         ends = report.metric_full["held_out"], report.metric_empty["held_out"]

@@ -192,11 +192,12 @@ def _finish(result: dict[str, Any], out: Path) -> tuple[dict[str, Any], list[Any
     file = Path(result["circuit"])
     circuit = Circuit.load(file)
     stem = file.name.removesuffix(".circuit.safetensors")
-    pictures = [write_file(out / f"{stem}.svg", draw_circuit(circuit))]
+    diagram = draw_circuit(circuit)
+    pictures = [write_file(out / f"{stem}.svg", diagram)]
     if circuit.report is not None and circuit.report.points:
         pictures.append(write_file(out / f"{stem}.curve.svg", draw_curve(circuit.report)))
     card = card_of(f"{circuit.provenance.task.name} on {circuit.provenance.model.title}", circuit)
-    page = write_file(out / f"{stem}.html", to_page(card, draw_circuit(circuit)))
+    page = write_file(out / f"{stem}.html", to_page(card, diagram))
     shown = list(summarise(circuit, [str(path) for path in pictures], title=result["key"]))
     shown += [f"card       {page}", f"file       {file}"]
     return {**data, "pictures": [str(path) for path in pictures], "card": str(page), **summary_data(circuit)}, shown

@@ -30,7 +30,7 @@ from acdc.discovery.problem import Found, Problem
 from acdc.errors import TaskError
 from acdc.evaluation.bootstrap import units_of
 from acdc.evaluation.outcomes import Bools, Floats
-from acdc.progress import Checkpoint, Progress
+from acdc.progress import Part, Progress
 
 RESAMPLES = 1000
 EDGES_AT_ONCE = 2**13
@@ -63,7 +63,8 @@ def score_ensemble(
     facts: dict[str, float] = {}
     for number, member in enumerate(methods, 1):
         progress.log(f"ensemble: {member.name}, {number} of {len(methods)}")
-        (found,) = member.score(problem, _NoCheckpoints(progress), **member.arguments)
+        # A checkpoint of one method would be taken for that of another.
+        (found,) = member.score(problem, Part(progress), **member.arguments)
         scores = graph.in_order(found.scores).astype(np.float64)
         facts |= {f"{name} ({number})": value for name, value in found.facts.items()}
         if consistency is not None:
@@ -105,15 +106,3 @@ def _consistent(problem: Problem, member: Member, found: Found, scores: Floats, 
     groups = problem.groups or [str(example) for example in range(problem.n_examples)]
     is_consistent: npt.NDArray[np.bool_] = share_of_sign(found.per_example, scores, groups, seed) >= consistency
     return is_consistent
-
-
-class _NoCheckpoints:
-    """The progress of one method among several: a checkpoint would be taken for that of another."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.phase, self.step, self.log = progress.phase, progress.step, progress.log
-
-    def save(self, checkpoint: Checkpoint) -> None: ...
-
-    def resume(self) -> Checkpoint | None:
-        return None

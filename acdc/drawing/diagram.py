@@ -31,7 +31,6 @@ from acdc.drawing.svg import (
     wrap,
 )
 from acdc.graph import Edge
-from acdc.report import Point
 
 POSITIVE, NEGATIVE, UNSCORED = "#14497f", "#c2410c", "#6b7280"
 DASH, SOLID = "6 4", "none"
@@ -107,17 +106,12 @@ def _parameters(choices: Choices) -> str:
 
 
 def _judgement(circuit: Circuit) -> str:
-    point = _held_out(circuit)
+    point = circuit.report.kept_held_out if circuit.report else None
     if point is None:
         return "not evaluated on held-out prompts"
     f = "f withheld (the full and the empty circuit differ too little)" if point.f is None else f"f {point.f:.2f}"
     kl = "KL share unknown" if point.kl_share is None else f"KL(C)/KL(∅) {point.kl_share:.2f}"
     return f"held out: {f}, {kl}"
-
-
-def _held_out(circuit: Circuit) -> Point | None:
-    kept = circuit.report.kept if circuit.report else ()
-    return next((point for point in kept if point.split == "held_out"), None)
 
 
 def _notes(circuit: Circuit, kept: Sequence[Edge], shown: Sequence[Edge]) -> list[str]:

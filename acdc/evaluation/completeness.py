@@ -63,7 +63,7 @@ def _knock_outs(
     """Every set, cut from the circuit and from the model. A node is cut by cutting every edge out of it."""
     masks = [_without(of, chosen) for _, chosen in sets for of in (mask, judge.graph.legal)]
     outcomes = judge.ledgers["held_out"].all_of(masks, done_before)
-    means = [float(outcome.metric.mean(dtype=np.float64)) for outcome in outcomes]
+    means = [outcome.mean_metric for outcome in outcomes]
     scale = judge.scales["held_out"]
     return [
         KnockOut(

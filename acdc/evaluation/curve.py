@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from acdc.evaluation.faithfulness import Scale, point_of
+import numpy as np
+
+from acdc.evaluation.faithfulness import Scale, point_of, scale_of
 from acdc.evaluation.measuring import Ledger
 from acdc.graph import Graph
 from acdc.report import Point
@@ -49,6 +51,12 @@ class Judge:
             point_of(outcome, self.scales[split], split, one.selected, fraction)
             for outcome, one, fraction in zip(outcomes, kept, fractions, strict=True)
         ]
+
+
+def scale_on(ledger: Ledger, graph: Graph, seed: int, done_before: int = 0) -> Scale:
+    """The scale of a split, from the model and the empty circuit measured on it."""
+    full, empty = ledger.all_of([graph.legal, np.zeros_like(graph.legal)], done_before)
+    return scale_of(full, empty, ledger.split.groups, seed)
 
 
 def curve(judge: Judge, rankings: Sequence[Ranking], sizes: Sequence[Size]) -> list[Point]:

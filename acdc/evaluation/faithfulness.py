@@ -48,9 +48,9 @@ def scale_of(full: Outcome, empty: Outcome, groups: Sequence[str], seed: int) ->
     have either sign), or where that mean is below 1e-6 of the largest metric seen (it is rounding).
     """
     return Scale(
-        full=_mean(full.metric),
-        empty=_mean(empty.metric),
-        kl_empty=_mean(empty.kl),
+        full=full.mean_metric,
+        empty=empty.mean_metric,
+        kl_empty=empty.mean_kl,
         can_divide=can_divide_by(full.metric, empty.metric, groups, seed),
     )
 
@@ -64,7 +64,7 @@ def can_divide_by(full: Floats, empty: Floats, groups: Sequence[str], seed: int)
 
 def point_of(outcome: Outcome, scale: Scale, split: str, selected: Selected, fraction: float) -> Point:
     """One circuit's figures on one split."""
-    metric, kl = _mean(outcome.metric), _mean(outcome.kl)
+    metric, kl = outcome.mean_metric, outcome.mean_kl
     return Point(
         split=split,
         rule=selected.rule,
@@ -78,17 +78,13 @@ def point_of(outcome: Outcome, scale: Scale, split: str, selected: Selected, fra
         accuracy=float(outcome.correct.mean()),
         quantiles=_quantiles(outcome.metric),
         kl_quantiles=_quantiles(outcome.kl),
-        answer_logprob=_mean(outcome.answer_logprob),
+        answer_logprob=float(outcome.answer_logprob.mean(dtype=np.float64)),
     )
 
 
 def _quantiles(values: Floats) -> tuple[float, float, float, float, float]:
     q05, q25, q50, q75, q95 = (float(q) for q in np.quantile(values.astype(np.float64), QUANTILES))
     return q05, q25, q50, q75, q95
-
-
-def _mean(values: Floats) -> float:
-    return float(values.mean(dtype=np.float64))
 
 
 def _largest(values: Floats) -> float:

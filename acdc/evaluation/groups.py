@@ -30,7 +30,7 @@ def _of_split(judge: Judge, ledger: Ledger, kept: Kept, seed: int) -> Iterator[G
             continue
         full, empty, circuit = (outcome.of_examples(groups == name) for outcome in outcomes)
         scale = scale_of(full, empty, [str(name)] * int(n), seed)
-        metric = float(circuit.metric.mean(dtype=np.float64))
+        metric = circuit.mean_metric
         yield GroupFigures(
             split=ledger.split.name,
             group=str(name),
@@ -38,6 +38,6 @@ def _of_split(judge: Judge, ledger: Ledger, kept: Kept, seed: int) -> Iterator[G
             metric=metric,
             metric_full=scale.full,
             f=scale.f(metric),
-            kl_share=scale.kl_share(float(circuit.kl.mean(dtype=np.float64))),
+            kl_share=scale.kl_share(circuit.mean_kl),
             accuracy=float(circuit.correct.mean()),
         )

@@ -12,8 +12,7 @@ from acdc.circuit import Scores
 from acdc.evaluation import completeness, minimality, reaching
 from acdc.evaluation.areas import areas_of
 from acdc.evaluation.behaviour import verdict_on
-from acdc.evaluation.curve import Judge, Size, curve, sizes_of
-from acdc.evaluation.faithfulness import point_of, scale_of
+from acdc.evaluation.curve import Judge, Size, curve, scale_on, sizes_of
 from acdc.evaluation.groups import group_figures
 from acdc.evaluation.hypotheses import FEWEST_CIRCUITS, hypotheses_of
 from acdc.evaluation.k_star import find_k_star, most_trials, target_size
@@ -169,8 +168,7 @@ def _prepare(graph: Graph, search: Split, held_out: Split, plan: Plan, progress:
     ledgers = {split.name: Ledger(split, progress, memory) for split in (search, held_out)}
     scales = {}
     for i, (name, ledger) in enumerate(ledgers.items()):
-        full, empty = ledger.all_of([graph.legal, np.zeros_like(graph.legal)], done_before=2 * i)
-        scales[name] = scale_of(full, empty, ledger.split.groups, plan.seed)
+        scales[name] = scale_on(ledger, graph, plan.seed, done_before=2 * i)
         if not scales[name].can_divide:
             progress.log(f"f is withheld on the {name} prompts: m(M) - m(empty) is too small to divide by")
     return Judge(graph, ledgers, scales)
@@ -274,8 +272,8 @@ def _band(judging: Judge, kept: Kept, fraction: float, masks: Sequence[BoolMatri
         fraction=fraction,
         connected=kept.selected.connected,
         n_circuits=len(masks),
-        f=tuple(scale.f(float(outcome.metric.mean(dtype=np.float64))) for outcome in outcomes),
-        kl_share=tuple(scale.kl_share(float(outcome.kl.mean(dtype=np.float64))) for outcome in outcomes),
+        f=tuple(scale.f(outcome.mean_metric) for outcome in outcomes),
+        kl_share=tuple(scale.kl_share(outcome.mean_kl) for outcome in outcomes),
     )
 
 
@@ -315,9 +313,9 @@ def _elsewhere(
     for ablation, make in splits.items():
         progress.phase(f"the same circuit under {ablation}", 3)
         ledger = Ledger(make(), progress, memory, place=ablation)
-        full, empty, circuit = ledger.all_of([graph.legal, np.zeros_like(graph.legal), kept.mask])
-        scale = scale_of(full, empty, ledger.split.groups, seed)
+        scale = scale_on(ledger, graph, seed)
+        judging = Judge(graph, {ledger.split.name: ledger}, {ledger.split.name: scale})
         share = kept.selected.asked_for / graph.n_edges
-        point = point_of(circuit, scale, ledger.split.name, kept.selected, share)
+        (point,) = judging.points(ledger.split.name, [kept], [share], done_before=2)
         found.append(Elsewhere(ablation, scale.full, scale.empty, scale.kl_empty, point))
     return tuple(found)

@@ -37,5 +37,13 @@ class Outcome:
     correct: Bools
     answer_logprob: Floats
 
+    @property
+    def mean_metric(self) -> float:
+        return float(self.metric.mean(dtype=np.float64))
+
+    @property
+    def mean_kl(self) -> float:
+        return float(self.kl.mean(dtype=np.float64))
+
     def of_examples(self, chosen: Bools) -> Outcome:
         return Outcome(self.metric[chosen], self.kl[chosen], self.correct[chosen], self.answer_logprob[chosen])

@@ -59,7 +59,7 @@ def split_half(reselection: Reselection, units: Units, seed: int, progress: Prog
     for left_out, counts in enumerate(_halves(units, n_blocks, seed)):
         circuits = reselection.circuits(counts)
         for i, (one, other) in enumerate(zip(circuits, circuits, strict=True)):
-            overlaps[left_out, i] = _overlap(one, other)
+            overlaps[left_out, i] = overlap(one, other)
             progress.step(left_out * SPLITS + i + 1)
     jaccard, either = overlaps.mean(1).T
     variance = (n_blocks - 1) * float(jaccard[1:].var())
@@ -83,7 +83,7 @@ def _halves(units: Units, n_blocks: int, seed: int) -> Iterator[Counts]:
         yield counts[:, units.member_of]
 
 
-def _overlap(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> tuple[float, int]:
+def overlap(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> tuple[float, int]:
     """Jaccard and the edges that either has. Two empty circuits have nothing in common."""
     either = int((one | other).sum())
     return int((one & other).sum()) / max(either, 1), either

@@ -10,7 +10,6 @@ from sqlalchemy import Connection, insert, select
 
 from acdc.circuit import Circuit, ModelCard
 from acdc.errors import NotFound
-from acdc.report import Point
 from acdc.spec import spell_infinity
 from acdc.store.clock import now_ms
 from acdc.store.database import insert_or
@@ -56,7 +55,7 @@ def insert_circuit(
     """The circuit's row, its edges, nodes, tags and its model. labels: the columns that the circuit does not know."""
     circuit_id = new_id("cir")
     origin = circuit.provenance
-    held_out = _held_out(circuit)
+    held_out = circuit.report.kept_held_out if circuit.report else None
     values = {
         **labels,
         "id": circuit_id,
@@ -119,11 +118,6 @@ def _insert_parts(connection: Connection, circuit_id: str, circuit: Circuit) -> 
         connection.execute(insert(circuit_edges), edges)
     if nodes := [{"circuit_id": circuit_id, "node": node} for node in circuit.nodes()]:
         connection.execute(insert(circuit_nodes), nodes)
-
-
-def _held_out(circuit: Circuit) -> Point | None:
-    points = circuit.report.kept if circuit.report else ()
-    return next((point for point in points if point.split == "held_out"), None)
 
 
 def _insert_found(connection: Connection, job: JobRow, result: NewCircuit) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from analytic_measure import MEDIUM, SMALL, Additive, split_of
-from test_judging import GRID, Notes, case
+from test_judging import GRID, Notes, case, run
 
 from acdc.errors import Cancelled
 from acdc.evaluation.groups import MIN_PROMPTS
@@ -121,9 +121,7 @@ def test_a_random_circuit_is_neither_sufficient_nor_necessary():
     scores, search, held_out = case(MEDIUM)
     rng = np.random.default_rng(3)
     mask = rank(MEDIUM, rng.standard_normal(MEDIUM.legal.shape).astype(np.float32), MEDIUM.legal, "signed").select(200)
-    report = judge(
-        MEDIUM, scores, MEDIUM.legal, search=search, held_out=held_out, plan=FULL, progress=Notes(), kept=mask
-    ).report
+    report = run(MEDIUM, scores, search, held_out, FULL, mask).report
     found = {test.name: test.rejected for test in report.tests}
     assert (found["sufficiency"], found["partial necessity"]) == (False, False)
 
@@ -132,9 +130,7 @@ def test_each_group_is_judged_in_its_own_scale():
     """Of the examples, every fourth is of one group; each group's metric is the same function at another height."""
     scores, search, held_out = case(SMALL)
     kept = rank(SMALL, scores, SMALL.legal, "signed").select(10)
-    report = judge(
-        SMALL, scores, SMALL.legal, search=search, held_out=held_out, plan=Plan(GRID), progress=Notes(), kept=kept
-    ).report
+    report = run(SMALL, scores, search, held_out, Plan(GRID), kept).report
     assert [g.group for g in report.groups] == [f"search-{i}" for i in range(4)]  # held out, a group has but three
     share = next(p.f for p in report.kept if p.split == "search")
     for i, group in enumerate(report.groups):
@@ -172,9 +168,7 @@ def test_what_is_asked_for_besides_moves_no_other_figure():
 def test_a_circuit_without_edges_has_no_closer_look():
     scores, search, held_out = case(SMALL)
     nothing = Kept.of(SMALL, np.zeros_like(SMALL.legal), "hypothesis")
-    report = judge(
-        SMALL, scores, SMALL.legal, search=search, held_out=held_out, plan=FULL, progress=Notes(), kept=nothing
-    ).report
+    report = run(SMALL, scores, search, held_out, FULL, nothing).report
     assert (report.groups, report.completeness, report.minimality, report.tests) == ((), None, None, ())
 
 
@@ -236,9 +230,7 @@ def test_random_circuits_that_are_the_circuit_itself_are_no_comparison():
     """The whole graph has no other circuit of its size and layer profile."""
     scores, search, held_out = case(SMALL)
     whole = Kept.of(SMALL, SMALL.legal, "hypothesis")
-    report = judge(
-        SMALL, scores, SMALL.legal, search=search, held_out=held_out, plan=FULL, progress=Notes(), kept=whole
-    ).report
+    report = run(SMALL, scores, search, held_out, FULL, whole).report
     assert [test.name for test in report.tests] == ["equivalence", "claimed equivalence", "independence"]
     assert "do the same on every prompt" in report.tests[0].says
 
