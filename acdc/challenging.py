@@ -200,7 +200,9 @@ class _Run:
             if control.changes == "weights":
                 loaded = replace(loaded, model=with_random_weights(loaded.model, self.behind.seed))
             change = answers_shuffled if control.changes == "answers" else None
-            found = self._search(setting_of(loaded, control.spec, inner, change=change), control.spec, None, inner)
+            setting = setting_of(loaded, control.spec, inner, change=change)
+            require_the_same_graph(loaded, setting.t.graph, self.source)
+            found = self._search(setting, control.spec, None, inner)
             _, (point,) = _judged(own, self.behind, [found], inner)
             self.controls.append(self._control(control.name, [found], [point]))
         except (AcdcError, RuntimeError, MemoryError) as error:

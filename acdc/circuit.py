@@ -248,7 +248,7 @@ class Circuit:
             error=CircuitFileError,
         )
         try:
-            shape = GraphShape(**header["shape"])
+            shape = from_plain(GraphShape, header["shape"])
             _check_arrays(shape, arrays, name)  # before the graph is built: a small file could ask for any memory
             circuit = cls(
                 graph=Graph(shape),
@@ -279,7 +279,8 @@ class Circuit:
 def _check_arrays(shape: GraphShape, arrays: Mapping[str, npt.NDArray[np.generic]], name: str) -> None:
     """Raises CircuitFileError where the arrays are not of this graph, or of other types than are written."""
     per_layer = shape.n_heads + int(shape.has_mlp), shape.n_heads + 2 * shape.n_kv_heads + int(shape.has_mlp)
-    size = 1 + int(shape.split_position) + shape.n_layers * per_layer[0], shape.n_layers * per_layer[1] + 1
+    inputs = shape.n_layers * per_layer[1] * (len(shape.roles) or 1)
+    size = 1 + int(shape.split_position) + shape.n_layers * per_layer[0], inputs + 1
     for key, dtype in (("scores", np.float32), ("tested", np.bool_), ("kept", np.bool_), ("inclusion", np.float32)):
         if key not in arrays:
             continue

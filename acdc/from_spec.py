@@ -39,6 +39,7 @@ def setting_of(
     return make_setting(
         loaded,
         prompt_set if change is None else change(prompt_set),
+        positions=spec.positions,
         split_position=spec.split_position,
         ablation="mean" if prompts_for_mean else spec.ablation.kind,
         mean_per_role=spec.ablation.mean_over == "role" and not prompts_for_mean,
@@ -134,6 +135,7 @@ def provenance_of(
             ablation=spec.ablation.title,
             method=method,
             parameters=dict(parameters),
+            positions=", ".join(setting.t.graph.shape.roles) or "all",
         ),
         run=record_run(
             spec,

@@ -7,6 +7,10 @@ receiver in the forward pass. With parallel attention and MLP there is no head -
 
 Names: `embed`, `pos`, `9.6` (a head: layer.head), `mlp3`; receivers `9.6.q`, `9.2.k`, `9.2.v` (k and v are numbered by
 key/value head), `mlp3`, `logits`; an edge is `5.5->9.6.q`.
+
+Edges may be split by position role (Haklay et al. 2025, arXiv 2502.04577): the residual stream carries nothing from one
+position to another, so every edge falls apart into its parts at the tokens of each role, and a receiver stands once for
+each: `9.6.q@S2`. What a sender writes at the tokens of one role is one of its outputs. The logits are read at `end`.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -24,6 +28,9 @@ import numpy.typing as npt
 from acdc.errors import Fault, GraphMismatch
 
 BoolMatrix = npt.NDArray[np.bool_]
+END = "end"  # the role of a prompt's last token, and of an answer's tokens after it
+OTHER = "other"  # the role of tokens that have none
+Indices = npt.NDArray[np.int64]
 Number = TypeVar("Number", bound=np.generic)
 
 
@@ -32,7 +39,8 @@ class GraphShape:
     """The few facts that determine a graph.
 
     heads_share_norm: a norm spans the heads of a layer (post-norms of Gemma 2/3), so they live or die together.
-    split_position: the position embedding is a sender of its own.
+    split_position: the position embedding is a sender of its own. roles: those that edges are split by, `end` and
+    `other` among them; none for edges at all positions alike.
     """
 
     n_layers: int
@@ -42,13 +50,22 @@ class GraphShape:
     is_parallel: bool = False
     heads_share_norm: bool = False
     split_position: bool = False
+    roles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if (self.roles and not {END, OTHER} <= set(self.roles)) or len(set(self.roles)) < len(self.roles):
+            raise GraphMismatch(f"edges cannot be split by roles {self.roles}: each once, {END} and {OTHER} among them")
         if min(self.n_layers, self.n_heads, self.n_kv_heads) < 1 or self.n_heads % self.n_kv_heads:
             raise GraphMismatch(
                 f"no such graph: {self.n_layers} layers, {self.n_heads} heads, {self.n_kv_heads} key/value heads; "
                 "each must be positive and key/value heads must divide heads"
             )
+
+    def split_by(self, roles: Iterable[str]) -> GraphShape:
+        """The same with every edge split by these roles, in an order of their own: so all that name the same fit
+        together."""
+        named = sorted(set(roles) - {END, OTHER})
+        return replace(self, roles=(*named, END, OTHER))
 
 
 @dataclass(frozen=True, order=True)
@@ -72,14 +89,20 @@ class Sender:
 
 @dataclass(frozen=True, order=True)
 class Receiver:
-    """A reader of the residual stream. kind: q, k, v, mlp or logits. `head` counts key/value heads for k and v."""
+    """A reader of the residual stream. kind: q, k, v, mlp or logits. `head` counts key/value heads for k and v. role:
+    at whose tokens, where edges are split by role; the logits have none."""
 
     layer: int
     kind: str
     head: int = -1
+    role: str = ""
 
     @property
     def name(self) -> str:
+        return f"{self._input}@{self.role}" if self.role else self._input
+
+    @property
+    def _input(self) -> str:
         match self.kind:
             case "mlp":
                 return f"mlp{self.layer}"
@@ -125,7 +148,10 @@ class Graph:
     @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 of the shape: two circuits compare cell by cell where this agrees."""
-        return hashlib.sha256(json.dumps(asdict(self.shape), sort_keys=True).encode()).hexdigest()
+        facts = asdict(self.shape)
+        if not self.shape.roles:
+            del facts["roles"]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Graph) and self.shape == other.shape
@@ -207,7 +233,13 @@ class Graph:
         if r.kind in ("k", "v"):
             size = self.shape.n_heads // self.shape.n_kv_heads
             return tuple(f"{r.layer}.{h}" for h in range(r.head * size, (r.head + 1) * size))
-        return (f"{r.layer}.{r.head}",) if r.kind == "q" else (r.name,)
+        match r.kind:
+            case "q":
+                return (f"{r.layer}.{r.head}",)
+            case "mlp":
+                return (f"mlp{r.layer}",)
+            case _:
+                return (r.name,)
 
     def receivers_of(self, node: str) -> list[int]:
         """The receivers that are a node's input, of a head its q, k and v: the inverse of `nodes_read_by`.
@@ -231,6 +263,49 @@ class Graph:
         matrix.T[self.legal.T] = ordered
         return matrix
 
+    # -- roles -----------------------------------------------------------------------------------------------------
+
+    @property
+    def n_roles(self) -> int:
+        """1 where edges are not split."""
+        return len(self.shape.roles) or 1
+
+    @functools.cached_property
+    def whole(self) -> Graph:
+        """The graph with no edge split; this one where none is."""
+        return Graph(replace(self.shape, roles=())) if self.shape.roles else self
+
+    def whole_of(self, receiver: int) -> int:
+        """The receiver of `whole` that a receiver is a part of."""
+        return receiver // self.n_roles
+
+    @functools.cached_property
+    def parts_of(self) -> Indices:
+        """[receivers of `whole`, roles]: the receivers that each falls apart into; the logits are read at one role."""
+        parts = np.arange(self.whole.n_receivers * self.n_roles).reshape(-1, self.n_roles)
+        return np.minimum(parts, self.n_receivers - 1)
+
+    @functools.cached_property
+    def role_of(self) -> Indices:
+        """[receivers]: the number of the role at whose tokens each reads; 0 where edges are not split."""
+        roles = np.arange(self.n_receivers) % self.n_roles
+        roles[-1] = self.shape.roles.index(END) if self.shape.roles else 0
+        return roles
+
+    @property
+    def n_outputs(self) -> int:
+        return self.n_senders * self.n_roles
+
+    def output(self, sender: int, receiver: int) -> int:
+        """What an edge carries: the number of its sender's output at the tokens of its receiver's role. Sender by
+        sender, each at every role."""
+        return sender * self.n_roles + int(self.role_of[receiver])
+
+    @functools.cached_property
+    def output_of(self) -> Indices:
+        """[senders, receivers]: the same of every edge."""
+        return np.arange(self.n_senders)[:, None] * self.n_roles + self.role_of[None, :]
+
     # -- connection ------------------------------------------------------------------------------------------------
 
     def connected(self, kept: BoolMatrix) -> BoolMatrix:
@@ -240,28 +315,32 @@ class Graph:
         Heads under a common norm are one node for this: what enters one of them moves the shares of all.
         """
         feeds, kept = self.feeds, kept & self.legal
-        reached = np.empty(kept.shape[:-1], dtype=bool)  # [..., S]
-        reached[...] = [s.kind in ("embed", "pos") for s in self.senders]
+        reached = np.zeros((*kept.shape[:-2], self.n_outputs), dtype=bool)
+        reached[..., : self.n_inputs * self.n_roles] = True
         for r in range(self.n_receivers):  # canonical order: every sender before r is settled
-            reached |= feeds[r] & _any_of(kept[..., r] & reached)
-        connected: BoolMatrix = kept & reached[..., None] & self.reaches_logits(kept)[..., None, :]
+            reached |= feeds[r] & _any_of(kept[..., r] & self._at_role(reached, r))
+        connected: BoolMatrix = kept & reached[..., self.output_of] & self.reaches_logits(kept)[..., None, :]
         return connected
 
     def reaches_logits(self, kept: BoolMatrix) -> npt.NDArray[np.bool_]:
         """[..., receivers]: whether what a receiver reads has a kept way on to the logits. kept: legal edges only,
         [..., senders, receivers]."""
         feeds = self.feeds
-        useful = np.zeros(kept.shape[:-1], dtype=bool)  # [..., S] has a kept way to the logits
+        useful = np.zeros((*kept.shape[:-2], self.n_outputs), dtype=bool)  # has a kept way to the logits
         reaches = np.empty((*kept.shape[:-2], self.n_receivers), dtype=bool)
         for r in reversed(range(self.n_receivers)):
             way = _any_of(feeds[r] & useful) if self.receivers[r].kind != "logits" else np.True_
             reaches[..., r : r + 1] = way
-            useful |= self.join_heads(kept[..., r] & way)
+            at_role = self._at_role(useful, r)
+            at_role |= self.join_heads(kept[..., r] & way)
         return reaches
 
     @functools.cached_property
     def feeds(self) -> BoolMatrix:
-        """[receivers, senders]: which senders' outputs depend directly on a receiver's input."""
+        """[receivers, outputs]: which outputs depend directly on what a receiver reads. Keys and values are read from
+        every position after them, of which nothing is said but that none comes after `end`."""
+        if self.shape.roles:
+            return self._feeds_by_role()
         feeds = np.zeros((self.n_receivers, self.n_senders), dtype=bool)
         for r, receiver in enumerate(self.receivers):
             if receiver.kind != "logits":
@@ -269,6 +348,20 @@ class Graph:
                     feeds[r, self._sender_index[name]] = True
                 feeds[r] = self.join_heads(feeds[r])
         return feeds
+
+    def _feeds_by_role(self) -> BoolMatrix:
+        feeds = np.zeros((self.n_receivers, self.n_senders, self.n_roles), dtype=bool)
+        for r, receiver in enumerate(self.receivers):
+            own, role = self.whole.feeds[self.whole_of(r)], int(self.role_of[r])
+            if receiver.kind in ("k", "v") and receiver.role != END:
+                feeds[r, own] = True
+            else:
+                feeds[r, own, role] = True
+        return feeds.reshape(self.n_receivers, -1)
+
+    def _at_role(self, outputs: npt.NDArray[np.bool_], receiver: int) -> npt.NDArray[np.bool_]:
+        """[..., outputs] -> [..., senders]: those at the role of a receiver, as a view."""
+        return outputs[..., int(self.role_of[receiver]) :: self.n_roles]
 
     def join_heads(self, senders: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """[..., senders] -> with all heads of a layer where there is one of them, if heads share a norm: what scales
@@ -294,7 +387,7 @@ class Graph:
 
     @property
     def receivers_per_layer(self) -> int:
-        return self.shape.n_heads + 2 * self.shape.n_kv_heads + int(self.shape.has_mlp)
+        return (self.shape.n_heads + 2 * self.shape.n_kv_heads + int(self.shape.has_mlp)) * self.n_roles
 
     def heads_of_layer(self, layer: int) -> slice:
         """The senders that are heads of a layer."""
@@ -302,7 +395,7 @@ class Graph:
         return slice(first, first + self.shape.n_heads)
 
     def receivers_of_layer(self, layer: int) -> slice:
-        """The receivers q, k, v and MLP of a layer."""
+        """The receivers q, k, v and MLP of a layer, each at every role."""
         first = layer * self.receivers_per_layer
         return slice(first, first + self.receivers_per_layer)
 
@@ -324,9 +417,10 @@ class Graph:
         head, shared = f"{last}.{shape.n_heads - 1}", f"{last}.{shape.n_kv_heads - 1}"
         mlps = f"MLPs mlp0 to mlp{last}, " if shape.has_mlp else ""
         pos = "pos, " if shape.split_position else ""
+        roles = f"; every input but logits at a role, as 0.0.q@{END}: {', '.join(shape.roles)}" if shape.roles else ""
         return (
             f"it has heads layer.head, 0.0 to {head}, with inputs 0.0.q to {head}.q, 0.0.k to {shared}.k and 0.0.v to "
-            f"{shared}.v, {mlps}embed, {pos}and logits"
+            f"{shared}.v, {mlps}embed, {pos}and logits{roles}"
         )
 
 
@@ -345,10 +439,11 @@ def _senders(shape: GraphShape) -> Iterator[Sender]:
 
 
 def _receivers(shape: GraphShape) -> Iterator[Receiver]:
+    roles = shape.roles or ("",)
     for layer in range(shape.n_layers):
         for kind, count in (("q", shape.n_heads), ("k", shape.n_kv_heads), ("v", shape.n_kv_heads)):
             for head in range(count):
-                yield Receiver(layer, kind, head)
+                yield from (Receiver(layer, kind, head, role) for role in roles)
         if shape.has_mlp:
-            yield Receiver(layer, "mlp")
+            yield from (Receiver(layer, "mlp", role=role) for role in roles)
     yield Receiver(shape.n_layers, "logits")

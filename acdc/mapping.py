@@ -29,7 +29,7 @@ from acdc.progress import Progress
 from acdc.prompting import make_prompts
 from acdc.provenance import record_run, task_card
 from acdc.spec import Activations, Causes, Knockout, PatchSpec, Paths
-from acdc.tasks.prompts import Pair
+from acdc.tasks.prompts import Pair, common_roles
 from acdc.tracing.activation import patch_activations
 from acdc.tracing.blocks import BlockModel, find_blocks
 from acdc.tracing.causal import ANSWER_PROBABILITY, Corruption, Restored, faults_of_trace, trace_causes
@@ -37,7 +37,7 @@ from acdc.tracing.ends import inputs_named, senders_named
 from acdc.tracing.faults import faults_raised
 from acdc.tracing.knockout import knock_out_attention
 from acdc.tracing.paths import NodeSet, patch_paths
-from acdc.tracing.places import common_roles, make_places
+from acdc.tracing.places import make_places
 from acdc.tracing.states import RESIDUALS
 
 SHOWN = 10  # labels in a fault: a word may stand for hundreds

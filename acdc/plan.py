@@ -11,7 +11,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 from acdc.challenge_settings import N_RANDOM, n_runs
 from acdc.evaluation.judging import Cost, n_evaluations
 from acdc.evaluation.judging import Plan as EvaluationPlan
-from acdc.graph import Graph
+from acdc.graph import Graph, GraphShape
 from acdc.map_cost import cells_of_map, forwards_of_map
 from acdc.models.catalogue import Size, entry_for
 from acdc.models.config_size import count_tables, read_config, size_of
@@ -204,9 +204,8 @@ def estimate(
         later = "unknown until the model was fetched"
         phases = tuple(Phase(name, None, later) for name in ("download", "convert", "load", "search", "evaluate"))
         return Plan(phases, Need(None, later), Need(None, later), None, (why,))
-    splits = not isinstance(measured, PatchSpec) and measured.split_position
-    shape = replace(facts.size.shape, split_position=splits)
-    facts = replace(facts, size=replace(facts.size, shape=shape))
+    if not isinstance(measured, PatchSpec):
+        facts = replace(facts, size=replace(facts.size, shape=_shape(facts.size.shape, measured)))
     tokens, tokens_how = tokens_per_prompt(spec if isinstance(spec, TrySpec) else measured)
     forward = forward_flops(facts, tokens)
     search, search_how = _search(spec, measured, facts.size, tokens)
@@ -229,6 +228,24 @@ def estimate(
         unknown.append(f"how fast the GPU is: the seconds are those of {speed.source}")
     memory, disk = _memory(spec, measured, facts.size, tokens), _disk(spec, facts)
     return Plan(phases, memory, disk, (search + judge) * forward, tuple(unknown), tuple(all_doubts))
+
+
+def _shape(shape: GraphShape, measured: MeasuredSpec) -> GraphShape:
+    """Of the graph that a job searches, as far as its spec tells: prompts may lack a role that their task has."""
+    shape = replace(shape, split_position=measured.split_position)
+    match measured.positions:
+        case "all":
+            return shape
+        case "roles":
+            return shape.split_by(_roles_of(measured.task))
+        case named:
+            return shape.split_by(named)
+
+
+def _roles_of(task: TaskSpec) -> Iterable[str]:
+    if task.pairs is None:
+        return TASKS[task.name].roles
+    return set.intersection(*(set(pair.spans) for pair in task.pairs))
 
 
 def forward_flops(facts: ModelFacts, tokens: float) -> float:

@@ -104,7 +104,7 @@ def _canonical(edges: BoolMatrix) -> Indices:
 def _greedy(graph: Graph, merit: Scores, usable: BoolMatrix, first: int | None) -> Indices:
     """Best-first growth from the logits. Each receiver's edges are sorted once: one heap entry each."""
     columns = [_best_first(merit[:, r], usable[:, r]) for r in range(graph.n_receivers)]
-    inputs = [np.nonzero(graph.feeds[:, s])[0].tolist() for s in range(graph.n_senders)]
+    inputs = [np.nonzero(column)[0].tolist() for column in graph.feeds.T]  # receivers that feed an output
     heap: list[tuple[float, int, int]] = []  # (-merit, receiver, how many of its edges are taken): canonical on ties
 
     def offer(receiver: int, taken: int) -> None:
@@ -119,7 +119,7 @@ def _greedy(graph: Graph, merit: Scores, usable: BoolMatrix, first: int | None) 
         sender = columns[receiver][taken]
         order.append(sender * graph.n_receivers + receiver)
         offer(receiver, taken + 1)
-        for fed in inputs[sender]:
+        for fed in inputs[graph.output(sender, receiver)]:
             if fed not in open_receivers:
                 open_receivers.add(fed)
                 offer(fed, 0)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from acdc.circuit import ModelCard
-from acdc.errors import TaskError
+from acdc.errors import Fault, TaskError
 from acdc.evaluation.measuring import Split
 from acdc.evaluation.outcomes import Outcomes
-from acdc.graph import BoolMatrix
+from acdc.graph import OTHER, BoolMatrix
 from acdc.metrics import METRICS, chance_level
 from acdc.models.architectures import wrap
 from acdc.models.loading import Loaded
@@ -28,7 +28,7 @@ from acdc.patching.circuits import Prompts, measure, measure_corrupt, prepare, r
 from acdc.patching.masked import run_masked
 from acdc.progress import Progress
 from acdc.tasks.encoding import Encoder
-from acdc.tasks.prompts import Pair, PromptSet
+from acdc.tasks.prompts import Pair, PromptSet, common_roles
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ def make_setting(
     loaded: Loaded,
     prompt_set: PromptSet,
     *,
+    positions: str | Sequence[str],
     split_position: bool,
     ablation: str,
     mean_per_role: bool,
@@ -101,8 +102,9 @@ def make_setting(
     progress: Progress,
     other_ablations: bool = False,
 ) -> Setting:
-    """Wrap the model, check its parity, run the prompts clean and ablated. other_ablations: the held-out prompts are to
-    be run under others besides, one at a time.
+    """Wrap the model, check its parity, run the prompts clean and ablated. positions: all, roles (those that every
+    prompt has), or names of roles. other_ablations: the held-out prompts are to be run under others besides, one at a
+    time.
 
     Raises UnsupportedModel, ParityFailed, BadWeights, TaskError, OutOfMemory.
     """
@@ -113,6 +115,8 @@ def make_setting(
     longest = max(len(pair.clean) for pair in (*prompt_set.search, *prompt_set.held_out))
     parity = check_parity(t, *probe_tokens(t, longest))
     progress.step(1)
+    if positions != "all":
+        t = t.split_by(roles_wanted(prompt_set, positions))
     batches = {
         "search": make_batches(t, prompt_set.search, batch_tokens, memory_bytes),
         "held_out": make_batches(t, prompt_set.held_out, batch_tokens, memory_bytes),
@@ -129,13 +133,32 @@ def make_setting(
     return Setting(t, loaded.card, parity, prompt_set, values, splits["search"], splits["held_out"])
 
 
+def roles_wanted(prompt_set: PromptSet, positions: str | Sequence[str]) -> list[str]:
+    """The roles that edges are to be split by. Raises TaskError naming those that not every prompt has."""
+    common = common_roles((*prompt_set.search, *prompt_set.held_out))
+    if positions == "roles":
+        return common
+    missing = [role for role in positions if role not in (*common, OTHER)]
+    if missing:
+        known = ", ".join(common)
+        faults = [Fault(f"positions.{role}", f"not every prompt has this role; all have: {known}") for role in missing]
+        raise TaskError("edges cannot be split by these roles", faults)
+    return list(positions)
+
+
 def top_tokens(
     setting: Setting, tokenizer: Any, prompt: str, corrupt: str | None, masks: Sequence[BoolMatrix], top: int
 ) -> list[list[dict[str, Any]]]:
     """The `top` likeliest next tokens under each mask, with their probabilities.
 
-    Raises TaskError where clean and corrupt prompt differ in tokens.
+    Raises TaskError where clean and corrupt prompt differ in tokens, or edges are split by roles that the prompt has
+    not.
     """
+    if roles := setting.t.graph.shape.roles:
+        raise TaskError(
+            f"the circuit's edges are split by position role ({', '.join(roles)}) and nothing says where these are in "
+            "this prompt: evaluate the circuit on pairs with spans instead"
+        )
     encoder = Encoder(tokenizer)
     clean_ids = encoder.prompt(prompt)
     corrupt_ids = clean_ids if corrupt is None else encoder.prompt(corrupt)

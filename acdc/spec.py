@@ -244,6 +244,9 @@ def _as_method(value: object) -> object:
 PER_EXAMPLE = ("eap", "eap-ig-inputs", "eap-ig-activations", "eap-ig-qk", "mask-ig", "relp", "gim")
 """Methods that give the scores of every prompt as well."""
 
+BY_ROLE = ("eap", "eap-ig-inputs", "eap-ig-activations", "mask-ig", "relp", "gim", "edge-pruning", "acdc")
+"""Methods that can split edges by position role."""
+
 # -- methods: one class each; the function's keyword arguments are its fields ------------------------------------------
 
 
@@ -905,6 +908,19 @@ class Edit(Frozen):
     remove_nodes: tuple[str, ...] = ()
 
 
+def _as_list_of_roles(value: object) -> object:
+    """`IO,end` as a list; the words all and roles stay what they are."""
+    if isinstance(value, str) and value not in ("all", "roles"):
+        return tuple(word.strip() for word in value.split(",") if word.strip())
+    return value
+
+
+Positions = Annotated[
+    Literal["all", "roles"] | Annotated[tuple[NonEmpty, ...], Field(min_length=1, max_length=100)],
+    BeforeValidator(_as_list_of_roles),
+]
+
+
 class _Request(Frozen):
     """What every job has."""
 
@@ -954,6 +970,11 @@ class _Measured(_OnPrompts):
     """A job that builds a task's prompts and measures circuits on them."""
 
     task: TaskSpec = Field(default_factory=TaskSpec)
+    positions: Positions = Field(
+        default="all",
+        description="all: one mask for all tokens; roles: every edge falls apart into its parts at the tokens of each "
+        "role that all prompts have (IO, S1, subject, end, …); or a list of such roles; tokens of no role are `other`",
+    )
     split_position: bool = Field(
         default=False, description="the position embedding is a sender of its own; for models with learned positions"
     )
@@ -1006,6 +1027,8 @@ class DiscoverSpec(_Measured):
         if len(set(objectives)) < len(objectives):
             raise ValueError(f"an objective is named twice in {', '.join(objectives)}")
         for part in methods_in(method):
+            if info.data.get("positions", "all") != "all" and part.name not in BY_ROLE:
+                raise ValueError(f"method {part.name!r} does not split edges by position; {', '.join(BY_ROLE)} do")
             if part.name not in WITHOUT_GRADIENT and "accuracy" in objectives:
                 raise ValueError(f"method {part.name!r} needs a gradient and accuracy has none; use logit_diff")
             if part.name in AT_THE_CLEAN_RUN and "kl_divergence" in objectives:
@@ -1154,7 +1177,10 @@ KINDS: dict[str, type[JobSpec]] = {
     "try": TrySpec,
     "challenge": ChallengeSpec,
 }
-_OF_THE_CIRCUIT = ("model", "split_position", "task", "metric", "ablation", "evaluation", "compute", "seed")
+_OF_THE_CIRCUIT = (
+    *("model", "task", "positions", "split_position", "metric"),
+    *("ablation", "evaluation", "compute", "seed"),
+)
 
 
 def with_defaults_of(circuit_spec: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:

@@ -113,8 +113,8 @@ class _Attention:
     @torch.no_grad()
     def effects(self, differences: NodeOutputs, senders: slice) -> Tensor:
         """<z - z without each sender's difference, gradient>: [row, sender, q of each head and k of each group]."""
-        rows, length = self.x.shape[:2]
-        changes = written(self.t, differences, 0, rows * length, senders)  # [sender, row * pos, d]
+        length = self.x.shape[1]
+        changes = written(self.t, differences, slice(None), senders)  # [sender, row * pos, d]
         x = (self.x.flatten(0, 1) - changes).view(-1, length, self.t.d_model)  # [sender * row, pos, d]
         weight = self.layer.w_read[: self.n_projected].flatten(0, 1)
         projected = ((x @ weight.T) * self.layer.read_scale(x)).unflatten(-1, (self.n_projected, -1))

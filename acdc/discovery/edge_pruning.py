@@ -189,7 +189,7 @@ class _Training:
 
     def _objective(self, p: Prompts, masks: Tensor) -> Tensor:
         """Its mean over the batch."""
-        last = run_masked(self.problem.t, p.inputs, p.ablation, masks.unsqueeze(0), p.prefix)
+        last = run_masked(self.problem.t, p.inputs, p.ablation, masks.unsqueeze(0), p.prefix, p.roles)
         return self.problem.mean_of(p)(last[0]) * (self.problem.n_examples / len(p.batch.examples))
 
 

@@ -34,8 +34,8 @@ def score_information_flow_routes(problem: Problem, progress: Progress) -> list[
         outputs, _ = record(t, p.batch.clean)
         counts = p.batch.prompt_positions().flatten().double()
         for start in range(0, len(counts), TILE):
-            stop = min(start + TILE, len(counts))
-            total += _shares(t.graph, written(t, outputs, start, stop), counts[start:stop])
+            tile = slice(start, start + TILE)
+            total += _shares(t.graph, written(t, outputs, tile), counts[tile])
         n_tokens += int(counts.sum())
         progress.step(done + 1)
     scores = (total / n_tokens).float().cpu().numpy()

@@ -111,4 +111,4 @@ def _walk(graph: Graph, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
         yield sender, receiver
         if sender < graph.n_inputs:
             return
-        receiver = int(rng.choice(np.flatnonzero(graph.feeds[:, sender])))
+        receiver = int(rng.choice(np.flatnonzero(graph.feeds[:, graph.output(sender, receiver)])))

@@ -44,22 +44,22 @@ def random_circuits(graph: Graph, matched: BoolMatrix, n: int, rng: np.random.Ge
 
 
 class Strata:
-    """The legal cells of a graph by (sender's layer, receiver's layer)."""
+    """The legal cells of a graph by (sender's layer, receiver's layer), and by role where edges are split."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         layers = graph.shape.n_layers + 2
         sender_layer = np.array([sender.layer + 1 for sender in graph.senders])
         receiver_layer = np.array([receiver.layer + 1 for receiver in graph.receivers])
-        code = sender_layer[:, None] * layers + receiver_layer[None, :]
+        code = (sender_layer[:, None] * layers + receiver_layer[None, :]) * graph.n_roles + graph.role_of[None, :]
         cells = np.flatnonzero(graph.legal)
         _, of_cell = np.unique(code.ravel()[cells], return_inverse=True)
         self.of_edge = np.full(graph.legal.size, -1)  # [senders * receivers], -1 where no edge is
         self.of_edge[cells] = of_cell
         order = cells[np.argsort(of_cell, kind="stable")]
         self.cells: list[Indices] = np.split(order, np.cumsum(np.bincount(of_cell))[:-1])
-        self.readers = [np.flatnonzero(row).tolist() for row in graph.feeds]  # senders that a receiver feeds
-        self.inputs = [np.flatnonzero(column).tolist() for column in graph.feeds.T]  # receivers that feed a sender
+        self.readers = [np.flatnonzero(row).tolist() for row in graph.feeds]  # outputs that a receiver feeds
+        self.inputs = [np.flatnonzero(column).tolist() for column in graph.feeds.T]  # receivers that feed an output
 
     def profile(self, mask: BoolMatrix) -> Indices:
         """Edges of a circuit in each stratum."""
@@ -90,41 +90,45 @@ def _uniform(strata: Strata, profile: Indices, rng: np.random.Generator) -> Bool
 
 def _shuffle_heads(graph: Graph, mask: BoolMatrix, rng: np.random.Generator) -> BoolMatrix:
     """The same circuit with the key/value groups of each layer, and the heads in each group, renamed at random."""
-    senders, receivers = np.arange(graph.n_senders), np.arange(graph.n_receivers)
+    senders, receivers = np.arange(graph.n_senders), np.arange(graph.whole.n_receivers)
     n_groups = graph.shape.n_kv_heads
     size = graph.shape.n_heads // n_groups
     for layer in range(graph.shape.n_layers):
         groups = rng.permutation(n_groups)
         heads = np.concatenate([group * size + rng.permutation(size) for group in groups])
         senders[graph.heads_of_layer(layer)] = graph.heads_of_layer(layer).start + heads
-        first = graph.receivers_of_layer(layer).start
+        first = graph.whole.receivers_of_layer(layer).start
         k, v = first + len(heads), first + len(heads) + n_groups
         receivers[first:k] = first + heads
         receivers[k:v] = k + groups
         receivers[v : v + n_groups] = v + groups
-    shuffled: BoolMatrix = mask[np.ix_(senders, receivers)]
+    parts = graph.parts_of[receivers].ravel()[: graph.n_receivers]  # the logits, last, have one
+    shuffled: BoolMatrix = mask[np.ix_(senders, parts)]
     return shuffled
 
 
 class _State:
     """A set of edges under single moves, with its loose ends counted.
 
-    An edge end is loose where the edge's sender is no input and no receiver that feeds it has a kept edge, or where the
-    edge's receiver is not the logits and no sender that reads it has one. The graph being acyclic, a circuit without
-    loose ends is connected: followed back, an edge never stops before embed, and followed on, never before the logits.
+    An edge end is loose where what the edge carries is no input and no receiver that feeds it has a kept edge, or where
+    the edge's receiver is not the logits and no output that it feeds has one. The graph being acyclic, a circuit
+    without loose ends is connected: followed back, an edge never stops before embed, and followed on, never before the
+    logits.
     """
 
     def __init__(self, strata: Strata, mask: BoolMatrix) -> None:
         self.strata = strata
-        self.n_receivers = strata.graph.n_receivers
+        self.n_receivers, self.n_roles = strata.graph.n_receivers, strata.graph.n_roles
+        self.role_of = strata.graph.role_of.tolist()
         self.kept = set(np.flatnonzero(mask).tolist())
-        feeds = strata.graph.feeds
-        self._out = mask.sum(1).tolist()  # edges out of each sender, into each receiver
+        graph, feeds = strata.graph, strata.graph.feeds.astype(np.int64)
+        out = np.bincount(graph.output_of[mask], minlength=graph.n_outputs)
+        self._out = out.tolist()  # edges that carry each output, edges into each receiver
         self._in = mask.sum(0).tolist()
-        self._fed = (feeds.T.astype(np.int64) @ mask.sum(0)).tolist()  # edges that feed each sender; 1 more for inputs
-        self._read = (feeds.astype(np.int64) @ mask.sum(1)).tolist()  # edges that each receiver leads to; logits 1 more
-        for s in range(strata.graph.n_inputs):
-            self._fed[s] += 1
+        self._fed = (feeds.T @ mask.sum(0)).tolist()  # edges that feed each output; 1 more for inputs
+        self._read = (feeds @ out).tolist()  # edges that each receiver leads to; logits 1 more
+        for output in range(graph.n_inputs * graph.n_roles):
+            self._fed[output] += 1
         self._read[-1] += 1
         self.loose_ends: int = sum(o for o, f in zip(self._out, self._fed, strict=True) if not f)
         self.loose_ends += sum(i for i, r in zip(self._in, self._read, strict=True) if not r)
@@ -135,8 +139,8 @@ class _State:
         return mask.reshape(self.strata.graph.legal.shape)
 
     def is_loose(self, edge: int) -> bool:
-        sender, receiver = divmod(edge, self.n_receivers)
-        return not (self._fed[sender] and self._read[receiver])
+        output, receiver = self._ends(edge)
+        return not (self._fed[output] and self._read[receiver])
 
     def swap(self, old: int, new: int) -> int:
         """Move an edge; returns by how much the loose ends changed. `swap(new, old)` undoes it."""
@@ -148,16 +152,21 @@ class _State:
         return self.loose_ends - before
 
     def _change(self, edge: int, by: int) -> None:
-        sender, receiver = divmod(edge, self.n_receivers)
-        self._out[sender] += by
+        output, receiver = self._ends(edge)
+        self._out[output] += by
         self._in[receiver] += by
-        self.loose_ends += by * ((not self._fed[sender]) + (not self._read[receiver]))
+        self.loose_ends += by * ((not self._fed[output]) + (not self._read[receiver]))
         for other in self.strata.readers[receiver]:
             self._fed[other] += by
             self.loose_ends += _crossing(self._fed[other], by) * self._out[other]
-        for other in self.strata.inputs[sender]:
+        for other in self.strata.inputs[output]:
             self._read[other] += by
             self.loose_ends += _crossing(self._read[other], by) * self._in[other]
+
+    def _ends(self, edge: int) -> tuple[int, int]:
+        """What an edge carries, and the receiver that it ends in."""
+        sender, receiver = divmod(edge, self.n_receivers)
+        return sender * self.n_roles + self.role_of[receiver], receiver
 
 
 def _crossing(count: int, by: int) -> int:

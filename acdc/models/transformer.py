@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acdc.errors import TaskError
 from acdc.graph import Graph
 
 Rope = Mapping[str, tuple[Tensor, Tensor]]  # layer type -> cos, sin [1, 1, pos, rotary_dim]
@@ -165,6 +166,13 @@ class Transformer:
     @property
     def is_parallel(self) -> bool:
         return self.graph.shape.is_parallel
+
+    def split_by(self, roles: Sequence[str]) -> Transformer:
+        """The same with every edge split by position role: these, `end`, and `other`. Raises TaskError for a model that
+        looks ahead: which heads read keys and values at `end` rests on its being the last."""
+        if not self.is_causal:
+            raise TaskError("edges cannot be split by position role in a model whose attention looks ahead")
+        return replace(self, graph=Graph(self.graph.shape.split_by(roles)))
 
     def kv_of(self, heads: Sequence[int]) -> list[int]:
         """The key/value head that each head reads."""

@@ -8,6 +8,7 @@ the filling changes nothing that is read.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from acdc.errors import Fault, TaskError
+from acdc.graph import END, OTHER
 from acdc.models.transformer import Transformer
 from acdc.patching.masked import tokens_that_fit
 from acdc.tasks.prompts import Pair, Tokens
@@ -96,6 +98,17 @@ class Batch:
         chosen = torch.zeros_like(self.clean, dtype=torch.bool)
         chosen[self.first_row] = torch.arange(self.length, device=self.clean.device)[None] <= ends[:, None]
         return chosen
+
+    def numbered_roles(self, roles: Sequence[str]) -> Tensor:
+        """[row, pos]: the number of each token's role among `roles`. Those of no role, or of none of these, are
+        `other`; a prompt's last token and all after it are `end`, whatever else they are called."""
+        numbers = {role: number for number, role in enumerate(roles)}
+        found = torch.tensor([[numbers.get(role, numbers[OTHER]) for role in row] for row in self.roles])
+        first = [*self.first_row.tolist(), self.n_rows]
+        ends = self.read_pos[self.first_read].tolist()
+        for (start, stop), end in zip(itertools.pairwise(first), ends, strict=True):
+            found[start:stop, end:] = numbers[END]
+        return found.to(self.clean.device)
 
     def narrowed(self, places: Sequence[int]) -> tuple[Batch, Tensor]:
         """Only the examples at these places, and which rows [row] that leaves."""

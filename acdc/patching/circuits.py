@@ -25,13 +25,15 @@ PerExample = npt.NDArray[np.float64]  # [circuit, example]
 
 @dataclass(frozen=True)
 class Prompts:
-    """One batch with all that a masked forward on it needs. clean_logprobs: [example, vocab] right after the prompt."""
+    """One batch with all that a masked forward on it needs. clean_logprobs: [example, vocab] right after the prompt.
+    roles: of every token [row, pos], where edges are split by them."""
 
     batch: Batch
     inputs: Tensor
     ablation: NodeOutputs
     clean_logprobs: Tensor
     prefix: Prefix = field(default_factory=Prefix)
+    roles: Tensor | None = None
 
     def narrowed(self, examples: Sequence[int]) -> Prompts | None:
         """Only these examples, numbered as they stand there; None where none of them is here."""
@@ -42,11 +44,12 @@ class Prompts:
         batch, rows = self.batch.narrowed(local)
         batch = replace(batch, examples=tuple(number[example] for example in batch.examples))
         ablation, prefix = self.ablation.of_rows(rows), self.prefix.of_rows(rows)
-        return Prompts(batch, self.inputs[:, rows], ablation, self.clean_logprobs[local], prefix)
+        roles = None if self.roles is None else self.roles[rows]
+        return Prompts(batch, self.inputs[:, rows], ablation, self.clean_logprobs[local], prefix, roles)
 
     def run(self, t: Transformer, masks: Tensor) -> Tensor:
         """What is read of every circuit: last residuals [circuit, read, d]. masks: [circuit, senders, receivers]"""
-        return self.read(run_masked(t, self.inputs, self.ablation, masks, self.prefix))
+        return self.read(run_masked(t, self.inputs, self.ablation, masks, self.prefix, self.roles))
 
     def read(self, last: Tensor) -> Tensor:
         """[..., row, positions after the prefix, d] -> what is read of it [..., read, d]"""
@@ -75,7 +78,8 @@ def prepare(t: Transformer, batches: Sequence[Batch], ablation: Ablation) -> lis
         last, prefix = run_clean(t, inputs, values, int(batch.read_pos.min()))
         logits = t.unembed(batch.take(last))[batch.first_read]
         logprobs = in_full_precision(logits).log_softmax(-1)
-        prepared.append(Prompts(batch, inputs, values, logprobs, prefix))
+        roles = batch.numbered_roles(t.graph.shape.roles) if t.graph.shape.roles else None
+        prepared.append(Prompts(batch, inputs, values, logprobs, prefix, roles))
     return prepared
 
 

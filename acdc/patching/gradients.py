@@ -10,8 +10,9 @@ senders' differences are formed from z, and one matrix product per layer scores 
 keeps, a layer holds: the residual stream read (x), two differences (z, MLP) and the ablation values they came from,
 R * e <= 3 H e of projections' gradients and one at the MLP input: at most eight residual streams.
 
-The scores of every example apart come from the same products: cut into one block per example, they are as many
-multiplications, and only their results take more room (`bytes_per_example`).
+The scores of every example apart, and those of every position role where edges are split by them, come from the same
+products: with tokens sorted into one block for each, they are as many multiplications, and only their results take more
+room (`bytes_per_example`).
 """
 
 from __future__ import annotations
@@ -93,22 +94,22 @@ def gradients_at_receivers(
     return ReceiverGradients(tap.x, grads[:n], grads[n:-1], grads[-1]), value.detach()
 
 
-def written(t: Transformer, outputs: NodeOutputs, start: int, stop: int, senders: slice = slice(None)) -> Tensor:
+def written(t: Transformer, outputs: NodeOutputs, tokens: slice | Tensor, senders: slice = slice(None)) -> Tensor:
     """What each chosen sender writes (or changes), for a tile of the tokens of all rows: [S, n, d]."""
     first, last, _ = senders.indices(t.graph.n_senders)
     parts = []
     if first < t.graph.n_inputs:
-        parts.append(outputs.inputs[first:last].flatten(1, 2)[:, start:stop])
+        parts.append(outputs.inputs[first:last].flatten(1, 2)[:, tokens])
     for index, layer in enumerate(t.layers):
         heads = t.graph.heads_of_layer(index)
         if heads.start >= last or heads.start + t.graph.senders_per_layer <= first:
             continue
         if first < heads.stop and last > heads.start:
             own = slice(max(0, first - heads.start), min(t.n_heads, last - heads.start))
-            z = _tokens(outputs.z[index], start, stop).unflatten(-1, (t.n_heads, t.d_head)).transpose(0, 1)
+            z = _tokens(outputs.z[index], tokens).unflatten(-1, (t.n_heads, t.d_head)).transpose(0, 1)
             parts.append(torch.bmm(z[own], layer.w_out[own]))
         if outputs.mlp and first <= heads.stop < last:
-            parts.append(_tokens(outputs.mlp[index], start, stop).unsqueeze(0))
+            parts.append(_tokens(outputs.mlp[index], tokens).unsqueeze(0))
     return torch.cat(parts)
 
 
@@ -125,15 +126,15 @@ class EdgeScores:
     """
 
     def __init__(self, t: Transformer, memory_bytes: int, n_examples: int = 0) -> None:
-        self.t = t
+        self.t, self.graph = t, t.graph
         self.dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
         self.scores = torch.zeros(t.graph.legal.shape, dtype=self.dtype, device=t.device)
         shape = n_examples, t.graph.n_edges
         self.parts = torch.zeros(shape, dtype=torch.float32, device=t.device) if n_examples else None
-        widest = t.graph.n_senders + 3 * t.graph.receivers_per_layer
+        widest = t.graph.n_senders + 3 * t.graph.whole.receivers_per_layer
         self.tile = max(1, memory_bytes // (widest * t.d_model * self.dtype.itemsize))
         self.tile = min(self.tile, TILE)
-        self._cells: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._cells: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
     def add(
@@ -148,16 +149,17 @@ class EdgeScores:
         its positions."""
         if len(differences.z) and differences.z[0].shape[:2] != gradients.x[0].shape[:2]:
             raise ValueError("differences and gradients are of different batches")
-        rows = range(*senders.indices(self.t.graph.n_senders))
-        n_rows, n_pos = gradients.last.shape[:2]
-        n_tokens = [n_rows * n_pos] if self.parts is None else _tokens_of_examples(batch, n_pos)
-        for tile in _tiles(n_tokens, self.tile):
-            update = weight * self._products(differences, gradients, tile, rows)
-            self.scores[senders] += update.sum(0)
-            if self.parts is not None:
-                examples = torch.tensor(batch.examples[tile.first : tile.first + tile.count], device=self.parts.device)
-                edges, cells = self._cells_of(rows)
-                self.parts[examples[:, None], edges] += update.flatten(1)[:, cells].to(self.parts)
+        rows = range(*senders.indices(self.graph.n_senders))
+        blocks = self._cut(batch, gradients.last.shape[1])
+        for tile in _tiles(blocks.n_tokens, self.tile):
+            update = weight * self._products(differences, gradients, tile, blocks.order, rows)
+            for role, own in blocks.of_roles(tile):
+                columns = torch.from_numpy(self.graph.parts_of[:, role]).to(self.t.device)
+                self.scores[senders].index_add_(1, columns, update[own].sum(0))
+                if self.parts is not None:
+                    examples = blocks.examples[tile.first + own.start : tile.first + own.stop].to(self.parts.device)
+                    edges, cells = self._cells_of(rows, role)
+                    self.parts[examples[:, None], edges] += update[own].flatten(1)[:, cells].to(self.parts)
 
     @torch.no_grad()
     def add_effects(self, batch: Batch, effects: Tensor, senders: slice, receivers: slice) -> None:
@@ -173,43 +175,69 @@ class EdgeScores:
             examples = torch.tensor(batch.examples, device=device)
             self.parts[examples[:, None], torch.from_numpy(edges).to(device)] += own
 
-    def _products(self, differences: NodeOutputs, gradients: ReceiverGradients, tile: _Tile, rows: range) -> Tensor:
-        """<difference, gradient> over a tile's tokens: [block, chosen senders, receivers]. One sum per block."""
-        graph = self.t.graph
-        start, stop = tile.start, tile.stop
+    def _cut(self, batch: Batch, n_pos: int) -> _Blocks:
+        """The tokens of the last positions, cut by whatever is summed apart: roles, and examples if each one's own
+        scores are kept."""
+        n_rows = torch.tensor(_tokens_of_examples(batch, 1) if self.parts is not None else [batch.n_rows])
+        block_of = torch.arange(len(n_rows)).repeat_interleave(n_rows)[:, None].expand(-1, n_pos)  # [row, pos]
+        examples = torch.tensor(batch.examples)
+        if not self.graph.shape.roles:
+            return _Blocks(None, (n_rows * n_pos).tolist(), examples, [0] * len(n_rows))
+        roles = batch.numbered_roles(self.graph.shape.roles)[:, -n_pos:].cpu()
+        keys = (roles * len(n_rows) + block_of).flatten()
+        blocks, n_tokens = torch.unique(keys, return_counts=True)
+        of_blocks = (blocks // len(n_rows)).tolist()
+        order = torch.argsort(keys, stable=True).to(self.t.device)
+        return _Blocks(order, n_tokens.tolist(), examples[blocks % len(n_rows)], of_blocks)
+
+    def _products(
+        self,
+        differences: NodeOutputs,
+        gradients: ReceiverGradients,
+        tile: _Tile,
+        order: Tensor | None,
+        rows: range,
+    ) -> Tensor:
+        """<difference, gradient> over a tile's tokens: [block, chosen senders, receivers of the whole graph]. One sum
+        per block."""
+        graph = self.graph.whole
+        tokens = slice(tile.start, tile.stop) if order is None else order[tile.start : tile.stop]
         chosen = slice(rows.start, rows.stop)
-        d = _blocks(written(self.t, differences, start, stop, chosen).to(self.dtype), tile)  # [b, S, n * d]
+        d = _blocks(written(self.t, differences, tokens, chosen).to(self.dtype), tile)  # [b, S, n * d]
         update = torch.zeros(tile.count, len(rows), graph.n_receivers, dtype=self.dtype, device=self.t.device)
         for layer in range(self.t.n_layers):
             columns = graph.receivers_of_layer(layer)
             known = int(graph.n_senders_before[columns.stop - 1])  # the most that any receiver here sees
             used = max(0, min(rows.stop, known) - rows.start)
             if used:
-                g = _blocks(self._at_receivers(gradients, layer, start, stop), tile)  # [b, R, n * d]
+                g = _blocks(self._at_receivers(gradients, layer, tokens), tile)  # [b, R, n * d]
                 update[:, :used, columns] = torch.bmm(d[:, :used], g.mT)
-        last = _blocks(_tokens(gradients.last, start, stop).to(self.dtype).unsqueeze(0), tile)
+        last = _blocks(_tokens(gradients.last, tokens).to(self.dtype).unsqueeze(0), tile)
         update[..., -1] = torch.bmm(d, last.mT).squeeze(-1)
         return update
 
-    def _cells_of(self, rows: range) -> tuple[Tensor, Tensor]:
-        """The legal edges that leave these senders: their numbers in the graph's order, and where `update` has them."""
-        key = (rows.start, rows.stop)
+    def _cells_of(self, rows: range, role: int) -> tuple[Tensor, Tensor]:
+        """The legal edges that leave these senders at a role: their numbers in the graph's order, and where `update`
+        has them."""
+        key = (rows.start, rows.stop, role)
         if key not in self._cells:
-            graph = self.t.graph
-            numbers = graph.matrix_of(np.arange(graph.n_edges))[rows.start : rows.stop]
-            cells = np.flatnonzero(graph.legal[rows.start : rows.stop])
+            graph = self.graph
+            columns = graph.parts_of[:, role]
+            numbers = graph.matrix_of(np.arange(graph.n_edges))[rows.start : rows.stop, columns]
+            at_role = graph.role_of[columns] == role  # the logits are read at one role
+            cells = np.flatnonzero(graph.legal[rows.start : rows.stop, columns] & at_role)
             both = numbers.ravel()[cells], cells
             self._cells[key] = tuple(torch.from_numpy(one).to(self.t.device) for one in both)  # type: ignore[assignment]
         return self._cells[key]
 
-    def _at_receivers(self, gradients: ReceiverGradients, index: int, start: int, stop: int) -> Tensor:
+    def _at_receivers(self, gradients: ReceiverGradients, index: int, tokens: slice | Tensor) -> Tensor:
         """Gradient at the input of each receiver of a layer: [R (+ 1), n, d]."""
         layer = self.t.layers[index]
-        g = _tokens(gradients.projected[index], start, stop).transpose(0, 1)  # [R, n, e]
+        g = _tokens(gradients.projected[index], tokens).transpose(0, 1)  # [R, n, e]
         u = torch.bmm(g, layer.w_read)
-        pulled = layer.read_scale.pull_back(_tokens(gradients.x[index], start, stop), u)
+        pulled = layer.read_scale.pull_back(_tokens(gradients.x[index], tokens), u)
         if gradients.mlp:
-            pulled = torch.cat((pulled, _tokens(gradients.mlp[index], start, stop).unsqueeze(0)))
+            pulled = torch.cat((pulled, _tokens(gradients.mlp[index], tokens).unsqueeze(0)))
         return pulled.to(self.dtype)
 
     def result(self) -> Tensor:
@@ -224,6 +252,25 @@ class EdgeScores:
         what the method gives for that example alone with the same ablation values.
         """
         return None if self.parts is None else self.parts * len(self.parts)
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Tokens in blocks whose products are summed apart, those of one role next to each other. order: the tokens, block
+    by block; None: as they stand. examples: the number of each block's example. roles: of each block."""
+
+    order: Tensor | None
+    n_tokens: list[int]
+    examples: Tensor
+    roles: list[int]
+
+    def of_roles(self, tile: _Tile) -> Iterator[tuple[int, slice]]:
+        """Each role in a tile, and its blocks there."""
+        start = 0
+        for role, equal in itertools.groupby(self.roles[tile.first : tile.first + tile.count]):
+            stop = start + len(list(equal))
+            yield role, slice(start, stop)
+            start = stop
 
 
 @dataclass(frozen=True)
@@ -262,6 +309,6 @@ def _blocks(x: Tensor, tile: _Tile) -> Tensor:
     return blocks
 
 
-def _tokens(x: Tensor, start: int, stop: int) -> Tensor:
+def _tokens(x: Tensor, chosen: slice | Tensor) -> Tensor:
     """[batch, pos, ...] -> [n, ...], a tile of the tokens of all rows."""
-    return x.flatten(0, 1)[start:stop]
+    return x.flatten(0, 1)[chosen]

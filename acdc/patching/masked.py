@@ -7,6 +7,9 @@ this is one matrix product between the masks [circuit, R, S] and the senders' di
 Those differences live in one buffer shared by all layers, for one tile of prompts and circuits at a time: the callers
 take tiles that fit into a budget of bytes, down to one prompt of one circuit.
 
+Where edges are split by position role, M has a column for every receiver and role, and there is one such product for
+the tokens of each role.
+
 A node that no circuit of the tile leads on to the logits is not run: whatever it wrote would be multiplied by zero.
 So a sparse circuit costs a part of a full one.
 
@@ -15,6 +18,7 @@ M all ones gives the clean logits; M all zeros gives, under resample ablation, t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,6 +29,7 @@ from acdc.errors import OutOfMemory
 from acdc.graph import Graph
 from acdc.models.transformer import Layer, Rope, Transformer
 from acdc.patching.forward import NOTHING_BEFORE, NodeOutputs, Prefix
+from acdc.patching.roles import TokensByRole
 from acdc.patching.sizes import masked_streams
 
 ENOUGH_TOKENS = {"cpu": 256}
@@ -32,25 +37,32 @@ MOST_TOKENS = 8192  # of other devices
 
 
 def run_masked(
-    t: Transformer, inputs: Tensor, ablation: NodeOutputs, masks: Tensor, prefix: Prefix = NOTHING_BEFORE
+    t: Transformer,
+    inputs: Tensor,
+    ablation: NodeOutputs,
+    masks: Tensor,
+    prefix: Prefix = NOTHING_BEFORE,
+    roles: Tensor | None = None,
 ) -> Tensor:
     """The last residual of every circuit on every prompt, before the final norm.
 
     inputs: [n_inputs, batch, pos, d], what the input senders write in the clean run. ablation: what cut edges carry.
-    masks: [circuit, S, R] in [0, 1]. prefix: the positions that need not be run. Returns [circuit, batch, pos, d], of
-    those after it. Differentiable in masks.
+    masks: [circuit, S, R] in [0, 1]. prefix: the positions that need not be run. roles: of every token [batch, pos], as
+    `roles_of` gives them. Returns [circuit, batch, pos, d], of those after the prefix. Differentiable in masks.
     """
+    graph = t.graph.whole
     rope = t.rope(inputs[0])
     inputs, ablation = prefix.later(inputs), ablation.mapped(prefix.later)
     n_circuits, (_, batch, length, d) = masks.shape[0], inputs.shape
     live = _Live(t.graph, masks)
-    senders = _Senders(t, masks, live, batch, length, d)
+    by_role = None if roles is None else TokensByRole(roles[:, prefix.start :], t.graph.n_roles)
+    senders = _Senders(t, masks, live, (batch, length, d), by_role)
     base = ablation.inputs.sum(0).expand(batch, length, d)  # what every receiver gets when all edges are cut
     from_inputs = inputs.sub(ablation.inputs)[live.inputs]
     senders.add(from_inputs.unsqueeze(0).expand(n_circuits, -1, -1, -1, -1))
     for index, layer in enumerate(t.layers):
         heads, runs_mlp = live.heads[index], layer.mlp is not None and live.mlps[index]
-        mlp = t.graph.receivers_of_layer(index).stop - 1
+        mlp = graph.receivers_of_layer(index).stop - 1
         parallel_input = senders.mix(base, [mlp])[:, 0] if t.is_parallel and runs_mlp else None
         if heads:
             z = _heads(t, index, heads, senders, base, rope, prefix)  # [circuit, head, batch, pos, e]
@@ -64,7 +76,7 @@ def run_masked(
                 read = senders.mix(base, [mlp])[:, 0] if parallel_input is None else parallel_input
                 senders.add((layer.mlp(read) - ablation.mlp[index]).unsqueeze(1))
             base = base + ablation.mlp[index]
-    return senders.mix(base, [t.graph.n_receivers - 1])[:, 0]
+    return senders.mix(base, [graph.n_receivers - 1])[:, 0]
 
 
 class _Live:
@@ -111,19 +123,25 @@ def bytes_per_token(t: Transformer) -> int:
 class _Senders:
     """The differences out_s - a_s of live senders so far. One buffer without gradients, a list of parts with them."""
 
-    def __init__(self, t: Transformer, masks: Tensor, live: _Live, batch: int, length: int, d: int) -> None:
+    def __init__(
+        self, t: Transformer, masks: Tensor, live: _Live, shape: tuple[int, int, int], by_role: TokensByRole | None
+    ) -> None:
+        if t.graph.shape.roles and by_role is None:
+            raise ValueError("edges are split by role: say which token has which")
+        self.graph, self.by_role, self.shape = t.graph, by_role, shape
         self.masks = masks.to(t.dtype).transpose(1, 2)[:, :, live.senders]  # [circuit, R, S]
-        self.shape = (batch, length, d)
         self.count = 0
         self.parts: list[Tensor] = []
         self.buffer: Tensor | None = None
         if not torch.is_grad_enabled():
-            shape = masks.shape[0], len(live.senders), batch * length * d
-            self.buffer = torch.empty(shape, dtype=t.dtype, device=t.device)
+            sizes = masks.shape[0], len(live.senders), math.prod(shape)
+            self.buffer = torch.empty(sizes, dtype=t.dtype, device=t.device)
 
     def add(self, differences: Tensor) -> None:
         """differences: [circuit, n, batch, pos, d] of the next n senders."""
         n = differences.shape[1]
+        if self.by_role is not None:
+            differences = self.by_role.sort(differences).unflatten(2, self.shape[:2])
         if self.buffer is None:
             self.parts.append(differences.flatten(2))
         else:
@@ -131,19 +149,30 @@ class _Senders:
         self.count += n
 
     def mix(self, base: Tensor, receivers: Sequence[int]) -> Tensor:
-        """Inputs of receivers: [circuit, receiver, batch, pos, d]."""
+        """Inputs of receivers of the whole graph: [circuit, receiver, batch, pos, d]."""
         known = torch.cat(self.parts, 1) if self.buffer is None else self.buffer[:, : self.count]
-        weights = self.masks[:, receivers, : self.count]
-        mixed = torch.baddbmm(base.reshape(1, 1, -1), weights, known)
+        if self.by_role is None:
+            weights = self.masks[:, receivers, : self.count]
+            mixed = torch.baddbmm(base.reshape(1, 1, -1), weights, known)
+        else:
+            mixed = self._mix_by_role(self.by_role, base, receivers, known)
         inputs: Tensor = mixed.unflatten(2, self.shape)
         return inputs
+
+    def _mix_by_role(self, by_role: TokensByRole, base: Tensor, receivers: Sequence[int], known: Tensor) -> Tensor:
+        tokens = known.unflatten(2, (-1, self.shape[-1]))  # [circuit, S, token, d]
+        sums = []
+        for part, of_role in zip(self.graph.parts_of[list(receivers)].T, by_role.slices, strict=True):
+            weights = self.masks[:, part.tolist(), : self.count]
+            sums.append((weights @ tokens[:, :, of_role].flatten(2)).unflatten(2, (-1, self.shape[-1])))
+        return (by_role.unsort(torch.cat(sums, 2)) + base.flatten(0, 1)).flatten(2)
 
 
 def _heads(
     t: Transformer, index: int, heads: list[int], senders: _Senders, base: Tensor, rope: Rope, prefix: Prefix
 ) -> Tensor:
     """Run heads of a layer, each of their q, k, v on an input of its own: [circuit, head, batch, pos, e]."""
-    layer, first = t.layers[index], t.graph.receivers_of_layer(index).start
+    layer, first = t.layers[index], t.graph.whole.receivers_of_layer(index).start
     kv = t.kv_of(heads)
     groups = sorted(set(kv))
     keys = [t.n_heads + g for g in groups]

@@ -26,28 +26,33 @@ class Needs:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._of_sender = np.zeros(graph.n_senders, dtype=np.int8)
+        self._of_output = np.zeros((graph.n_senders, graph.n_roles), dtype=np.int8)
 
     def of_receiver(self, receiver: int) -> int:
         kind = self.graph.receivers[receiver].kind
         if kind == "logits":
             return NARROW
-        level = int(self._of_sender[self.graph.feeds[receiver]].max(initial=NOT))
+        level = int(self._of_output.ravel()[self.graph.feeds[receiver]].max(initial=NOT))
         return WIDE if level and kind in ("k", "v") else level
 
+    def of_whole(self, receiver: int) -> int:
+        """Of a receiver of the whole graph: where any of its roles is needed."""
+        return max(self.of_receiver(part) for part in set(self.graph.parts_of[receiver].tolist()))
+
     def of_sender(self, sender: int) -> int:
-        return int(self._of_sender[sender])
+        return int(self._of_output[sender].max())
 
     def of_head(self, layer: int, head: int) -> int:
         """Where a head's output is needed; heads under a common norm share what any of them is needed for."""
         heads = self.graph.heads_of_layer(layer)
-        levels = self._of_sender[heads]
+        levels = self._of_output[heads].max(1)
         return int(levels.max() if self.graph.shape.heads_share_norm else levels[head])
 
     def decide(self, receiver: int, kept: npt.NDArray[np.bool_]) -> None:
         """kept: [senders], the edges that stay into the receiver."""
         level = self.of_receiver(receiver)
-        self._of_sender[kept] = np.maximum(self._of_sender[kept], level)
+        of_role = self._of_output[:, int(self.graph.role_of[receiver])]
+        of_role[kept] = np.maximum(of_role[kept], level)
 
 
 @dataclass(frozen=True)

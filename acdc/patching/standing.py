@@ -12,6 +12,7 @@ from acdc.graph import BoolMatrix
 from acdc.models.transformer import Layer, Transformer
 from acdc.patching.circuits import Prompts
 from acdc.patching.needs import WIDE, Positions
+from acdc.patching.roles import at_tokens
 
 BLOCK = 32  # senders whose differences are formed together
 
@@ -24,7 +25,8 @@ class Standing:
     """
 
     def __init__(self, t: Transformer, prompts: Prompts, at: Positions, start: BoolMatrix) -> None:
-        self.t, self.at = t, at
+        self.t, self.graph, self.at = t, t.graph.whole, at
+        self.roles = None if prompts.roles is None else prompts.roles[:, : at.end]
         self.rope = t.rope(prompts.inputs[0])
         self.q: list[Tensor] = []
         self.k: list[Tensor] = []
@@ -40,15 +42,31 @@ class Standing:
         self._run(prompts, None if np.array_equal(start, t.graph.legal) else start)
 
     def base(self, receiver: int, level: int) -> Tensor:
-        """What a receiver reads when every edge into it is cut: [B or 1, n or 1, d]"""
-        r = self.t.graph.receivers[receiver]
+        """What a receiver of the whole graph reads when every edge into it is cut: [B or 1, n or 1, d]"""
+        r = self.graph.receivers[receiver]
         base = self._bases[2 * r.layer + int(r.kind == "mlp" and not self.t.is_parallel)]
         return base[:, self.at.first(level) - self.at.wide :] if base.shape[1] > 1 else base
+
+    def read(self, receiver: int, level: int, kept: BoolMatrix) -> Tensor:
+        """What a receiver of the whole graph reads through the edges kept, of senders that no decision has touched yet:
+        [B, n, d]"""
+        base = self.base(receiver, level)
+        shape = self._inputs_off.shape[1], self.at.count(level), self.t.d_model
+        found = base.expand(shape).clone()
+        parts = kept[:, self.t.graph.parts_of[receiver]]  # [senders, roles]
+        senders = np.flatnonzero(parts.any(1))
+        for first in range(0, len(senders), BLOCK):
+            block = senders[first : first + BLOCK]
+            differences = self.differences(block.tolist(), level)
+            if self.roles is not None:
+                differences *= at_tokens(parts[block], self.roles[:, self.at.first(level) :], differences)
+            found += differences.sum(0)
+        return found
 
     @torch.no_grad()
     def differences(self, senders: Sequence[int], level: int = WIDE) -> Tensor:
         """out - a of senders that no decision has touched yet: [sender, B, n, d]"""
-        graph, places = self.t.graph, np.asarray(senders)
+        graph, places = self.graph, np.asarray(senders)
         first = self.at.first(level) - self.at.wide
         shape = (len(senders), self._inputs_off.shape[1], self.at.count(level), self.t.d_model)
         found = torch.empty(shape, dtype=self.t.dtype, device=self.t.device)
@@ -106,7 +124,7 @@ class Standing:
     @torch.no_grad()
     def _run(self, prompts: Prompts, start: BoolMatrix | None) -> None:
         """Run the circuit (None: the full graph), layer by layer, and keep what its nodes make."""
-        t, graph = self.t, self.t.graph
+        t, graph = self.t, self.graph
         total = prompts.inputs[:, :, : self.at.end].sum(0)  # what a receiver with all its edges reads
         self._inputs_off = prompts.inputs[:, :, self.at.wide : self.at.end] - self._of_range(prompts.ablation.inputs)
         for index, layer in enumerate(t.layers):
@@ -127,10 +145,7 @@ class Standing:
             return total.unsqueeze(0)
         x = total.repeat(len(receivers), 1, 1, 1)
         for place, receiver in enumerate(receivers):
-            x[place, :, self.at.wide :] = self.base(receiver, WIDE)
-            kept = np.flatnonzero(start[:, receiver])
-            for first in range(0, len(kept), BLOCK):
-                x[place, :, self.at.wide :] += self.differences(kept[first : first + BLOCK].tolist()).sum(0)
+            x[place, :, self.at.wide :] = self.read(receiver, WIDE, start)
         return x
 
     def _heads(self, index: int, layer: Layer, x: Tensor) -> Tensor:

@@ -11,6 +11,9 @@ there reads is the sum of what it reads from unchanged senders, formed once for 
 write in the row: the same sum as in patching/masked.py, without its zeros. (Adding changes to the standing input would
 be cheaper still, and wrong by rounding where little is left: a norm blows up what remains of a difference.)
 
+Where edges are split by position role, nodes are run as ever; only what a kept edge brings, it brings at the tokens of
+its roles. Receivers are those of the whole graph but where a part of one is decided on.
+
 Shapes: `rows` are candidate circuits, B prompts of the batch, n the positions of a range (`Positions`).
 """
 
@@ -22,12 +25,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from acdc.graph import BoolMatrix
 from acdc.models.transformer import Transformer
 from acdc.patching.circuits import Prompts
 from acdc.patching.needs import NARROW, WIDE, Needs, Positions
+from acdc.patching.roles import TokensByRole, at_tokens
 from acdc.patching.standing import BLOCK, Standing
 
 DENSE = 0.15  # of the edges between changed senders and receivers: where more are kept, a product adds up faster
@@ -75,9 +80,11 @@ class Suffix:
     def __init__(
         self, t: Transformer, prompts: Prompts, at: Positions, kept: BoolMatrix, needs: Needs, rooms: Rooms
     ) -> None:
-        self.t, self.batch, self.at, self.kept, self.needs, self.rooms = t, prompts.batch, at, kept, needs, rooms
+        self.t, self.graph = t, t.graph.whole
+        self.batch, self.at, self.kept, self.needs, self.rooms = prompts.batch, at, kept, needs, rooms
         self.standing = Standing(t, prompts, at, kept)
         self.node_runs = 0  # nodes computed again, each row counted
+        self._by_role: dict[int, TokensByRole] = {}
         self._written: dict[int, Tensor] = {}  # out - a of needed senders in the standing circuit, [B, n, d] each
         self.unchanged: dict[int, Tensor] = {}  # by receiver, what it reads of senders that no row changes
 
@@ -85,8 +92,8 @@ class Suffix:
         """About the most a row holds: what live nodes write (last positions twice, where a product takes those alone),
         what one layer reads and writes, an MLP's hidden state; keys and values of every head at all positions,
         attention weights."""
-        t, graph, widest = self.t, self.t.graph, self.needs.of_receiver(receiver)
-        after = range(int(graph.n_senders_before[receiver]), graph.n_senders)
+        t, graph, widest = self.t, self.graph, self.needs.of_receiver(receiver)
+        after = range(int(t.graph.n_senders_before[receiver]), graph.n_senders)
         levels = [min(self.needs.of_sender(sender), widest) for sender in after]
         streams = sum(self.at.count(level) + self.at.count(NARROW) for level in levels if level)
         n = self.at.count(max(widest, NARROW))
@@ -97,20 +104,20 @@ class Suffix:
     def bytes_held(self, receiver: int) -> int:
         """By the standing circuit, and by what is remembered during a visit of the receiver."""
         written = sum(value.nbytes for value in self._written.values())
-        after = range(receiver, self.t.graph.n_receivers)
-        unchanged = sum(self.at.count(level) for r in after if (level := self.needs.of_receiver(r)))
+        after = range(self.t.graph.whole_of(receiver), self.graph.n_receivers)
+        unchanged = sum(self.at.count(level) for r in after if (level := self.needs.of_whole(r)))
         token = self.batch.n_rows * self.t.d_model * self.t.dtype.itemsize
         return self.standing.n_bytes + written + unchanged * token
 
     @torch.no_grad()
     def run(self, receiver: int, x: Tensor, *, commit: bool = False) -> Tensor:
-        """What the metric reads when `receiver` reads x: last residual [rows, read, d].
+        """What the metric reads when `receiver`, or a part of it, reads x: last residual [rows, read, d].
 
-        x: [rows, B, n, d], at the positions where the receiver is needed. commit: make the one row the standing one.
+        x: [rows, B, n, d], at the positions where that is needed. commit: make the one row the standing one.
         """
-        graph, t = self.t.graph, self.t
+        graph, t = self.graph, self.t
         row = _Rows(self, receiver, x)
-        for index in range(graph.receivers[receiver].layer, t.n_layers):
+        for index in range(t.graph.receivers[receiver].layer, t.n_layers):
             reads = graph.receivers_of_layer(index)
             n_attention = t.n_heads + 2 * t.n_kv_heads
             mlp = range(reads.start + n_attention, reads.stop)
@@ -139,15 +146,41 @@ class Suffix:
         self.unchanged.clear()
 
     def written(self, senders: Sequence[int], level: int) -> Tensor:
-        """out - a of senders in the standing circuit: [sender, B, n, d]"""
+        """out - a of senders in the standing circuit: [sender, B, n, d]; 0 outside the range where one is needed."""
         found = []
         for sender in senders:
+            need = self.needs.of_sender(sender)
             value = self._written.get(sender)
-            if value is None or value.shape[1] < self.at.count(level):
-                value = self.standing.differences([sender], self.needs.of_sender(sender))[0]
+            if value is None or value.shape[1] < self.at.count(min(level, need)):
+                value = self.standing.differences([sender], need)[0]
                 self._written[sender] = value
-            found.append(value[:, value.shape[1] - self.at.count(level) :])
+            missing = self.at.count(level) - value.shape[1]
+            found.append(F.pad(value, (0, 0, missing, 0)) if missing > 0 else value[:, -self.at.count(level) :])
         return torch.stack(found)
+
+    def brought(self, senders: Sequence[int], kept: BoolMatrix, level: int) -> Tensor:
+        """What senders bring through edges kept [sender, role]: [sender, B, n, d]"""
+        written = self.written(senders, level)
+        return written if kept.all() else written.mul_(self.at_tokens(kept, level))
+
+    # -- roles ---------------------------------------------------------------------------------------------------------
+
+    def kept_into(self, receivers: Sequence[int]) -> BoolMatrix:
+        """[sender, receiver, role]: the edges kept into receivers of the whole graph."""
+        kept: BoolMatrix = self.kept[:, self.t.graph.parts_of[receivers]]
+        return kept
+
+    def at_tokens(self, kept: BoolMatrix, level: int) -> Tensor:
+        """1 at every token whose role is kept: [..., role] -> [..., B, n, 1]"""
+        assert self.standing.roles is not None  # with one role, what is kept at all is kept everywhere
+        return at_tokens(kept, self.standing.roles[:, self.at.first(level) :], self.standing.a_z[0])
+
+    def by_role(self, level: int) -> TokensByRole | None:
+        """The tokens of a range."""
+        roles = self.standing.roles
+        if roles is not None and level not in self._by_role:
+            self._by_role[level] = TokensByRole(roles[:, self.at.first(level) :], self.t.graph.n_roles)
+        return self._by_role.get(level)
 
     # -- nodes ---------------------------------------------------------------------------------------------------------
 
@@ -157,7 +190,7 @@ class Suffix:
         out = mlp(arrival.x[0])  # [rows, B, n, d]
         self.node_runs += len(out)
         off = out - self._at(self.standing.a_mlp[index], arrival.level)
-        row.add([self.t.graph.heads_of_layer(index).stop], arrival.level, off.unsqueeze(0))
+        row.add([self.graph.heads_of_layer(index).stop], arrival.level, off.unsqueeze(0))
 
     def _attention(self, index: int, arrivals: list[_Arrival], row: _Rows, commit: bool) -> None:
         reads = [(arrival, self._project(index, arrival)) for arrival in arrivals]
@@ -173,11 +206,11 @@ class Suffix:
     def _heads_touched(self, index: int, arrivals: list[_Arrival]) -> dict[int, int]:
         """Heads whose output changes where it is needed, and over which range."""
         levels: dict[int, int] = {}
-        shape = self.t.graph.shape
+        shape = self.graph.shape
         group = shape.n_heads // shape.n_kv_heads
         for arrival in arrivals:
             for receiver in arrival.receivers:
-                r = self.t.graph.receivers[receiver]
+                r = self.graph.receivers[receiver]
                 reading = [r.head] if r.kind == "q" else range(r.head * group, (r.head + 1) * group)
                 for head in reading:
                     levels[head] = max(levels.get(head, 0), arrival.level)
@@ -189,11 +222,11 @@ class Suffix:
     def _project(self, index: int, arrival: _Arrival) -> Tensor:
         """Queries, keys and values of the arrival's receivers: [receiver, rows, B, n, e], turned."""
         t, layer = self.t, self.t.layers[index]
-        own = [receiver - t.graph.receivers_of_layer(index).start for receiver in arrival.receivers]
+        own = [receiver - self.graph.receivers_of_layer(index).start for receiver in arrival.receivers]
         flat = arrival.x.flatten(1, 3)
         projected = torch.bmm(flat, layer.w_read[own].transpose(1, 2)).mul_(layer.read_scale(flat))
         values: Tensor = projected.add_(layer.b_read[own].unsqueeze(1)).unflatten(1, arrival.x.shape[1:4])
-        kinds = [t.graph.receivers[receiver].kind for receiver in arrival.receivers]
+        kinds = [self.graph.receivers[receiver].kind for receiver in arrival.receivers]
         first = self.at.first(arrival.level)
         for kind, norm in (("q", layer.head_norm_q), ("k", layer.head_norm_k)):
             places = [place for place, k in enumerate(kinds) if k == kind]
@@ -231,7 +264,7 @@ class Suffix:
             heads, z = list(range(t.n_heads)), standing.share(layer, everyone)
         off = z - self._at(standing.a_z[index], level)[heads].unsqueeze(1)
         out = torch.bmm(off.flatten(1, 3), layer.w_out[heads]).unflatten(1, off.shape[1:4])
-        first = t.graph.heads_of_layer(index).start
+        first = self.graph.heads_of_layer(index).start
         row.add([first + head for head in heads], level, out)
 
     def _laid(
@@ -246,7 +279,7 @@ class Suffix:
     ) -> Tensor:
         """The standing q, k or v of the heads wanted from position `first` on, with what is new laid over them:
         [head, rows, B, n, e]. standing: [head, B, n, e], from position `standing_from` on."""
-        receivers = self.t.graph.receivers
+        receivers = self.graph.receivers
         new = {
             receivers[receiver].head: (arrival.level, values[place])
             for arrival, values in reads
@@ -272,7 +305,7 @@ class Suffix:
             "v": (self.standing.v[index], 0),
         }
         for receiver, new in zip(arrival.receivers, values[:, 0], strict=True):
-            r = self.t.graph.receivers[receiver]
+            r = self.graph.receivers[receiver]
             tensor, start = standing[r.kind]
             tensor[r.head, :, first - start :] = new
 
@@ -286,7 +319,7 @@ class _Rows:
 
     def __init__(self, suffix: Suffix, receiver: int, x: Tensor) -> None:
         self.suffix, self.needs, self.n = suffix, suffix.needs, len(x)
-        self.start = receiver, x
+        self.start = suffix.t.graph.whole_of(receiver), suffix.needs.of_receiver(receiver), x
         self.senders: dict[int, list[int]] = {NARROW: [], WIDE: []}
         self.writes = {level: suffix.room(receiver, level, self.n) for level in (NARROW, WIDE)}
 
@@ -311,14 +344,14 @@ class _Rows:
 
     def arriving(self, receivers: Iterable[int], *, even_unchanged: bool = False) -> list[_Arrival]:
         """Those of the receivers that read something else now, by range."""
-        start, x = self.start
+        start, level_of_start, x = self.start
         levels = {}
         arrivals = []
         for receiver in receivers:
             if receiver == start:
-                arrivals.append(_Arrival(self.needs.of_receiver(start), [start], x.unsqueeze(0)))
+                arrivals.append(_Arrival(level_of_start, [start], x.unsqueeze(0)))
                 continue
-            need = self.needs.of_receiver(receiver)
+            need = self.needs.of_whole(receiver)
             level = need if even_unchanged or not need else min(self._reach(receiver), need)
             if level:
                 levels[receiver] = level
@@ -330,7 +363,7 @@ class _Rows:
 
     def _reach(self, receiver: int) -> int:
         """The widest range over which a kept edge brings a change."""
-        kept = self.suffix.kept[:, receiver]
+        kept = self.suffix.kept_into([receiver])
         for level in (WIDE, NARROW):
             if kept[self.senders[level]].any():
                 return level
@@ -351,19 +384,35 @@ class _Rows:
 
     def _sum(self, receivers: list[int], of: int, within: int) -> Tensor | None:
         """What the senders changed over a range bring, at a part of it: [receiver, rows, B, n, d]"""
-        kept = self.suffix.kept[np.ix_(self.senders[of], receivers)]
+        kept = self.suffix.kept_into(receivers)[self.senders[of]]  # [sender, receiver, role]
         if not kept.any():
             return None
         writes = self._from(self.writes[of][: len(kept)], of, within)
         if self._adds_by_product(kept.mean()):
-            weights = torch.from_numpy(kept.T.astype(np.float32)).to(writes)
-            found: Tensor = (weights @ writes.flatten(1)).unflatten(1, writes.shape[1:])
-            return found
+            return self._product(kept, writes, within)
         found = writes.new_zeros(len(receivers), *writes.shape[1:])
-        for into, of_receiver in zip(found, kept.T, strict=True):
-            for place in np.flatnonzero(of_receiver):
-                into += writes[place]
+        for into, of_receiver in zip(found, kept.swapaxes(0, 1), strict=True):
+            for place in np.flatnonzero(of_receiver.any(1)):
+                if of_receiver[place].all():
+                    into += writes[place]
+                else:
+                    into.addcmul_(writes[place], self.suffix.at_tokens(of_receiver[place], within))
         return found
+
+    def _product(self, kept: BoolMatrix, writes: Tensor, level: int) -> Tensor:
+        """kept: [sender, receiver, role], writes: [sender, rows, B, n, d] -> their sum by receiver."""
+        weights = torch.from_numpy(kept.T.astype(np.float32)).to(writes)  # [role, receiver, sender]
+        by_role = self.suffix.by_role(level)
+        if by_role is None:
+            found: Tensor = (weights[0] @ writes.flatten(1)).unflatten(1, writes.shape[1:])
+            return found
+        tokens = by_role.sort(writes)  # [sender, rows, token, d]
+        sums = [
+            (of_role @ tokens[:, :, chosen].flatten(1)).unflatten(1, (len(tokens[0]), -1, writes.shape[-1]))
+            for of_role, chosen in zip(weights, by_role.slices, strict=True)
+        ]
+        in_place: Tensor = by_role.unsort(torch.cat(sums, 2)).unflatten(2, writes.shape[2:4])
+        return in_place
 
     def _adds_by_product(self, share: float) -> bool:
         """Of the edges, kept. One by one, half precision would round at each of them, and a GPU start a kernel."""
@@ -377,17 +426,19 @@ class _Rows:
         found = suffix.unchanged.get(receiver)
         if found is not None:
             return found
-        kept = suffix.kept[:, receiver].copy()
-        narrowly = [s for s in self.senders[NARROW] if kept[s]] if level == WIDE else []
+        kept = suffix.kept_into([receiver])[:, 0].copy()  # [sender, role]
+        narrowly = [s for s in self.senders[NARROW] if kept[s].any()] if level == WIDE else []
+        of_narrowly = kept[narrowly]
         kept[[*self.senders[NARROW], *self.senders[WIDE]]] = False
         base = suffix.standing.base(receiver, level)
         shape = suffix.batch.n_rows, suffix.at.count(level), suffix.t.d_model
         found = base.expand(shape).clone()
-        senders = np.flatnonzero(kept).tolist()
+        senders = np.flatnonzero(kept.any(1)).tolist()
         for first in range(0, len(senders), BLOCK):
-            found += suffix.written(senders[first : first + BLOCK], level).sum(0)
+            block = senders[first : first + BLOCK]
+            found += suffix.brought(block, kept[block], level).sum(0)
         if narrowly:
-            wide = suffix.written(narrowly, WIDE).sum(0)
+            wide = suffix.brought(narrowly, of_narrowly, WIDE).sum(0)
             n = suffix.at.narrow - suffix.at.wide
             found[:, :n] += wide[:, :n]
         suffix.unchanged[receiver] = found

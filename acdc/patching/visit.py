@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,17 +17,37 @@ class Visit:
 
     A candidate reads the ablated stream, what is kept so far, and what is still to be decided. The latter is summed
     from the end, so that it is exactly nothing at the end. Differences are formed BLOCK senders at a time.
+
+    Where edges are split by role, the receiver is a part of one: at tokens of other roles it reads what it did.
     """
 
     def __init__(self, suffix: Suffix, receiver: int, senders: Sequence[int]) -> None:
         self.suffix, self.receiver, self.senders = suffix, receiver, list(senders)
         self.level = suffix.needs.of_receiver(receiver)
         self.done = 0
-        self.base = suffix.standing.base(receiver, self.level)
+        self.own = self._own_tokens()
+        self.base = self._base()
         self.kept = torch.zeros(self._shape, dtype=suffix.t.dtype, device=suffix.t.device)
         self._rests = self._rests_by_block()
         self._held: tuple[int, Tensor, Tensor] | None = None
         self._carried: tuple[int, Tensor] = 0, self.kept  # what is kept before a row, where its chain goes as expected
+
+    def _own_tokens(self) -> Tensor | None:
+        """1 at the tokens of the receiver's role [B, n, 1]; None where they are all."""
+        graph = self.suffix.t.graph
+        if not graph.shape.roles or graph.receivers[self.receiver].kind == "logits":  # read at one role as it is
+            return None
+        return self.suffix.at_tokens(np.arange(graph.n_roles) == graph.role_of[self.receiver], self.level)
+
+    def _base(self) -> Tensor:
+        """What the receiver reads when every edge into it is cut: [B or 1, n or 1, d]"""
+        suffix, whole = self.suffix, self.suffix.t.graph.whole_of(self.receiver)
+        base = suffix.standing.base(whole, self.level)
+        if self.own is None:
+            return base
+        others = suffix.kept.copy()
+        others[:, self.receiver] = False
+        return suffix.standing.read(whole, self.level, others)
 
     @property
     def _shape(self) -> tuple[int, int, int]:
@@ -114,6 +135,7 @@ class Visit:
 
     def _summed(self, first: int, last: int, rest: Tensor) -> tuple[Tensor, Tensor]:
         differences = self.suffix.standing.differences(self.senders[first:last], self.level)
+        differences = differences if self.own is None else differences.mul_(self.own)
         rests = torch.empty(len(differences) + 1, *self._shape, dtype=rest.dtype, device=rest.device)
         rests[-1] = rest
         for i in reversed(range(len(differences))):

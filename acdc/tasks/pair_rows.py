@@ -10,7 +10,11 @@ from acdc.errors import Fault, TaskError
 from acdc.tasks.prompts import Span
 
 ROLES_OF_CHAT = ("system", "user", "assistant")
-TAKEN = {"all": "every position", "end": "the last token of every prompt"}  # what a span of that name would hide
+TAKEN = {
+    "all": "every position",
+    "end": "the last token of every prompt",
+    "other": "all tokens that have no role",
+}  # what a span of that name would hide
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
@@ -69,3 +69,9 @@ class PromptSet:
         """Hash of every token, answer, group and role, in order: two equal hashes mean the same prompts."""
         rows = [[asdict(pair) for pair in pairs] for pairs in (self.search, self.held_out)]
         return hashlib.sha256(json.dumps([self.task, self.corruption, rows], sort_keys=True).encode()).hexdigest()
+
+
+def common_roles(pairs: Sequence[Pair]) -> list[str]:
+    """Roles that every pair has, in the order in which they begin in the first pair."""
+    common = set.intersection(*(set(pair.roles) for pair in pairs))
+    return sorted(common, key=lambda role: (pairs[0].roles[role], role))

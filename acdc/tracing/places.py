@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from acdc.errors import Fault, TaskError
+from acdc.graph import END
 from acdc.patch_map import Flags
 from acdc.patching.batches import Batch
-from acdc.tasks.prompts import Pair
+from acdc.tasks.prompts import Pair, common_roles
 
 PLACES = ("position", "from_end", "role", "all")
 EVERYWHERE = "all"
-END = "end"  # the role of a prompt's last token
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,6 @@ def role_places(pairs: Sequence[Pair], roles: Sequence[str]) -> Places:
         raise TaskError("not every prompt has the places asked for", faults)
     spans = tuple(tuple(None if r == EVERYWHERE else pair.roles[r] for pair in pairs) for r in roles)
     return Places("role", tuple(roles), spans)
-
-
-def common_roles(pairs: Sequence[Pair]) -> list[str]:
-    """Roles that every pair has, in the order in which they begin in the first pair."""
-    common = set.intersection(*(set(pair.roles) for pair in pairs))
-    return sorted(common, key=lambda role: (pairs[0].roles[role], role))
 
 
 def first_changes(batch: Batch) -> npt.NDArray[np.int64]:

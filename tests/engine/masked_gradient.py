@@ -19,9 +19,16 @@ MEMORY = 2**30
 
 
 def make_problem(
-    name: str, *, ablation: str = "resample", metric: str = "logit_diff", lengths: tuple[int, ...] = (6,), n: int = 4
+    name: str,
+    *,
+    ablation: str = "resample",
+    metric: str = "logit_diff",
+    lengths: tuple[int, ...] = (6,),
+    n: int = 4,
+    roles: tuple[str, ...] | None = None,
 ) -> Problem:
-    t = wrap(tiny(name))
+    """roles: that edges are split by, beside `end` and `other`."""
+    t = wrap(tiny(name)) if roles is None else wrap(tiny(name)).split_by(roles)
     batches = make_batches(t, random_pairs(n, lengths), 512, MEMORY)
     values = ablation_of(ablation, t, batches, mean_per_role=True)
     return Problem(t, prepare(t, batches, values), METRICS[metric], MEMORY)
@@ -31,7 +38,7 @@ def mask_gradient(problem: Problem, mask: Tensor) -> Tensor:
     """dm/dM at `mask`, by autograd through the masked forward."""
     mask = mask.double().requires_grad_(True)
     total = sum(
-        problem.mean_of(p)(run_masked(problem.t, p.inputs, p.ablation, mask[None], p.prefix)[0])
+        problem.mean_of(p)(run_masked(problem.t, p.inputs, p.ablation, mask[None], p.prefix, p.roles)[0])
         for p in problem.prompts
     )
     assert isinstance(total, Tensor)

@@ -70,9 +70,11 @@ def disagreements(
 
 def drawn_problem(data: st.DataObject, name: str, ablation: str, metric: str) -> Problem:
     """Random weights and prompts: of several lengths, alike up to some position, answers of one token or two. Learned
-    positions may be a sender of their own."""
+    positions may be a sender of their own, and edges split by position role."""
     has_positions = name in ("gpt2", "toy")
     t = wrap(tiny(name, seed=data.draw(st.integers(0, 99))), split_position=has_positions and data.draw(st.booleans()))
+    if t.is_causal and data.draw(st.booleans()):
+        t = t.split_by(["first"])
     lengths, n_alike = data.draw(st.sampled_from([(5,), (5, 6), (4, 7, 7)])), data.draw(st.integers(0, 3))
     answers = data.draw(st.sampled_from([(3,), (3, 4)] if t.is_causal else [(3,)]))
     pairs = [

@@ -49,9 +49,11 @@ def test_rotary_positions_cannot_be_split_off() -> None:
         wrap(tiny("llama"), split_position=True)
 
 
-def masked_by_the_formula(t: Transformer, clean: Tensor, ablation: NodeOutputs, mask: Tensor) -> Tensor:
+def masked_by_the_formula(
+    t: Transformer, clean: Tensor, ablation: NodeOutputs, mask: Tensor, roles: Tensor | None = None
+) -> Tensor:
     """input_r = c_r + sum_s [a_s + M (out_s - a_s)], one receiver and one sender at a time, with the model's own norms
-    and projections. Returns logits [batch, pos, vocab]."""
+    and projections. roles: of each token, where edges are split by them. Returns logits [batch, pos, vocab]."""
     row, module = describe(t.module), t.module
     blocks = list(attrgetter(row.blocks)(module))
     outputs: list[Tensor] = list(t.embed(clean))
@@ -59,10 +61,14 @@ def masked_by_the_formula(t: Transformer, clean: Tensor, ablation: NodeOutputs, 
     constant = torch.zeros(t.d_model, dtype=t.dtype)
 
     def at(receiver: str) -> Tensor:
-        r = t.graph.receiver_index(receiver)
+        columns = torch.full(clean.shape, t.graph.n_receivers - 1)
+        for row, pos in np.ndindex(*clean.shape):
+            role = "" if roles is None else f"@{t.graph.shape.roles[int(roles[row, pos])]}"
+            if receiver != "logits":
+                columns[row, pos] = t.graph.receiver_index(receiver + role)
         total = constant.expand(*clean.shape, -1).clone()
-        for s in range(int(t.graph.n_senders_before[r])):
-            total = total + cut[s] + mask[s, r] * (outputs[s] - cut[s])
+        for s in range(int(t.graph.n_senders_before[columns[0, 0]])):
+            total = total + cut[s] + mask[s][columns].unsqueeze(-1) * (outputs[s] - cut[s])
         return total
 
     rope = t.rope(outputs[0])

@@ -24,6 +24,7 @@ SHAPES = st.builds(
     is_parallel=st.booleans(),
     heads_share_norm=st.booleans(),
     split_position=st.booleans(),
+    roles=st.sampled_from([(), ("first", "end", "other")]),
 )
 
 

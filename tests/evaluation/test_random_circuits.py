@@ -15,11 +15,18 @@ from acdc.evaluation.random_circuits import Strata, random_circuits
 from acdc.graph import Graph, GraphShape
 from acdc.selection import rank
 
+OTHERS = (
+    GraphShape(4, 4, 2, heads_share_norm=True),
+    GraphShape(3, 4, 4, is_parallel=True),
+    GraphShape(4, 4, 2, roles=("first", "end", "other")),
+)
+
 
 def layer_profile(graph, mask):
-    """Edges from layer to layer, counted one by one."""
+    """Edges from layer to layer, at each role where edges are split, counted one by one."""
     edges = (edge for edge in graph.edges() if mask[edge.sender, edge.receiver])
-    return Counter((graph.senders[edge.sender].layer, graph.receivers[edge.receiver].layer) for edge in edges)
+    ends = ((graph.senders[edge.sender], graph.receivers[edge.receiver]) for edge in edges)
+    return Counter((sender.layer, receiver.layer, receiver.role) for sender, receiver in ends)
 
 
 @given(SHAPES, st.integers(0, 2**32 - 1), st.floats(0.05, 1))
@@ -35,7 +42,7 @@ def test_a_random_circuit_is_connected_and_has_size_and_layer_profile_of_the_mat
 
 def test_where_no_repair_is_found_the_shuffled_circuit_serves(monkeypatch):
     monkeypatch.setattr(sampler, "REPAIR_ROUNDS", 0)
-    for shape in (MEDIUM.shape, GraphShape(4, 4, 2, heads_share_norm=True), GraphShape(3, 4, 4, is_parallel=True)):
+    for shape in (MEDIUM.shape, *OTHERS):
         graph = Graph(shape)
         matched = rank(graph, random_scores(graph, 7), graph.legal, "greedy").select(30).mask
         assert matched.any()

@@ -14,17 +14,17 @@ from acdc.selection import Kept, rank, size_of
 
 
 def brute_force_greedy(graph, scores, tested):
-    """The definition, one edge at a time: of all edges not yet taken into a receiver that is the logits or that feeds a
-    sender taken, the one of highest |score|, first in canonical order."""
+    """The definition, one edge at a time: of all edges not yet taken into a receiver that is the logits or that feeds
+    what an edge taken carries, the one of highest |score|, first in canonical order."""
     taken = []
     while True:
-        senders = {edge.sender for edge in taken}
+        carried = {graph.output(edge.sender, edge.receiver) for edge in taken}
         open_edges = [
             edge
             for edge in graph.edges()
             if tested[edge.sender, edge.receiver]
             and edge not in taken
-            and (edge.receiver == graph.n_receivers - 1 or any(graph.feeds[edge.receiver, s] for s in senders))
+            and (edge.receiver == graph.n_receivers - 1 or any(graph.feeds[edge.receiver, o] for o in carried))
         ]
         if not open_edges:
             return taken
