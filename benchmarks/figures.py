@@ -71,15 +71,15 @@ AROUND_THE_ENGINE = ("api", "cli", "drawing", "store", "web")
 
 def engine_hash() -> str:
     """Of the engine's code: what other code found or took is not kept with what this one does."""
-    return code_hash(lambda room: room not in AROUND_THE_ENGINE)
+    return code_hash(lambda file: file.parts[0] not in AROUND_THE_ENGINE)
 
 
-def code_hash(counts: Callable[[str], bool]) -> str:
-    """Of the package's code in the rooms (folders, or modules by file name) that count."""
+def code_hash(counts: Callable[[Path], bool]) -> str:
+    """Of the package's files, named from its root, that count."""
     digest = hashlib.sha256()
     root = Path(acdc.__file__).parent
     for file in sorted(root.rglob("*.py")):
-        if counts(file.relative_to(root).parts[0]):
+        if counts(file.relative_to(root)):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 

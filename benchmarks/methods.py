@@ -4,7 +4,8 @@ A cell is a model and a task with its corruption. A method makes one ranking of 
 prompts; the faithfulness curve of circuits cut from it, by |score| and by signed score, is measured on held-out
 prompts, which share no template with those. A method in a cell is one process, so that its peak memory is its own, and
 one file under build/bench_methods: what was run stays, run the command again to go on. One that takes longer than
---minutes is told as not run. What other code found is not taken.
+--minutes is told as not run. What other code found is not taken: that of the method and what it imports, and of all
+that circuits are run and judged with. What is stored under benchmarks/results counts as run.
 
     python benchmarks/methods.py [--models …] [--tasks …] [--methods …] [--prompts 64] [--minutes 90] [--table]
 
@@ -14,7 +15,9 @@ one file under build/bench_methods: what was run stays, run the command again to
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import re
 import subprocess
 import sys
 import time
@@ -26,6 +29,8 @@ from typing import Any
 import torch
 from figures import Figure, Lines, code_hash, environment, write
 
+import acdc
+from acdc.discovery import METHODS
 from acdc.evaluation.areas import areas_of
 from acdc.evaluation.curve import Judge, curve, scale_on, sizes_of
 from acdc.evaluation.k_star import meets
@@ -38,7 +43,7 @@ from acdc.report import Areas, Point
 from acdc.selection import GRID, rank
 from acdc.setting import peak_memory_bytes
 from acdc.settings import load_settings
-from acdc.spec import DiscoverSpec, parse_job, reference_of
+from acdc.spec import DiscoverSpec, methods_in, parse_job, reference_of
 
 MODELS = ("smollm2-135m-instruct-q4", "gemma3-270m-q4")
 TASKS = (
@@ -51,8 +56,9 @@ TASKS = (
 BASELINE, DEFAULT = "eap-ig-inputs", "eap-ig-qk"
 HELD_OUT = 64
 SMALL = 0.01  # share of edges at which the KL share is told
-# What decides the numbers; a change elsewhere leaves them as they are.
-ROOMS = ("discovery", "evaluation", "graph.py", "metrics.py", "models", "patching", "selection.py", "tasks")
+STORED = Path(__file__).parent / "results" / "methods-cpu-2-cores.json"
+# What decides the numbers beside the method itself; a change elsewhere leaves them as they are.
+ROOMS = ("evaluation", "graph.py", "metrics.py", "models", "patching", "selection.py", "tasks")
 
 BOTH = ["logit_diff", "kl_divergence"]
 
@@ -120,6 +126,7 @@ class Score:
     n_prompts: int
     seconds: float
     peak_gb: float
+    code: str
 
 
 def main() -> None:
@@ -132,14 +139,16 @@ def main() -> None:
     entries = [entry for entry in ENTRIES if entry.name.startswith(tuple(options.methods))]
     jobs = [(cell, entry) for cell in cells for entry in entries if cell.model in entry.models]
     for number, (cell, entry) in enumerate(jobs, 1):
-        if not options.table and not _file(cell, entry, options.prompts).exists():
+        if not options.table and _known(cell, entry, options.prompts) is None:
             print(f"[{number} of {len(jobs)}] {cell.name}: {entry.name}", flush=True)
             _run_apart(cell, entry, options)
-    scores = {(c, e): score for c, e in jobs if (score := _read(_file(c, e, options.prompts))) is not None}
+    by_cell: dict[str, dict[str, Score]] = {cell.name: {} for cell in cells}
+    for cell, entry in jobs:
+        if (score := _known(cell, entry, options.prompts)) is not None:
+            by_cell[cell.name][entry.name] = score
     for cell in cells:
-        _print_cell(cell, {entry.name: scores.get((cell, entry)) for entry in entries})
-    by_cell = {cell.name: {e.name: s for (c, e), s in scores.items() if c == cell} for cell in cells}
-    facts = environment(torch.device("cpu"), rankings=_rankings_hash(), prompts=options.prompts, held_out=HELD_OUT)
+        _print_cell(cell, {entry.name: by_cell[cell.name].get(entry.name) for entry in entries})
+    facts = environment(torch.device("cpu"), prompts=options.prompts, held_out=HELD_OUT)
     cells_as_data = {cell: {name: asdict(score) for name, score in found.items()} for cell, found in by_cell.items()}
     write(options.out, figures_of(by_cell), {**facts, "cells": cells_as_data})
 
@@ -162,12 +171,35 @@ def _options() -> argparse.Namespace:
 
 def _file(cell: Cell, entry: Entry, prompts: int) -> Path:
     stem = "-".join("".join(c if c.isalnum() else " " for c in f"{cell.name} {entry.name}").split())
-    return Path("build/bench_methods") / _rankings_hash() / f"{stem}-{entry.prompts or prompts}.json"
+    return Path("build/bench_methods") / f"{stem}-{entry.prompts or prompts}-{code_of(entry)}.json"
 
 
-def _rankings_hash() -> str:
-    """Of the code that decides the numbers."""
-    return code_hash(lambda room: room in ROOMS)
+def code_of(entry: Entry) -> str:
+    """A hash of the code that decides an entry's numbers."""
+    spec = parse_job({"method": dict(entry.method)})
+    assert isinstance(spec, DiscoverSpec)
+    names = {spec.method.name, *(part.name for part in methods_in(spec.method))}
+    modules = frozenset[str]().union(*(modules_of(METHODS[name].__module__) for name in names))
+    return code_hash(lambda file: file.parts[0] in ROOMS or ".".join(("acdc", *file.with_suffix("").parts)) in modules)
+
+
+@functools.cache
+def modules_of(module: str) -> frozenset[str]:
+    """A module of acdc.discovery and those there that it imports, and so on."""
+    source = Path(acdc.__file__).parent / "discovery" / f"{module.rpartition('.')[2]}.py"
+    imported = re.findall(r"^from (acdc\.discovery\.\w+) import", source.read_text(), re.MULTILINE)
+    return frozenset({module}).union(*map(modules_of, imported))
+
+
+def _known(cell: Cell, entry: Entry, prompts: int) -> Score | None:
+    """What was run, here or for what is stored, by the code as it is."""
+    file = _file(cell, entry, prompts)
+    if file.exists():
+        return Score(**json.loads(file.read_text()))
+    stored = json.loads(STORED.read_text())["environment"]["cells"] if STORED.exists() else {}
+    row = stored.get(cell.name, {}).get(entry.name)
+    is_it = row is not None and (row["code"], row["n_prompts"]) == (code_of(entry), entry.prompts or prompts)
+    return Score(**row) if is_it else None
 
 
 def _run_apart(cell: Cell, entry: Entry, options: argparse.Namespace) -> None:
@@ -217,11 +249,18 @@ def score_of(cell: Cell, entry: Entry, prompts: int) -> Score:
         groups = [pair.group for pair in setting.search.pairs]
         stability, _ = stability_of(graph, found.per_example, found.tested, groups, kept, 0, progress)
         jaccard = stability.jaccard
-    return _score(absolute, signed, points, jaccard, n_prompts, seconds, peak)
+    return _score(absolute, signed, points, jaccard, n_prompts, seconds, peak, code_of(entry))
 
 
 def _score(
-    absolute: Areas, signed: Areas, points: Sequence[Point], jaccard: float | None, n: int, seconds: float, peak: int
+    absolute: Areas,
+    signed: Areas,
+    points: Sequence[Point],
+    jaccard: float | None,
+    n: int,
+    seconds: float,
+    peak: int,
+    code: str,
 ) -> Score:
     small = next(p for p in points if p.rule == "absolute" and p.fraction == SMALL)
     return Score(
@@ -237,14 +276,11 @@ def _score(
         n_prompts=n,
         seconds=seconds,
         peak_gb=peak / 1e9,
+        code=code,
     )
 
 
 # -- what all of them say ----------------------------------------------------------------------------------------------
-
-
-def _read(file: Path) -> Score | None:
-    return Score(**json.loads(file.read_text())) if file.exists() else None
 
 
 def _print_cell(cell: Cell, scores: Mapping[str, Score | None]) -> None:
