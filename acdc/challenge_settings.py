@@ -17,7 +17,8 @@ METRICS = ("logit_diff", "prob_diff", "answer_logprob", "kl_divergence")
 OWN = "as it was found"
 RANDOM = "matched random circuits"
 N_RANDOM = 20
-SEEDED = {"edge-pruning": "mask_seed"}  # methods with a random part, and the parameter that it hangs on
+# Methods with a random part, and the parameter that it hangs on.
+SEEDED = {"edge-pruning": "mask_seed", "nested-pruning": "draw_seed"}
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ UNCERTAINTY = 3.0
 BACKWARD = 2.0  # in forwards
 MASKED = 3.0  # what a masked forward costs, in bare ones
 EXACT_EDGE = 0.5  # forwards per edge: nothing before the receiver is computed again
+NESTED_WARM_STEPS = 5  # of the attribution that nested pruning begins with
 QK_ANEW = 0.07  # forwards per layer and query or key/value head: its attention anew for every sender before it
 ACDC_EDGE = 0.08  # forwards per tested edge, as `make bench-exact` finds it
 ACDC_TESTED = 0.4  # of the edges: those whose receiver still has a kept way to the output
@@ -299,12 +300,12 @@ def _search(spec: JobSpec, measured: PromptsSpec, size: Size, tokens: float) -> 
         return 0.0, "nothing is searched"
     n_prompts, n_objectives = _prompts(spec.task)[0], len(spec.objectives)
     in_batch = min(n_prompts, max(1, int(spec.compute.batch_tokens // tokens)))
-    passes, how = _passes(spec.method, Graph(size.shape), in_batch / n_prompts)
+    passes, how = _passes(spec.method, Graph(size.shape), n_prompts, in_batch / n_prompts)
     per_objective = f" x {n_objectives} objectives" if n_objectives > 1 else ""
     return n_prompts * passes * n_objectives, f"{n_prompts:,} prompts x {how}{per_objective}"
 
 
-def _passes(method: MethodSpec, graph: Graph, batch_share: float) -> tuple[float, str]:
+def _passes(method: MethodSpec, graph: Graph, n_prompts: int, batch_share: float) -> tuple[float, str]:
     """Bare forwards that a method takes per prompt, and in words. batch_share: of all prompts, those in a batch."""
     n_edges, shape = graph.n_edges, graph.shape
     step = 1 + BACKWARD
@@ -316,13 +317,18 @@ def _passes(method: MethodSpec, graph: Graph, batch_share: float) -> tuple[float
         case "edge-pruning":
             n = method.steps * batch_share
             return 2 + n * MASKED * step, f"(2 forward + {n:,.0f} masked forward-backward)"
+        case "nested-pruning":
+            n = method.steps * min(1.0, method.examples / n_prompts)
+            before = f"2 masked, 2 forward and {NESTED_WARM_STEPS} forward-backward"
+            passes = 2 * MASKED + 2 + NESTED_WARM_STEPS * step + n * MASKED * step
+            return passes, f"({before}, {n:,.0f} masked forward-backward)"
         case "eap-ig-inputs" | "mask-ig" | "node-ap-ig":
             return 2 + method.steps * step, f"(2 forward + {method.steps} forward-backward)"
         case "eap-ig-activations":
             n = method.steps * (2 * shape.n_layers + 1)
             return 2 + n * step, f"(2 forward + {n:,} forward-backward)"
         case "ensemble":
-            parts = [_passes(part, graph, batch_share) for part in method.methods]
+            parts = [_passes(part, graph, n_prompts, batch_share) for part in method.methods]
             return sum(n for n, _ in parts), f"({' + '.join(how for _, how in parts)})"
         case "eap-ig-qk":
             anew = shape.n_layers * (shape.n_heads + shape.n_kv_heads) * QK_ANEW

@@ -244,7 +244,10 @@ def _as_method(value: object) -> object:
 PER_EXAMPLE = ("eap", "eap-ig-inputs", "eap-ig-activations", "eap-ig-qk", "mask-ig", "relp", "gim")
 """Methods that give the scores of every prompt as well."""
 
-BY_ROLE = ("eap", "eap-ig-inputs", "eap-ig-activations", "mask-ig", "relp", "gim", "edge-pruning", "acdc")
+BY_ROLE = (
+    *("eap", "eap-ig-inputs", "eap-ig-activations", "mask-ig", "relp", "gim"),
+    *("edge-pruning", "nested-pruning", "acdc"),
+)
 """Methods that can split edges by position role."""
 
 # -- methods: one class each; the function's keyword arguments are its fields ------------------------------------------
@@ -343,6 +346,18 @@ class EdgePruning(Frozen):
     objective: MetricName | None = Field(default=None, description="kl_divergence by default")
 
 
+class NestedPruning(Frozen):
+    """A ranking trained so that its circuits are faithful at every size at once."""
+
+    name: Literal["nested-pruning"] = "nested-pruning"
+    steps: int = Field(default=150, ge=1, le=100_000, description="each runs one circuit on a few prompts")
+    rate: float = Field(default=0.05, gt=0, le=10, description="Adam's learning rate, of logarithms of sizes")
+    kl_weight: float = Field(default=1.0, ge=0, le=100, description="of KL, beside the squared error of the objective")
+    examples: int = Field(default=8, ge=1, le=10_000, description="prompts of a step")
+    draw_seed: int = Field(default=0, ge=0, lt=2**63, description="of the sizes and prompts drawn")
+    objective: MetricName | None = Field(default=None, description="by default the job's metric")
+
+
 class Exact(Frozen):
     """Every edge alone, cut from the full graph."""
 
@@ -362,6 +377,7 @@ Ranking = Annotated[
     | Gim
     | InformationFlowRoutes
     | EdgePruning
+    | NestedPruning
     | Exact,
     Field(discriminator="name"),
 ]
@@ -484,6 +500,7 @@ MethodSpec = Annotated[
     | Gim
     | InformationFlowRoutes
     | EdgePruning
+    | NestedPruning
     | Ensemble
     | Exact
     | Acdc,
@@ -501,6 +518,7 @@ METHOD_SPECS: dict[str, type[Frozen]] = {
     "gim": Gim,
     "information-flow-routes": InformationFlowRoutes,
     "edge-pruning": EdgePruning,
+    "nested-pruning": NestedPruning,
     "ensemble": Ensemble,
     "exact": Exact,
     "acdc": Acdc,

@@ -50,6 +50,7 @@ PUBLISHED_AUROC = 0.81
 THRESHOLDS = tuple(10.0**exponent for exponent in np.arange(-9, 1.5, 0.5))
 """ACDC's: an edge's score is the largest it survives."""
 
+NESTED = {"steps": 300, "rate": 0.05, "kl_weight": 1.0, "examples": 8}
 PRUNING = {"edges": 0.15, "steps": 400, "rate": 0.8, "penalty_rate": 0.8, "warm_start": None}
 SEEDS = (0, 1, 2)
 MOST_PROCESSES = 8
@@ -100,6 +101,8 @@ ENTRIES = (
     Entry("ensemble", "logit_diff", {"methods": MEMBERS, "ranks": "absolute", "consistency": None, "resample_seed": 0}),
     Entry("information-flow-routes", "logit_diff", {}),
     Entry("edge-pruning", "kl_divergence", PRUNING, seeded="mask_seed"),
+    Entry("nested-pruning", "logit_diff", NESTED, seeded="draw_seed"),
+    Entry("nested-pruning", "kl_divergence", NESTED, seeded="draw_seed"),
 )
 
 

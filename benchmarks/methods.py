@@ -89,7 +89,10 @@ ENTRIES = (
     Entry("information-flow-routes", {"name": "information-flow-routes"}),
     Entry("ensemble", {"name": "ensemble", "ranks": "absolute"}),
     Entry("edge-pruning", {"name": "edge-pruning"}),
+    Entry("nested-pruning", {"name": "nested-pruning"}),
+    Entry("nested-pruning, 1,500 steps", {"name": "nested-pruning", "steps": 1500}),
     Entry("exact", {"name": "exact"}, prompts=16, models=("gemma3-270m-q4",)),
+    Entry("acdc", {"name": "acdc", "thresholds": [1.0, 0.3, 0.1, 0.03, 0.01, 0.003], "rule": "absolute"}, prompts=8),
 )
 
 
@@ -136,7 +139,7 @@ def main() -> None:
         _run_one(cell, entry, options.prompts)
         return
     cells = [cell for cell in CELLS if cell.model in options.models and cell.task in options.tasks]
-    entries = [entry for entry in ENTRIES if entry.name.startswith(tuple(options.methods))]
+    entries = [entry for entry in ENTRIES if entry.name in options.methods]
     jobs = [(cell, entry) for cell in cells for entry in entries if cell.model in entry.models]
     for number, (cell, entry) in enumerate(jobs, 1):
         if not options.table and _known(cell, entry, options.prompts) is None:
@@ -149,6 +152,7 @@ def main() -> None:
     for cell in cells:
         _print_cell(cell, {entry.name: by_cell[cell.name].get(entry.name) for entry in entries})
     facts = environment(torch.device("cpu"), prompts=options.prompts, held_out=HELD_OUT)
+    facts["methods"] = [entry.name for entry in entries]
     cells_as_data = {cell: {name: asdict(score) for name, score in found.items()} for cell, found in by_cell.items()}
     write(options.out, figures_of(by_cell), {**facts, "cells": cells_as_data})
 
@@ -157,7 +161,10 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     parser.add_argument("--tasks", nargs="+", default=[task for task, _ in TASKS], choices=[task for task, _ in TASKS])
-    parser.add_argument("--methods", nargs="+", default=[""], help="only those whose name begins with one of these")
+    names = [entry.name for entry in ENTRIES]
+    parser.add_argument(
+        "--methods", nargs="+", default=names, choices=names, metavar="NAME", help=f"of: {'; '.join(names)}"
+    )
     parser.add_argument("--prompts", type=int, default=64, help="searched on, unless a method says fewer")
     parser.add_argument("--minutes", type=float, default=90.0, help="a method in a cell, at most")
     parser.add_argument("--table", action="store_true", help="print what there is and run nothing")

@@ -293,6 +293,44 @@ def trainings() -> str:
     return table(head, rows)
 
 
+def scoreboard_page() -> str:
+    file = RESULTS / "methods-cpu-2-cores.json"
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    known = stored["environment"]
+    intro = (
+        "What `make bench-methods` printed: every method makes one ranking of the edges of a model on "
+        f"{known['prompts']} prompts of a task (fewer where a column says so), and the circuits cut from it are judged "
+        f"on {known['held_out']} held-out prompts of other templates. CMD (the area between f and 1, smaller is "
+        "better; *guarded*: 1 - f counts as at least 1 where the circuit predicts no better than the empty one) and "
+        "KL (the area under the KL share) by |score|, CPR by signed score; k\\*: connected edges of the smallest size "
+        "with f within 0.2 of 1 and at most half of the empty one's KL; KL at 1 %: of the edges, as a share of the "
+        "empty circuit's; Jaccard: stability at 1 %; seconds of all cores, for the search. "
+        "[What these are](../concepts/faithfulness.md). What the rows hang on: "
+        f"[{file.name}](../../benchmarks/results/{file.name})."
+    )
+    figures = [[f"`{f['name']}`", f"{f['value']:.3f}", f"at most {f['target']}", f["how"]] for f in stored["figures"]]
+    columns = ["method", "prompts", "CMD guarded", "CMD", "CMD log", "CPR", "CPR log", "KL", "k\\*", "KL at 1 %"]
+    head = [*columns, "Jaccard", "CPU s", "GB"]
+    cells = [
+        f"## {name}\n\n{table(head, [scoreboard_row(method, rows.get(method)) for method in known['methods']])}"
+        for name, rows in known["cells"].items()
+    ]
+    return page("Methods on real models", intro, table(["figure", "value", "target", "of what"], figures), *cells)
+
+
+def scoreboard_row(method: str, row: Mapping[str, Any] | None) -> list[str]:
+    if row is None:
+        return [method, "", "not run", *[""] * 10]
+
+    def said(name: str) -> str:
+        value = row[name]
+        return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+
+    areas = (said(name) for name in ("cmd_guarded", "cmd", "cmd_log", "cpr", "cpr_log", "kl_area"))
+    rest = (said(name) for name in ("k_star", "kl_share_small", "jaccard"))
+    return [method, said("n_prompts"), *areas, *rest, f"{row['seconds']:,.0f}", f"{row['peak_gb']:.1f}"]
+
+
 PAGES = {
     "cli.md": cli_page,
     "spec.md": spec_page,
@@ -300,6 +338,7 @@ PAGES = {
     "errors.md": errors_page,
     "settings.md": settings_page,
     "known-circuits.md": known_circuits_page,
+    "scoreboard.md": scoreboard_page,
     "openapi.json": openapi_text,
 }
 

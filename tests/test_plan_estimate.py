@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from acdc.challenge_settings import n_runs
+from acdc.discovery.nested_pruning import WARM_STEPS
 from acdc.evaluation.curve import sizes_of
 from acdc.evaluation.judging import Cost
 from acdc.graph import Graph, GraphShape
@@ -77,6 +78,8 @@ def test_a_forward_is_two_operations_per_parameter_and_token_with_one_unembeddin
         ({"name": "gim"}, 2 + 3),
         ({"name": "information-flow-routes"}, 1),
         ({"name": "edge-pruning", "steps": 50}, 2 + 50 * MASKED * 3),  # all prompts fit into one batch
+        ({"name": "nested-pruning", "steps": 50}, 2 * MASKED + 2 + WARM_STEPS * 3 + 50 * MASKED * 3),
+        ({"name": "nested-pruning", "examples": 2}, 2 * MASKED + 2 + WARM_STEPS * 3 + 150 * 2 / 8 * MASKED * 3),
         ({"name": "ensemble", "methods": ["eap", {"name": "mask-ig", "steps": 7}]}, 2 + 3 + 2 + 7 * 3),
         ({"name": "exact"}, 2 + Graph(SIZE.shape).n_edges / 2),
         ({"name": "acdc", "thresholds": [0.1, 0.2]}, 2 + round(TESTED * 2) * ACDC_EDGE),

@@ -13,6 +13,7 @@ from acdc.discovery.exact import score_exact
 from acdc.discovery.gim import score_gim
 from acdc.discovery.information_flow_routes import score_information_flow_routes
 from acdc.discovery.mask_ig import score_mask_ig
+from acdc.discovery.nested_pruning import search_nested_pruning
 from acdc.discovery.node_ap import score_node_ap, score_node_ap_ig
 from acdc.discovery.problem import Found
 from acdc.discovery.relp import score_relp
@@ -29,6 +30,7 @@ METHODS: dict[str, Callable[..., list[Found]]] = {
     "gim": score_gim,
     "information-flow-routes": score_information_flow_routes,
     "edge-pruning": search_edge_pruning,
+    "nested-pruning": search_nested_pruning,
     "ensemble": score_ensemble,
     "exact": score_exact,
     "acdc": search_acdc,

@@ -31,6 +31,7 @@ from torch import Tensor
 from acdc.circuit import Scores
 from acdc.discovery.attribution import require_gradient
 from acdc.discovery.mask_ig import score_mask_ig
+from acdc.discovery.mask_training import adam, draws_of, load, remembered, saved
 from acdc.discovery.problem import Found, Problem
 from acdc.errors import ModelError, TaskError
 from acdc.graph import BoolMatrix, Graph
@@ -64,9 +65,9 @@ def search_edge_pruning(
     require_gradient(problem)
     wanted = _share(problem.t.graph, edges, warm_start)
     training = _Training(problem, wanted, steps, rate, penalty_rate, mask_seed)
-    saved = progress.resume()
-    if saved is not None:
-        training.load(saved)
+    resumed = progress.resume()
+    if resumed is not None:
+        training.load(resumed)
     elif warm_start is not None:
         training.begin_with(_largest(problem, warm_start, progress))
     progress.phase("edge-pruning", steps)
@@ -111,8 +112,8 @@ class _Training:
         noise = torch.randn(self.trained.shape, generator=self._generator(-1))
         self.log_alpha = (OPEN + NOISE * noise).to(self.trained).requires_grad_(True)
         self.multipliers = torch.zeros(2, dtype=self.trained.dtype, device=self.trained.device, requires_grad=True)
-        self.masks_by = _adam(self.log_alpha, rate)
-        self.multipliers_by = _adam(self.multipliers, penalty_rate, maximize=True)
+        self.masks_by = adam(self.log_alpha, rate)
+        self.multipliers_by = adam(self.multipliers, penalty_rate, maximize=True)
 
     def begin_with(self, trained: BoolMatrix) -> None:
         """Cut all other edges for good."""
@@ -149,30 +150,24 @@ class _Training:
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def checkpoint(self) -> Checkpoint:
-        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in self._tensors().items()}
-        return Checkpoint(self.step, arrays=arrays)
+        return saved(self.step, self._tensors())
 
-    def load(self, saved: Checkpoint) -> None:
-        self.step = saved.step
-        with torch.no_grad():
-            for name, tensor in self._tensors().items():
-                tensor.copy_(torch.from_numpy(np.array(saved.arrays[name])))
+    def load(self, checkpoint: Checkpoint) -> None:
+        self.step = checkpoint.step
+        load(checkpoint, self._tensors())
 
     def _tensors(self) -> dict[str, Tensor]:
         """All that a step changes, and which edges are trained."""
-        found = {"trained": self.trained, "log_alpha": self.log_alpha, "multipliers": self.multipliers}
-        for name, parameter, optimizer in (
-            ("log_alpha", self.log_alpha, self.masks_by),
-            ("multipliers", self.multipliers, self.multipliers_by),
-        ):
-            found |= {f"{name}.{part}": tensor for part, tensor in optimizer.state[parameter].items()}
-        return found
+        return {
+            "trained": self.trained,
+            **remembered("log_alpha", self.log_alpha, self.masks_by),
+            **remembered("multipliers", self.multipliers, self.multipliers_by),
+        }
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
     def _generator(self, step: int) -> torch.Generator:
-        """Its numbers hang on the seed and the step alone, so that a resumed search draws what it would have drawn."""
-        seed = int(np.random.SeedSequence((self.seed, step + 1)).generate_state(1, np.uint64)[0] >> 1)
+        seed = int(draws_of(self.seed, step).generate_state(1, np.uint64)[0] >> 1)
         return torch.Generator().manual_seed(seed)
 
     def _draw(self) -> Tensor:
@@ -191,11 +186,3 @@ class _Training:
         """Its mean over the batch."""
         last = run_masked(self.problem.t, p.inputs, p.ablation, masks.unsqueeze(0), p.prefix, p.roles)
         return self.problem.mean_of(p)(last[0]) * (self.problem.n_examples / len(p.batch.examples))
-
-
-def _adam(parameter: Tensor, rate: float, *, maximize: bool = False) -> torch.optim.Adam:
-    """With what it remembers there from the start, to be loaded into."""
-    optimizer = torch.optim.Adam([parameter], lr=rate, maximize=maximize)
-    zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-    optimizer.state[parameter] = {"step": torch.tensor(0.0), **zeros}
-    return optimizer

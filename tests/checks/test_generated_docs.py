@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("cli.md", "spec.md", "methods.md", "errors.md", "settings.md", "known-circuits.md", "openapi.json")
+PAGES = (
+    "cli.md",
+    "spec.md",
+    "methods.md",
+    "errors.md",
+    "settings.md",
+    "known-circuits.md",
+    "scoreboard.md",
+    "openapi.json",
+)
 
 
 def generate(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ from masked_gradient import make_problem, mask_gradient, relative
 from stopping import Keeps, StopsAt
 from tiny_transformers import MAKERS
 
+from acdc.circuit import Scores
 from acdc.discovery.eap import score_eap, score_eap_ig_inputs
 from acdc.discovery.edge_pruning import search_edge_pruning
 from acdc.discovery.information_flow_routes import score_information_flow_routes
 from acdc.discovery.mask_ig import score_mask_ig
+from acdc.discovery.nested_pruning import WARM_STEPS, search_nested_pruning
 from acdc.discovery.node_ap import score_node_ap, score_node_ap_ig
 from acdc.discovery.problem import Problem
 from acdc.errors import Cancelled, TaskError
@@ -25,6 +28,7 @@ from acdc.patching.gradients import written
 from acdc.progress import Quiet
 from acdc.selection import rank
 
+NESTED: dict[str, Any] = {"rate": 0.05, "kl_weight": 1.0, "examples": 8, "draw_seed": 0}
 PRUNING: dict[str, Any] = {"rate": 0.8, "penalty_rate": 0.8, "warm_start": None, "mask_seed": 0}
 
 
@@ -155,3 +159,65 @@ def test_edge_pruning_cannot_leave_more_edges_than_there_are() -> None:
         search_edge_pruning(problem, Quiet(), edges=1000, steps=1, **PRUNING)
     with pytest.raises(TaskError, match="leave 10 edges open and has 6: lower `edges` or raise `warm_start`"):
         search_edge_pruning(problem, Quiet(), edges=10, steps=1, **{**PRUNING, "warm_start": 0.2})
+
+
+# -- nested pruning ----------------------------------------------------------------------------------------------------
+
+
+def squared_error(problem: Problem, scores: Scores) -> float:
+    """Of the objective over its span, averaged over examples and circuits of 1/20 of the edges, 2/20, ... 19/20."""
+    graph = problem.t.graph
+    ranking = rank(graph, scores, graph.legal, "absolute")
+    masks = [ranking.taken(graph.n_edges * k // 20) for k in range(21)]
+    values = problem.measure(torch.from_numpy(np.stack(masks).astype(np.float64)))
+    return float(((values[1:-1] - values[-1]) ** 2).mean() / (values[-1] - values[0]).mean() ** 2)
+
+
+@pytest.mark.parametrize("roles", [None, ("first",)])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_nested_pruning_brings_circuits_of_all_sizes_nearer_to_the_model_than_it_began(
+    name: str, roles: tuple[str, ...] | None
+) -> None:
+    problem = make_problem(name, lengths=(5, 6), n=8, roles=roles)
+    (begun,) = score_eap_ig_inputs(problem, Quiet(), steps=WARM_STEPS)
+    (found,) = search_nested_pruning(problem, Quiet(), steps=300, **{**NESTED, "kl_weight": 0.0})
+    assert squared_error(problem, found.scores) < 0.7 * squared_error(problem, begun.scores)
+
+
+@pytest.mark.parametrize("name", ["hand-wired/induction", "gates/or", "gates/and"])
+def test_nested_pruning_puts_the_known_edges_first(name: str) -> None:
+    problem, true = known(name)
+    problem = replace(problem, objective=METRICS["logit_diff"])
+    (found,) = search_nested_pruning(problem, Quiet(), steps=300, **NESTED)
+    first = rank(problem.t.graph, found.scores, found.tested, "signed").taken(len(true))
+    assert set(problem.t.graph.names_of(first)) == true
+
+
+def test_a_score_of_nested_pruning_is_the_logarithm_of_the_edges_place() -> None:
+    problem = make_problem("gpt2")
+    n = problem.t.graph.n_edges
+    (found,) = search_nested_pruning(problem, Quiet(), steps=1, **NESTED)
+    places = n / np.exp(np.sort(found.scores[found.tested])[::-1])
+    assert np.allclose(places, np.arange(1, n + 1), rtol=1e-4)
+
+
+def test_nested_pruning_resumed_goes_on_as_if_never_stopped() -> None:
+    problem = make_problem("gpt2", lengths=(5, 6))
+    arguments = {**NESTED, "examples": 1}
+    whole = search_nested_pruning(problem, Quiet(), steps=50, **arguments)
+    first = StopsAt(33)
+    with pytest.raises(Cancelled):
+        search_nested_pruning(problem, first, steps=50, **arguments)
+    assert first.saved is not None
+    assert first.saved.step == 20
+    resumed = search_nested_pruning(problem, Keeps(first.saved), steps=50, **arguments)
+    assert np.array_equal(resumed[0].scores, whole[0].scores)
+    other = search_nested_pruning(problem, Quiet(), steps=50, **{**arguments, "draw_seed": 1})
+    assert not np.array_equal(other[0].scores, whole[0].scores)
+
+
+def test_where_model_and_empty_circuit_do_the_same_nested_pruning_says_so() -> None:
+    problem = make_problem("gpt2")
+    same = [replace(p, ablation=record(problem.t, p.batch.clean)[0]) for p in problem.prompts]
+    with pytest.raises(TaskError, match="nothing between them to be faithful to"):
+        search_nested_pruning(replace(problem, prompts=same), Quiet(), steps=1, **NESTED)
