@@ -335,7 +335,8 @@ def _passes(method: MethodSpec, graph: Graph, n_prompts: int, batch_share: float
             how = f"(3 forward + {method.steps} forward-backward + attention anew, {anew:.3g} forward)"
             return 3 + method.steps * step + anew, how
         case "exact":
-            return 2 + n_edges * EXACT_EDGE, f"(2 forward + {n_edges:,} edges at half a forward)"
+            n = round(n_edges * min(1.0, (method.receivers or graph.n_receivers) / graph.n_receivers))
+            return 2 + n * EXACT_EDGE, f"(2 forward + {n:,} edges at half a forward)"
         case "acdc":
             searches = len(method.thresholds) or BISECTION
             n = round(n_edges * ACDC_TESTED * searches * (method.warm_start or 1.0))

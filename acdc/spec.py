@@ -362,6 +362,10 @@ class Exact(Frozen):
     """Every edge alone, cut from the full graph."""
 
     name: Literal["exact"] = "exact"
+    receivers: int | None = Field(
+        default=None, ge=1, description="score only the edges into so many receivers, drawn at random; all by default"
+    )
+    receiver_seed: int = Field(default=0, ge=0, lt=2**63, description="of the receivers drawn")
     objective: MetricName | None = None
 
 
@@ -410,6 +414,8 @@ class Ensemble(Frozen):
     def _methods_take_part_in_it(self) -> Ensemble:
         if any(getattr(method, "objective", None) is not None for method in self.methods):
             raise ValueError("the methods of an ensemble share its `objective`: give it there")
+        if any(isinstance(method, Exact) and method.receivers is not None for method in self.methods):
+            raise ValueError("`exact` of some `receivers` leaves edges without a rank: an ensemble needs one of each")
         silent = [method.name for method in self.methods if method.name not in PER_EXAMPLE]
         if self.consistency is not None and silent:
             raise ValueError(f"`consistency` needs scores of every prompt, which {silent[0]} does not give")

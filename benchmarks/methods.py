@@ -21,27 +21,30 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from figures import Figure, Lines, code_hash, environment, write
 
 import acdc
 from acdc.discovery import METHODS
+from acdc.discovery.problem import Found
 from acdc.evaluation.areas import areas_of
 from acdc.evaluation.curve import Judge, curve, scale_on, sizes_of
 from acdc.evaluation.k_star import meets
 from acdc.evaluation.measuring import Ledger
+from acdc.evaluation.outcomes import Floats
 from acdc.evaluation.stability import stability_of
 from acdc.from_spec import search_of, setting_of
 from acdc.models.cache import ModelCache
 from acdc.models.transformer import as_found
-from acdc.report import Areas, Point
+from acdc.progress import Progress
 from acdc.selection import GRID, rank
-from acdc.setting import peak_memory_bytes
+from acdc.setting import Setting, peak_memory_bytes
 from acdc.settings import load_settings
 from acdc.spec import DiscoverSpec, methods_in, parse_job, reference_of
 
@@ -92,6 +95,8 @@ ENTRIES = (
     Entry("nested-pruning", {"name": "nested-pruning"}),
     Entry("nested-pruning, 1,500 steps", {"name": "nested-pruning", "steps": 1500}),
     Entry("exact", {"name": "exact"}, prompts=16, models=("gemma3-270m-q4",)),
+    # No ranking of all edges: what others are compared with, where exact takes too long.
+    Entry("exact, 24 receivers", {"name": "exact", "receivers": 24}, prompts=16, models=("smollm2-135m-instruct-q4",)),
     Entry("acdc", {"name": "acdc", "thresholds": [1.0, 0.3, 0.1, 0.03, 0.01, 0.003], "rule": "absolute"}, prompts=8),
 )
 
@@ -112,24 +117,28 @@ CELLS = tuple(Cell(model, task, corruption) for model in MODELS for task, corrup
 
 @dataclass(frozen=True)
 class Score:
-    """One method in one cell, held out; the areas `cmd` to `kl_area` are by |score|, `cpr` and `cpr_log` by signed
-    score. k_star: connected edges of the smallest size of the grid that meets both conditions, by either rule. Fields
-    are None where f is withheld, or the method gives no scores per example (jaccard). seconds: of all cores that the
-    search had, which other work on the machine disturbs less than the clock's."""
+    """One method in one cell. seconds: of all cores that the search had, which other work on the machine disturbs less
+    than the clock's. Then, held out, areas by |score| (`cmd` to `kl_area`) and by signed score (`cpr`, `cpr_log`).
+    k_star: connected edges of the smallest size of the grid that meets both conditions, by either rule. jaccard:
+    stability. exact_rho: rank correlation of |score| with that of `exact`, over the edges that it scored there.
 
-    cmd: float | None
-    cmd_log: float | None
-    cmd_guarded: float | None
-    kl_area: float | None
-    cpr: float | None
-    cpr_log: float | None
-    k_star: int | None
-    kl_share_small: float | None
-    jaccard: float | None
+    Fields are None where f is withheld, a method leaves edges without a rank, or gives no scores per example (jaccard).
+    """
+
     n_prompts: int
     seconds: float
     peak_gb: float
     code: str
+    cmd: float | None = None
+    cmd_log: float | None = None
+    cmd_guarded: float | None = None
+    kl_area: float | None = None
+    cpr: float | None = None
+    cpr_log: float | None = None
+    k_star: int | None = None
+    kl_share_small: float | None = None
+    jaccard: float | None = None
+    exact_rho: float | None = None
 
 
 def main() -> None:
@@ -202,11 +211,32 @@ def _known(cell: Cell, entry: Entry, prompts: int) -> Score | None:
     """What was run, here or for what is stored, by the code as it is."""
     file = _file(cell, entry, prompts)
     if file.exists():
-        return Score(**json.loads(file.read_text()))
+        return replace(Score(**json.loads(file.read_text())), exact_rho=_exact_rho(cell, entry, prompts))
     stored = json.loads(STORED.read_text())["environment"]["cells"] if STORED.exists() else {}
     row = stored.get(cell.name, {}).get(entry.name)
     is_it = row is not None and (row["code"], row["n_prompts"]) == (code_of(entry), entry.prompts or prompts)
     return Score(**row) if is_it else None
+
+
+def _exact_rho(cell: Cell, entry: Entry, prompts: int) -> float | None:
+    """None where the scores of either are not here."""
+    exact = next(one for one in ENTRIES if one.method["name"] == "exact" and cell.model in one.models)
+    files = [_file(cell, one, prompts).with_suffix(".npz") for one in (entry, exact)]
+    if entry == exact or not all(file.exists() for file in files):
+        return None
+    own, its = (np.load(file) for file in files)
+    both = own["tested"] & its["tested"]
+    return rank_correlation(abs(own["scores"][both]), abs(its["scores"][both]))
+
+
+def rank_correlation(a: Floats, b: Floats) -> float:
+    """Spearman's: the correlation of ranks, ties sharing their mean."""
+
+    def ranks(values: Floats) -> Floats:
+        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+        return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[place], dtype=np.float64)
+
+    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
 
 
 def _run_apart(cell: Cell, entry: Entry, options: argparse.Namespace) -> None:
@@ -223,15 +253,16 @@ def _run_apart(cell: Cell, entry: Entry, options: argparse.Namespace) -> None:
 def _run_one(cell_name: str, entry_name: str, prompts: int) -> None:
     cell = next(cell for cell in CELLS if cell.name == cell_name)
     entry = next(entry for entry in ENTRIES if entry.name == entry_name)
-    score = score_of(cell, entry, prompts)
+    score, found = score_of(cell, entry, prompts)
     out = _file(cell, entry, prompts)
     out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(out.with_suffix(".npz"), scores=found.scores, tested=found.tested)
     partial = out.with_suffix(".partial")
     partial.write_text(json.dumps(asdict(score)))
     partial.replace(out)
 
 
-def score_of(cell: Cell, entry: Entry, prompts: int) -> Score:
+def score_of(cell: Cell, entry: Entry, prompts: int) -> tuple[Score, Found]:
     n_prompts = entry.prompts or prompts
     task = {"name": cell.task, "corruption": cell.corruption, "prompts": n_prompts, "held_out": HELD_OUT}
     spec = parse_job({"model": cell.model, "task": task, "method": dict(entry.method)})
@@ -245,32 +276,29 @@ def score_of(cell: Cell, entry: Entry, prompts: int) -> Score:
         begin = time.process_time()
         found = next(one for one in search_of(setting, spec, progress) if one.is_ranking)
         seconds, peak = time.process_time() - begin, peak_memory_bytes(setting.t.device)
-        ledger = Ledger(setting.held_out.split(setting.t, spec.metric), progress)
-        judge = Judge(graph, {"held_out": ledger}, {"held_out": scale_on(ledger, graph, 0)})
-        rankings = [rank(graph, found.scores, found.tested, rule) for rule in ("absolute", "signed")]
-        points = curve(judge, rankings, sizes_of(GRID, graph.n_edges))
+        score = Score(n_prompts, seconds, peak / 1e9, code_of(entry))
+        if np.array_equal(found.tested, graph.legal):
+            score = _judged(score, setting, spec.metric, found, progress)
+    return score, found
+
+
+def _judged(score: Score, setting: Setting, metric: str, found: Found, progress: Progress) -> Score:
+    """With the figures of the circuits cut from a ranking of all edges."""
+    graph = setting.t.graph
+    ledger = Ledger(setting.held_out.split(setting.t, metric), progress)
+    judge = Judge(graph, {"held_out": ledger}, {"held_out": scale_on(ledger, graph, 0)})
+    rankings = [rank(graph, found.scores, found.tested, rule) for rule in ("absolute", "signed")]
+    points = curve(judge, rankings, sizes_of(GRID, graph.n_edges))
     absolute, signed = (areas_of([p for p in points if p.rule == rule]) for rule in ("absolute", "signed"))
+    small = next(p for p in points if p.rule == "absolute" and p.fraction == SMALL)
     jaccard = None
     if found.per_example is not None:
         kept = rankings[0].select(int(SMALL * graph.n_edges))
         groups = [pair.group for pair in setting.search.pairs]
         stability, _ = stability_of(graph, found.per_example, found.tested, groups, kept, 0, progress)
         jaccard = stability.jaccard
-    return _score(absolute, signed, points, jaccard, n_prompts, seconds, peak, code_of(entry))
-
-
-def _score(
-    absolute: Areas,
-    signed: Areas,
-    points: Sequence[Point],
-    jaccard: float | None,
-    n: int,
-    seconds: float,
-    peak: int,
-    code: str,
-) -> Score:
-    small = next(p for p in points if p.rule == "absolute" and p.fraction == SMALL)
-    return Score(
+    return replace(
+        score,
         cmd=absolute.cmd,
         cmd_log=absolute.cmd_log,
         cmd_guarded=absolute.cmd_guarded,
@@ -280,10 +308,6 @@ def _score(
         k_star=min((p.connected for p in points if meets(p)), default=None),
         kl_share_small=small.kl_share,
         jaccard=jaccard,
-        n_prompts=n,
-        seconds=seconds,
-        peak_gb=peak / 1e9,
-        code=code,
     )
 
 
@@ -301,6 +325,7 @@ def _print_cell(cell: Cell, scores: Mapping[str, Score | None]) -> None:
         "k*",
         "KL at 1 %",
         "Jaccard",
+        "exact rho",
         "CPU s",
         "GB",
     )
@@ -311,7 +336,7 @@ def _print_cell(cell: Cell, scores: Mapping[str, Score | None]) -> None:
             continue
         values = (
             *(s.cmd_guarded, s.cmd, s.cmd_log, s.cpr, s.cpr_log, s.kl_area),
-            *(s.k_star, s.kl_share_small, s.jaccard, s.seconds, s.peak_gb),
+            *(s.k_star, s.kl_share_small, s.jaccard, s.exact_rho, s.seconds, s.peak_gb),
         )
         print(f"{name:32}" + "".join(f"{_number(value):>12}" for value in values))
 
@@ -324,7 +349,7 @@ def figures_of(by_cell: Mapping[str, Mapping[str, Score]]) -> list[Figure]:
     """Over the cells in which the baseline (and for the default, the default) was run."""
     ratios, gaps, costs = [], [], []
     for cell, scores in by_cell.items():
-        known = {name: s.cmd_guarded for name, s in scores.items() if s.cmd_guarded is not None}
+        known = {n: s.cmd_guarded for n, s in scores.items() if s.cmd_guarded is not None}
         others = {name: value for name, value in known.items() if name != BASELINE}
         if BASELINE in known and others:
             best = min(others, key=lambda name: others[name])

@@ -304,13 +304,14 @@ def scoreboard_page() -> str:
         "better; *guarded*: 1 - f counts as at least 1 where the circuit predicts no better than the empty one) and "
         "KL (the area under the KL share) by |score|, CPR by signed score; k\\*: connected edges of the smallest size "
         "with f within 0.2 of 1 and at most half of the empty one's KL; KL at 1 %: of the edges, as a share of the "
-        "empty circuit's; Jaccard: stability at 1 %; seconds of all cores, for the search. "
+        "empty circuit's; Jaccard: stability at 1 %; exact ρ: rank correlation of |score| with `exact` where that was "
+        "run; seconds of all cores, for the search. "
         "[What these are](../concepts/faithfulness.md). What the rows hang on: "
         f"[{file.name}](../../benchmarks/results/{file.name})."
     )
     figures = [[f"`{f['name']}`", f"{f['value']:.3f}", f"at most {f['target']}", f["how"]] for f in stored["figures"]]
     columns = ["method", "prompts", "CMD guarded", "CMD", "CMD log", "CPR", "CPR log", "KL", "k\\*", "KL at 1 %"]
-    head = [*columns, "Jaccard", "CPU s", "GB"]
+    head = [*columns, "Jaccard", "exact ρ", "CPU s", "GB"]
     cells = [
         f"## {name}\n\n{table(head, [scoreboard_row(method, rows.get(method)) for method in known['methods']])}"
         for name, rows in known["cells"].items()
@@ -320,14 +321,14 @@ def scoreboard_page() -> str:
 
 def scoreboard_row(method: str, row: Mapping[str, Any] | None) -> list[str]:
     if row is None:
-        return [method, "", "not run", *[""] * 10]
+        return [method, "", "not run", *[""] * 11]
 
     def said(name: str) -> str:
         value = row[name]
         return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
     areas = (said(name) for name in ("cmd_guarded", "cmd", "cmd_log", "cpr", "cpr_log", "kl_area"))
-    rest = (said(name) for name in ("k_star", "kl_share_small", "jaccard"))
+    rest = (said(name) for name in ("k_star", "kl_share_small", "jaccard", "exact_rho"))
     return [method, said("n_prompts"), *areas, *rest, f"{row['seconds']:,.0f}", f"{row['peak_gb']:.1f}"]
 
 

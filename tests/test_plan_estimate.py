@@ -82,6 +82,10 @@ def test_a_forward_is_two_operations_per_parameter_and_token_with_one_unembeddin
         ({"name": "nested-pruning", "examples": 2}, 2 * MASKED + 2 + WARM_STEPS * 3 + 150 * 2 / 8 * MASKED * 3),
         ({"name": "ensemble", "methods": ["eap", {"name": "mask-ig", "steps": 7}]}, 2 + 3 + 2 + 7 * 3),
         ({"name": "exact"}, 2 + Graph(SIZE.shape).n_edges / 2),
+        (
+            {"name": "exact", "receivers": 9},
+            2 + round(Graph(SIZE.shape).n_edges * 9 / Graph(SIZE.shape).n_receivers) / 2,
+        ),
         ({"name": "acdc", "thresholds": [0.1, 0.2]}, 2 + round(TESTED * 2) * ACDC_EDGE),
         ({"name": "acdc", "warm_start": 0.5}, 2 + round(TESTED / 2) * ACDC_EDGE),
         ({"name": "acdc", "edges": 100}, 2 + round(TESTED * BISECTION) * ACDC_EDGE),

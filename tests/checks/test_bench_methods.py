@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from acdc.discovery import METHODS
@@ -24,21 +25,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 def score(benchmark: Any, cmd_guarded: float | None, seconds: float = 1.0, code: str = "") -> Any:
-    return benchmark.Score(
-        cmd=cmd_guarded,
-        cmd_log=0.5,
-        cmd_guarded=cmd_guarded,
-        kl_area=0.1,
-        cpr=1.0,
-        cpr_log=1.0,
-        k_star=100,
-        kl_share_small=0.2,
-        jaccard=None,
-        n_prompts=64,
-        seconds=seconds,
-        peak_gb=1.0,
-        code=code,
-    )
+    return benchmark.Score(64, seconds, 1.0, code, cmd_guarded=cmd_guarded)
 
 
 def test_figures_are_those_of_the_worst_cell(benchmark: Any) -> None:
@@ -88,6 +75,14 @@ def test_a_stored_row_counts_as_run_while_its_code_stays(
         row = asdict(score(benchmark, 0.1, code=code))
         stored.write_text(json.dumps({"environment": {"cells": {cell.name: {entry.name: row}}}}))
         assert (benchmark._known(cell, entry, prompts) is not None) == counts
+
+
+def test_ranks_that_agree_correlate_and_ties_share_theirs(benchmark: Any) -> None:
+    a = np.array([1.0, 4.0, 2.0, 3.0])
+    assert benchmark.rank_correlation(a, a**3) == pytest.approx(1)
+    assert benchmark.rank_correlation(a, -a) == pytest.approx(-1)
+    # ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4: covariance 4.5, variances 4.5 and 5 (sums of products)
+    assert benchmark.rank_correlation(np.array([0, 1, 1, 5]), np.array([1, 2, 3, 4])) == pytest.approx(4.5 / 22.5**0.5)
 
 
 def test_every_method_is_on_the_scoreboard(benchmark: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from masked_gradient import MEMORY, make_problem, mask_gradient, relative
@@ -82,3 +83,20 @@ def test_exact_scores_are_the_metrics_of_masks_with_one_hole(name: str, ablation
         mask[edge.sender, edge.receiver] = 0
         expected = reference - problem.measure(mask[None]).mean()
         assert found.scores[edge.sender, edge.receiver] == pytest.approx(expected, abs=1e-6)
+
+
+def test_exact_scores_of_some_receivers_are_those_of_all_and_the_rest_is_untested() -> None:
+    problem = make_problem("gpt2", lengths=(5, 6))
+    (whole,) = score_exact(problem, Quiet())
+    (some,) = score_exact(problem, Quiet(), receivers=5, receiver_seed=1)
+    columns = some.tested.any(0)
+    assert columns.sum() == 5
+    assert np.array_equal(some.tested, problem.t.graph.legal & columns)
+    assert np.array_equal(some.scores[some.tested], whole.scores[some.tested])
+    assert not some.scores[~some.tested].any()
+    assert some.notes == (f"only edges into 5 of {problem.t.graph.n_receivers} receivers have a score",)
+    (other,) = score_exact(problem, Quiet(), receivers=5, receiver_seed=2)
+    assert not np.array_equal(other.tested, some.tested)
+    (more,) = score_exact(problem, Quiet(), receivers=10_000)
+    assert np.array_equal(more.scores, whole.scores)
+    assert not more.notes
