@@ -135,6 +135,7 @@ class EdgeScores:
         self.tile = max(1, memory_bytes // (widest * t.d_model * self.dtype.itemsize))
         self.tile = min(self.tile, TILE)
         self._cells: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+        self._columns = torch.from_numpy(t.graph.parts_of.T.copy()).to(t.device)  # [role, receiver of the whole graph]
 
     @torch.no_grad()
     def add(
@@ -154,8 +155,7 @@ class EdgeScores:
         for tile in _tiles(blocks.n_tokens, self.tile):
             update = weight * self._products(differences, gradients, tile, blocks.order, rows)
             for role, own in blocks.of_roles(tile):
-                columns = torch.from_numpy(self.graph.parts_of[:, role]).to(self.t.device)
-                self.scores[senders].index_add_(1, columns, update[own].sum(0))
+                self.scores[senders].index_add_(1, self._columns[role], update[own].sum(0))
                 if self.parts is not None:
                     examples = blocks.examples[tile.first + own.start : tile.first + own.stop].to(self.parts.device)
                     edges, cells = self._cells_of(rows, role)

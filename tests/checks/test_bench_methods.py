@@ -60,6 +60,14 @@ def test_a_row_hangs_on_the_code_of_its_method_and_not_on_that_of_others(benchma
     assert "acdc.discovery.relp" not in closure
 
 
+def test_what_is_only_said_about_code_is_no_part_of_it(benchmark: Any) -> None:
+    import figures
+
+    said = 'def f(x):\n    """Twice x."""\n    return 2 * x  # not 3\n'
+    assert figures._what_runs(said) == figures._what_runs("def f(x):\n    return 2 * x\n")
+    assert figures._what_runs(said) != figures._what_runs("def f(x):\n    return 3 * x\n")
+
+
 def test_a_stored_row_counts_as_run_while_its_code_stays(
     benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
