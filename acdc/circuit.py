@@ -43,7 +43,8 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class TaskCard:
-    """Which prompts, exactly."""
+    """Which prompts, exactly. roles: the position roles that all of them have, in the order in which they begin in the
+    first; empty in files from before it was noted."""
 
     name: str
     corruption: str
@@ -54,6 +55,7 @@ class TaskCard:
     seed: int
     groups_search: tuple[str, ...]
     groups_held_out: tuple[str, ...]
+    roles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

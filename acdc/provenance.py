@@ -10,7 +10,7 @@ import torch
 from acdc.circuit import Run, TaskCard
 from acdc.setting import peak_memory_bytes
 from acdc.spec import PromptsSpec
-from acdc.tasks.prompts import Pair, PromptSet
+from acdc.tasks.prompts import Pair, PromptSet, common_roles
 from acdc.version import ENGINE_VERSION, __version__
 
 
@@ -59,4 +59,5 @@ def task_card(prompt_set: PromptSet, seed: int) -> TaskCard:
         seed=seed,
         groups_search=groups(prompt_set.search),
         groups_held_out=groups(prompt_set.held_out),
+        roles=tuple(common_roles((*prompt_set.search, *prompt_set.held_out))),
     )

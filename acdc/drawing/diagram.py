@@ -13,7 +13,11 @@ from itertools import pairwise
 import numpy as np
 
 from acdc.circuit import Choices, Circuit
-from acdc.drawing.layout import BAR, BOX_HEIGHT, BOX_WIDTH, PORT_HEIGHT, PORT_OFFSET, PORT_WIDTH, Layout, Link
+from acdc.drawing import role_marks
+from acdc.drawing.layout import BOX_HEIGHT, BOX_WIDTH, PORT_HEIGHT, PORT_WIDTH, Layout
+from acdc.drawing.place_by_role import place_by_role, reading_order
+from acdc.drawing.place_whole import place_whole
+from acdc.drawing.placing import BAR, Link, Place
 from acdc.drawing.svg import (
     INK,
     LINE_HEIGHT,
@@ -54,7 +58,8 @@ def draw_circuit(circuit: Circuit, *, max_edges: int = 300) -> str:
     kept = circuit.edges()
     shown = kept[:max_edges]
     largest = max((abs(float(circuit.scores[e.sender, e.receiver])) for e in shown), default=0.0)
-    layout = Layout(circuit, shown, MARGIN + LABELS, 0.0)
+    placement = place_by_role(circuit, shown) if circuit.graph.shape.roles else place_whole(circuit, shown)
+    layout = Layout(placement, MARGIN + LABELS, 0.0)
     width = max(layout.right + MARGIN, MIN_WIDTH)
     room = width - 2 * MARGIN
     title = f"{circuit.provenance.task.name} circuit of {circuit.provenance.model.title}"
@@ -63,14 +68,18 @@ def draw_circuit(circuit: Circuit, *, max_edges: int = 300) -> str:
     notes = [line for part in _notes(circuit, kept, shown) for line in wrap(part, SMALL_SIZE, room)]
     top = MARGIN + (len(head) * TITLE_SIZE + len(caption) * TEXT_SIZE) * LINE_HEIGHT + 16
     shift = (width - layout.right - MARGIN) / 2
-    layout = Layout(circuit, shown, MARGIN + LABELS + shift, top)
-    height = layout.bottom + 16 + LEGEND_HEIGHT + len(notes) * SMALL_SIZE * LINE_HEIGHT + MARGIN
+    layout = Layout(placement, MARGIN + LABELS + shift, top)
+    legend_height = LEGEND_HEIGHT + (role_marks.LEGEND_HEIGHT if placement.attention else 0.0)
+    height = layout.bottom + 16 + legend_height + len(notes) * SMALL_SIZE * LINE_HEIGHT + MARGIN
 
     drawing = Drawing(width, height, title, _description(circuit, shown, largest))
     drawing.style(HOVER)
     y = drawing.lines(MARGIN, MARGIN, head, size=TITLE_SIZE, fill=INK, weight="600")
     drawing.lines(MARGIN, y, caption, size=TEXT_SIZE, fill=QUIET)
-    _draw_layers(drawing, circuit, layout)
+    _draw_layers(drawing, layout)
+    if circuit.graph.shape.roles:
+        role_marks.draw_roles(drawing, layout)
+        role_marks.draw_attention(drawing, layout)
     _draw_edges(drawing, layout, largest)
     _draw_nodes(drawing, circuit, layout)
     if not shown:
@@ -78,7 +87,7 @@ def draw_circuit(circuit: Circuit, *, max_edges: int = 300) -> str:
         x = (layout.left + layout.right) / 2
         drawing.text(x, middle + 4, "no edge is kept", size=TEXT_SIZE, anchor="middle", fill=QUIET)
     _draw_legend(drawing, layout, layout.bottom + 16, largest)
-    drawing.lines(MARGIN, layout.bottom + 16 + LEGEND_HEIGHT, notes, size=SMALL_SIZE, fill=QUIET)
+    drawing.lines(MARGIN, layout.bottom + 16 + legend_height, notes, size=SMALL_SIZE, fill=QUIET)
     return drawing.to_string()
 
 
@@ -94,8 +103,12 @@ def _caption(circuit: Circuit) -> list[str]:
         f"method {choices.method}{_parameters(choices)} · metric {choices.metric}{objective} · "
         f"ablation {choices.ablation}",
         f"selection {selected.rule}: {count(selected.asked_for, 'edge')} asked for, {selected.connected:,} connected, "
-        f"of {circuit.graph.n_edges:,} · {_judgement(circuit)}",
+        f"of {circuit.graph.n_edges:,}{_split(circuit)} · {_judgement(circuit)}",
     ]
+
+
+def _split(circuit: Circuit) -> str:
+    return f", split at {', '.join(reading_order(circuit))}" if circuit.graph.shape.roles else ""
 
 
 def _parameters(choices: Choices) -> str:
@@ -124,7 +137,9 @@ def _notes(circuit: Circuit, kept: Sequence[Edge], shown: Sequence[Edge]) -> lis
         "Edges run upwards. Those of one sender share a lane until they part, those into logits share one too. "
         "Layers and columns without a drawn node are left out."
     )
-    if circuit.graph.shape.n_kv_heads < circuit.graph.shape.n_heads:
+    if circuit.graph.shape.roles:
+        notes.append(role_marks.note_on_roles(circuit.graph))
+    elif circuit.graph.shape.n_kv_heads < circuit.graph.shape.n_heads:
         notes.append("Heads joined by a double line share a key/value head: its k and v stand at the first of them.")
     return notes
 
@@ -149,11 +164,10 @@ def stroke_width(score: float, largest: float) -> float:
     return MIN_STROKE + (MAX_STROKE - MIN_STROKE) * math.sqrt(share)
 
 
-def _draw_layers(drawing: Drawing, circuit: Circuit, layout: Layout) -> None:
+def _draw_layers(drawing: Drawing, layout: Layout) -> None:
     """A stripe and a name for every drawn layer."""
     spans: dict[int, tuple[float, float]] = {}
-    for row, names in enumerate(layout.rows):
-        layer = circuit.graph.senders[circuit.graph.sender_index(names[0])].layer if names[0] != "logits" else -1
+    for row, layer in enumerate(layout.placement.layers):
         if layer >= 0:
             bottom = spans.get(layer, (0.0, layout.row_bottom[row]))[1]
             spans[layer] = (layout.row_top[row], bottom)
@@ -166,7 +180,7 @@ def _draw_layers(drawing: Drawing, circuit: Circuit, layout: Layout) -> None:
 
 def _draw_edges(drawing: Drawing, layout: Layout, largest: float) -> None:
     group = drawing.group(fill="none", stroke_linecap="butt")
-    for link, d in reversed(list(zip(layout.links, layout.paths, strict=True))):  # the strongest on top
+    for link, d in reversed(list(zip(layout.placement.links, layout.paths, strict=True))):  # the strongest on top
         colour, dash = _pen(link)
         share = abs(link.score) / largest if largest else 0.0
         drawing.path(
@@ -188,62 +202,57 @@ def _pen(link: Link) -> tuple[str, str]:
 
 
 def _draw_nodes(drawing: Drawing, circuit: Circuit, layout: Layout) -> None:
-    _draw_groups(drawing, circuit, layout)
-    ports: dict[str, dict[str, str]] = {}
-    for link in layout.links:
+    _draw_joined(drawing, layout)
+    ports: dict[Place, dict[str, Link]] = {}
+    for link in layout.placement.links:
         receiver = circuit.graph.receivers[link.edge.receiver]
         if receiver.kind in "qkv":
-            ports.setdefault(link.end.name, {})[receiver.kind] = receiver.name
-    for name, place in layout.places.items():
-        group = drawing.group(title=f"{name}: {_traffic(circuit, layout, name)}", font_family=MONO)
-        y = layout.row_top[place.row]
+            ports.setdefault(link.end, {})[receiver.kind] = link
+    for place in layout.placement.places:
+        group = drawing.group(title=f"{role_marks.name_of(place)}: {_traffic(layout, place)}", font_family=MONO)
+        y = layout.box_top[place.row]
         if place.column == BAR:
-            left, width = layout.left, layout.right - layout.left
-            drawing.rect(left, y, width, layout.row_bottom[place.row] - y, parent=group, fill=INK, rx="3")
-            drawing.text(left + width / 2, y + 16, name, parent=group, anchor="middle", fill=PAGE, font_weight="600")
+            left, right = layout.extent(place)
+            drawing.rect(left, y, right - left, layout.row_bottom[place.row] - y, parent=group, fill=INK, rx="3")
+            middle = left + (right - left) / 2
+            drawing.text(middle, y + 16, place.name, parent=group, anchor="middle", fill=PAGE, font_weight="600")
             continue
         x = layout.column_x[place.column]
         box = (x - BOX_WIDTH / 2, y, BOX_WIDTH, BOX_HEIGHT)
         corner = "11" if place.kind == "mlp" else "4"
-        drawing.rect(*box, parent=group, fill=PAGE, stroke=INK, stroke_width="1.2", rx=corner)
-        drawing.text(x, y + 15.5, name, parent=group, anchor="middle", font_weight="600")
-        for kind, receiver_name in sorted(ports.get(name, {}).items()):
-            _draw_port(drawing, circuit, layout, x, y + BOX_HEIGHT, kind, receiver_name)
+        colour = role_marks.COLOUR if place.kind == "kv" else INK
+        drawing.rect(*box, parent=group, fill=PAGE, stroke=colour, stroke_width="1.2", rx=corner)
+        drawing.text(x, y + 15.5, place.name, parent=group, anchor="middle", font_weight="600")
+        for kind, link in sorted(ports.get(place, {}).items()):
+            _draw_port(drawing, circuit, layout, x + link.offset, y + BOX_HEIGHT, kind, link)
 
 
-def _draw_port(drawing: Drawing, circuit: Circuit, layout: Layout, x: float, y: float, kind: str, name: str) -> None:
-    r = circuit.graph.receiver_index(name)
-    readers = circuit.graph.nodes_read_by(r)
-    n = sum(link.edge.receiver == r for link in layout.links)
+def _draw_port(drawing: Drawing, circuit: Circuit, layout: Layout, x: float, y: float, kind: str, link: Link) -> None:
+    r = link.edge.receiver
+    name, readers = circuit.graph.receivers[r].name, circuit.graph.nodes_read_by(r)
+    n = sum(link.edge.receiver == r for link in layout.placement.links)
     shared = f", read by heads {', '.join(readers)}" if len(readers) > 1 else ""
     group = drawing.group(title=f"{name}: {count(n, 'edge')} in{shared}", font_family=MONO)
-    x += PORT_OFFSET[kind]
     drawing.rect(
         x - PORT_WIDTH / 2, y, PORT_WIDTH, PORT_HEIGHT, parent=group, fill=STRIPE, stroke=INK, stroke_width="0.8"
     )
     drawing.text(x, y + 9.8, kind, size=10.5, parent=group, anchor="middle")
 
 
-def _draw_groups(drawing: Drawing, circuit: Circuit, layout: Layout) -> None:
+def _draw_joined(drawing: Drawing, layout: Layout) -> None:
     """A double line between the drawn heads of a key/value group whose k or v an edge enters."""
-    groups = {
-        tuple(name for name in circuit.graph.nodes_read_by(link.edge.receiver) if name in layout.places)
-        for link in layout.links
-        if circuit.graph.receivers[link.edge.receiver].kind in ("k", "v")
-    }
-    for readers in sorted(groups):
-        places = [layout.places[name] for name in readers]
+    for places in layout.placement.joined:
         for one, other in pairwise(places):
             start = layout.column_x[one.column] + BOX_WIDTH / 2
             stop = layout.column_x[other.column] - BOX_WIDTH / 2
-            y = layout.row_top[one.row] + BOX_HEIGHT / 2
+            y = layout.box_top[one.row] + BOX_HEIGHT / 2
             for dy in (-1.5, 1.5):
                 drawing.path(polyline([(start, y + dy), (stop, y + dy)]), stroke=INK, stroke_width="1")
 
 
-def _traffic(circuit: Circuit, layout: Layout, name: str) -> str:
-    into = [link.score for link in layout.links if name in circuit.graph.nodes_read_by(link.edge.receiver)]
-    out = [link.score for link in layout.links if link.start.name == name]
+def _traffic(layout: Layout, place: Place) -> str:
+    into = [link.score for link in layout.placement.links if place in link.ends]
+    out = [link.score for link in layout.placement.links if link.start == place]
     sums = [f"{len(scores)} {word}" for scores, word in ((into, "in"), (out, "out")) if scores]
     if not sums:
         return "no edge"
@@ -260,22 +269,24 @@ def _draw_legend(drawing: Drawing, layout: Layout, y: float, largest: float) -> 
         drawing.path(f"M{number(x)} {number(line)} h34", stroke=colour, stroke_width=width, stroke_dasharray=dash)
         drawing.text(x + 40, line + 4, label, size=SMALL_SIZE)
         x += 40 + text_width(label, SMALL_SIZE) + 14
-    if not layout.links:
+    if not layout.placement.links:
         return
     scale = "width grows with the square root of |score|" if largest else "no edge has a score: all are drawn alike"
     drawing.text(MARGIN, line + 26, f"{scale}; q k v: query, key and value input of a head", size=SMALL_SIZE)
+    if layout.placement.attention:
+        role_marks.draw_attention_legend(drawing, MARGIN, line + 26 + role_marks.LEGEND_HEIGHT, SMALL_SIZE)
 
 
 def _samples(layout: Layout, largest: float) -> list[tuple[float, str, str, str]]:
     """score, label, colour, dashes of every kind of line; two widths for each sign."""
     faint = largest / 9  # a third of the widest
     samples = []
-    if any(link.is_tested and link.score >= 0 for link in layout.links):
+    if any(link.is_tested and link.score >= 0 for link in layout.placement.links):
         samples.append((largest, signed(largest), POSITIVE, SOLID))
         samples.append((faint, f"{signed(faint)} positive (helps)", POSITIVE, SOLID))
-    if any(link.is_tested and link.score < 0 for link in layout.links):
+    if any(link.is_tested and link.score < 0 for link in layout.placement.links):
         samples.append((-largest, signed(-largest), NEGATIVE, DASH))
         samples.append((-faint, f"{signed(-faint)} negative (hurts)", NEGATIVE, DASH))
-    if any(not link.is_tested for link in layout.links):
+    if any(not link.is_tested for link in layout.placement.links):
         samples.append((0.0, "not tested", UNSCORED, SOLID))
     return samples if largest else samples[-1:]

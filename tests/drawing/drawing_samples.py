@@ -13,6 +13,10 @@ GPT2 = GraphShape(12, 12, 12)
 TOY = GraphShape(2, 8, 8, has_mlp=False)
 PARALLEL = GraphShape(4, 4, 4, is_parallel=True)
 SPLIT = GraphShape(3, 4, 2, split_position=True)
+BY_ROLE = GPT2.split_by(("IO", "S1", "S2"))
+GEMMA_BY_ROLE = GraphShape(18, 4, 1, heads_share_norm=True).split_by(("IO", "S1", "S2"))
+PARALLEL_BY_ROLE = PARALLEL.split_by(("a subject with quite a long name",))
+SPLIT_BY_ROLE = SPLIT.split_by(("first",))
 GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -21,7 +25,7 @@ def make_provenance(title: str = "SmolLM2-135M-Instruct, Q4_1") -> Provenance:
         model=ModelCard(
             "smollm2-135m-instruct-q4", title, "llama", "f" * 64, "t" * 64, 134_515_008, "Q4_1", "instruct"
         ),
-        task=TaskCard("ioi", "abc", "a" * 64, 128, 64, 0, 0, ("t0", "t1"), ("t2",)),
+        task=TaskCard("ioi", "abc", "a" * 64, 128, 64, 0, 0, ("t0", "t1"), ("t2",), ("S2", "IO", "end")),
         choices=Choices("logit_diff", "kl_divergence", "resample", "eap-ig-inputs", {"steps": 10}),
         run=Run("0.1.0", 1, "2.13", "5.23", "float32", "cpu", 2, 0, 12.0, 2**30),
     )

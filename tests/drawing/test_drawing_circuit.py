@@ -13,7 +13,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawing_samples import GPT2, PARALLEL, SMOLLM2, SPLIT, TOY, make_circuit, make_point, make_report
+from drawing_samples import (
+    BY_ROLE,
+    GEMMA_BY_ROLE,
+    GPT2,
+    PARALLEL,
+    PARALLEL_BY_ROLE,
+    SMOLLM2,
+    SPLIT,
+    SPLIT_BY_ROLE,
+    TOY,
+    make_circuit,
+    make_point,
+    make_report,
+)
 
 from acdc.circuit import Circuit
 from acdc.drawing import draw_circuit
@@ -22,7 +35,16 @@ from acdc.drawing.svg import GLYPH_WIDTH
 from acdc.graph import Graph, GraphShape
 
 SVG = "{http://www.w3.org/2000/svg}"
-SAMPLES = [(SMOLLM2, 20), (SMOLLM2, 100), (SMOLLM2, 300), (GPT2, 300), (TOY, 15), (PARALLEL, 30), (SPLIT, 40), (TOY, 0)]
+WHOLE = [(SMOLLM2, 20), (SMOLLM2, 100), (SMOLLM2, 300), (GPT2, 300), (TOY, 15), (PARALLEL, 30), (SPLIT, 40), (TOY, 0)]
+SPLIT_UP = [
+    (BY_ROLE, 60),
+    (BY_ROLE, 300),
+    (GEMMA_BY_ROLE, 300),
+    (PARALLEL_BY_ROLE, 60),
+    (SPLIT_BY_ROLE, 60),
+    (BY_ROLE, 0),
+]
+SAMPLES = [*WHOLE, *SPLIT_UP]
 Box = tuple[float, float, float, float]
 
 
