@@ -134,7 +134,7 @@ class _Run:
     def _measured(self, variation: Variation, inner: Progress) -> list[Tried]:
         if variation.skipped:
             raise SpecError(variation.skipped)
-        setting = setting_of(self.loaded, variation.spec, inner, change=self._changed(variation))
+        setting = setting_of(self.loaded, variation.spec, inner, change=self._changed(variation), circuit=self.source)
         graph = setting.t.graph
         require_the_same_graph(self.loaded, graph, self.source)
         circuit, again = self._circuit(variation), None
@@ -191,7 +191,7 @@ class _Run:
     # -- controls ------------------------------------------------------------------------------------------------------
 
     def own_setting(self) -> Setting:
-        return setting_of(self.loaded, self.behind, self._begin("the circuit's own setting"))
+        return setting_of(self.loaded, self.behind, self._begin("the circuit's own setting"), circuit=self.source)
 
     def try_control(self, control: ControlSetting, own: Setting) -> None:
         inner = self._begin(control.name)
@@ -200,7 +200,7 @@ class _Run:
             if control.changes == "weights":
                 loaded = replace(loaded, model=with_random_weights(loaded.model, self.behind.seed))
             change = answers_shuffled if control.changes == "answers" else None
-            setting = setting_of(loaded, control.spec, inner, change=change)
+            setting = setting_of(loaded, control.spec, inner, change=change, circuit=self.source)
             require_the_same_graph(loaded, setting.t.graph, self.source)
             found = self._search(setting, control.spec, None, inner)
             _, (point,) = _judged(own, self.behind, [found], inner)

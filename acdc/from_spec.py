@@ -32,14 +32,15 @@ def setting_of(
     *,
     prompts_for_mean: bool = False,
     change: Callable[[PromptSet], PromptSet] | None = None,
+    circuit: Circuit | None = None,
 ) -> Setting:
     """The model with the task's prompts on it. prompts_for_mean: cut edges carry the mean over them, whatever the spec
-    says. change: of the prompts, before they are run."""
+    says. change: of the prompts, before they are run. circuit: a stored one that is to be measured on them."""
     prompt_set = make_prompts(loaded.tokenizer, spec, METRICS[spec.metric], progress)
     return make_setting(
         loaded,
         prompt_set if change is None else change(prompt_set),
-        positions=spec.positions,
+        positions=_positions_of(spec, circuit),
         split_position=spec.split_position,
         ablation="mean" if prompts_for_mean else spec.ablation.kind,
         mean_per_role=spec.ablation.mean_over == "role" and not prompts_for_mean,
@@ -48,6 +49,13 @@ def setting_of(
         progress=progress,
         other_ablations=bool(spec.other_ablations),
     )
+
+
+def _positions_of(spec: MeasuredSpec, circuit: Circuit | None) -> str | Sequence[str]:
+    """What edges are split by: roles asked for are those of the circuit, whatever others the prompts have."""
+    if spec.positions == "roles" and circuit is not None and circuit.graph.shape.roles:
+        return circuit.graph.shape.roles
+    return spec.positions
 
 
 def search_of(setting: Setting, spec: DiscoverSpec, progress: Progress) -> Sequence[Found]:
@@ -100,11 +108,20 @@ def job_of(circuit: Circuit) -> MeasuredSpec:
 
 
 def require_the_same_graph(loaded: Loaded, graph: Graph, source: Circuit) -> None:
+    if source.graph != graph and source.graph.whole == graph.whole:
+        raise GraphMismatch(
+            f"the circuit's edges are {_split_in_words(source.graph)}, and `positions` makes them "
+            f"{_split_in_words(graph)}: leave it out to measure the circuit as it is"
+        )
     if source.graph != graph:
         raise GraphMismatch(
             f"the circuit was found on {source.provenance.model.title} ({source.graph!r}); {loaded.card.title} has "
             f"another graph ({graph!r}), so its edges mean nothing there"
         )
+
+
+def _split_in_words(graph: Graph) -> str:
+    return f"split by role ({', '.join(graph.shape.roles)})" if graph.shape.roles else "whole"
 
 
 def require_the_same_weights(loaded: Loaded, source: Circuit) -> None:

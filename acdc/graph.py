@@ -182,6 +182,14 @@ class Graph:
             raise GraphMismatch(f"there is no edge {name!r}: {sender_name} does not come before {receiver_name}")
         return edge
 
+    def parts(self, name: str) -> list[Edge]:
+        """The edges of a name: one at `5.5->9.6.q@S2`; at `5.5->9.6.q`, where edges are split, its parts at all roles.
+        Raises GraphMismatch as `edge` does."""
+        if not self.shape.roles or "@" in name:
+            return [self.edge(name)]
+        whole = self.whole.edge(name)
+        return [Edge(whole.sender, part) for part in np.unique(self.parts_of[whole.receiver]).tolist()]
+
     def edge_name(self, edge: Edge) -> str:
         return f"{self.senders[edge.sender].name}->{self.receivers[edge.receiver].name}"
 
@@ -192,11 +200,13 @@ class Graph:
                 yield Edge(s, r)
 
     def mask_of_edges(self, names: Iterable[str]) -> BoolMatrix:
-        """[senders, receivers], true at the named edges. All unknown names are reported together."""
-        edges, faults = [], []
+        """[senders, receivers], true at the named edges, as `parts` reads names. All unknown ones are reported
+        together."""
+        edges: list[Edge] = []
+        faults = []
         for name in names:
             try:
-                edges.append(self.edge(name))
+                edges += self.parts(name)
             except GraphMismatch as error:
                 faults.append(Fault(name, error.message))
         if faults:
@@ -408,7 +418,10 @@ class Graph:
 
     def _index(self, index: dict[str, int], name: str, what: str) -> int:
         if name not in index:
-            raise GraphMismatch(f"this graph has no {what} {name!r}; {self._names_in_words}")
+            unsplit = "; its edges are not split by role: `positions` does that" * (
+                "@" in name and not self.shape.roles
+            )
+            raise GraphMismatch(f"this graph has no {what} {name!r}; {self._names_in_words}{unsplit}")
         return index[name]
 
     @property

@@ -187,7 +187,7 @@ def _circuit(setting: Setting, found: Found, judgement: Judgement, provenance: P
 def evaluate(loaded: Loaded, spec: EvaluateSpec, progress: Progress, source: Circuit | None) -> Result:
     """Judge a stored circuit, as it is, cut to another size or edited; or a hypothesis."""
     begin = time.monotonic()
-    setting = setting_of(loaded, spec, progress)
+    setting = setting_of(loaded, spec, progress, circuit=source)
     graph = setting.t.graph
     if source is not None:
         require_the_same_graph(loaded, graph, source)
@@ -254,7 +254,7 @@ def try_prompt(loaded: Loaded, spec: TrySpec, progress: Progress, source: Circui
     """The likeliest next tokens of the model, the circuit, its complement and a matched random circuit."""
     asked = job_of(source)
     require_the_same_weights(loaded, source)
-    setting = setting_of(loaded, asked, progress, prompts_for_mean=spec.corrupt is None)
+    setting = setting_of(loaded, asked, progress, prompts_for_mean=spec.corrupt is None, circuit=source)
     graph = setting.t.graph
     require_the_same_graph(loaded, graph, source)
     rng = np.random.default_rng(asked.seed)

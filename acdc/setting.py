@@ -140,9 +140,9 @@ def roles_wanted(prompt_set: PromptSet, positions: str | Sequence[str]) -> list[
         return common
     missing = [role for role in positions if role not in (*common, OTHER)]
     if missing:
-        known = ", ".join(common)
-        faults = [Fault(f"positions.{role}", f"not every prompt has this role; all have: {known}") for role in missing]
-        raise TaskError("edges cannot be split by these roles", faults)
+        known, said = ", ".join(common), f"role{'s' * (len(missing) != 1)} {', '.join(missing)}"
+        faults = [Fault(f"positions.{role}", "not every prompt has this role") for role in missing]
+        raise TaskError(f"not every prompt has the {said} by which edges are to be split; all have: {known}", faults)
     return list(positions)
 
 

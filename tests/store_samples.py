@@ -100,15 +100,22 @@ def move_by_name(store: Store, job: JobRow, claim: Claim) -> dict[Move, Callable
     }
 
 
-def circuit(edges: tuple[str, ...] = EDGES, *, model: ModelCard = CARD, task: str = "ioi", f: float = 0.9) -> Circuit:
-    kept = GRAPH.mask_of_edges(edges)
+def circuit(
+    edges: tuple[str, ...] = EDGES,
+    *,
+    model: ModelCard = CARD,
+    task: str = "ioi",
+    f: float = 0.9,
+    graph: Graph = GRAPH,
+) -> Circuit:
+    kept = graph.mask_of_edges(edges)
     scores = np.zeros(kept.shape, dtype=np.float32)
     for i, name in enumerate(edges):
-        edge = GRAPH.edge(name)
+        edge = graph.edge(name)
         scores[edge.sender, edge.receiver] = (-1) ** i * (len(edges) - i)
-    tested = GRAPH.legal.copy()
+    tested = graph.legal.copy()
     return Circuit(
-        graph=GRAPH,
+        graph=graph,
         scores=scores,
         tested=tested,
         kept=kept,

@@ -109,6 +109,16 @@ def test_a_later_evaluation_stands_below_with_its_own_conditions(circuit):
     assert text.index("## Evaluation evl_1: Minimality") > text.index("## Minimality")
 
 
+def test_conditions_name_the_roles_that_edges_are_split_by():
+    said = {
+        positions: conditions_of(parse_job({"positions": positions}).model_dump(mode="json"))
+        for positions in ("all", "roles", "S1,S2")
+    }
+    assert "positions" not in said["all"]
+    assert said["roles"].endswith("; positions roles")
+    assert said["S1,S2"].endswith("; positions S1, S2")
+
+
 def test_cells_are_written_for_people():
     values = (None, True, 1234567, 0.123456, 1e-9, (), ("a", 2), {"k": 1.5}, "text")
     assert [in_words(value) for value in values] == [

@@ -47,7 +47,7 @@ _LATER_EVALUATIONS = 10  # that a card holds, the newest
 
 class CircuitQuery(BaseModel):
     """Filters of a circuit list; what is left out does not restrict. model: a reference or a fingerprint. node, edge
-    and tag may be repeated: all of them must be there."""
+    and tag may be repeated: all of them must be there. edge: 5.5->9.6.q, at any role, or 5.5->9.6.q@S2."""
 
     model_config = ConfigDict(extra="forbid")
 

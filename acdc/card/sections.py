@@ -60,8 +60,9 @@ class Card:
 def card_of(title: str, circuit: Circuit, notes: str = "") -> Card:
     """A circuit's whole card; `also` adds later evaluations."""
     kept, n_edges, made = circuit.selected, circuit.graph.n_edges, circuit.provenance
+    edges = "edges split by role" if circuit.graph.shape.roles else "edges"
     size = (
-        f"{kept.connected:,} of {n_edges:,} edges ({kept.connected / n_edges:.2%}), chosen by rule {kept.rule}: "
+        f"{kept.connected:,} of {n_edges:,} {edges} ({kept.connected / n_edges:.2%}), chosen by rule {kept.rule}: "
         f"{kept.asked_for:,} asked for, those on a path to the logits kept."
     )
     lead = (size, notes, choices_sentence(made, kept.rule))
@@ -177,11 +178,12 @@ def _facts(part: Mapping[str, Any]) -> Iterator[tuple[Cell, Cell]]:
 
 def conditions_of(spec: Mapping[str, Any]) -> str:
     """What the numbers of a job hold for, from its spec as JSON."""
-    task, ablation = spec["task"], spec["ablation"]
+    task, ablation, positions = spec["task"], spec["ablation"], spec.get("positions", "all")
     over = f" per {ablation['mean_over']}" if ablation["kind"] == "mean" else ""
     return (
         f"ablation {ablation['kind']}{over}; metric {spec['metric']}; task {task['name']}, corruption "
         f"{task['corruption'] or 'its first'}, prompts of seed {task['seed']}; seed {spec['seed']}"
+        f"{'' if positions == 'all' else f'; positions {in_words(positions)}'}"
     )
 
 

@@ -21,7 +21,9 @@ app = typer.Typer(no_args_is_help=True, help="List, show, evaluate, import, expo
 
 CircuitId = Annotated[str, typer.Argument(metavar="CIRCUIT")]
 Names = Annotated[list[str] | None, typer.Option("--node", help="has this node, like 9.9 or mlp0; may be repeated")]
-Edges = Annotated[list[str] | None, typer.Option("--edge", help="has this edge, like 5.5->9.6.q; may be repeated")]
+Edges = Annotated[
+    list[str] | None, typer.Option("--edge", help="has this edge, like 5.5->9.6.q or 5.5->9.6.q@S2; may be repeated")
+]
 
 
 class Format(StrEnum):

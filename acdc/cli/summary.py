@@ -75,6 +75,7 @@ def summary_data(circuit: Circuit) -> dict[str, Any]:
         "model": circuit.provenance.model.reference,
         "task": circuit.provenance.task.name,
         "method": circuit.provenance.choices.method,
+        "positions": circuit.provenance.choices.positions,
         "edges_total": circuit.graph.n_edges,
         "edges_kept": circuit.n_edges,
         "heads": heads_of(circuit),
@@ -89,9 +90,10 @@ def summary_data(circuit: Circuit) -> dict[str, Any]:
 def _headline(circuit: Circuit, title: str) -> str:
     made = circuit.provenance
     kept = circuit.selected
+    edges = "edges split by role" if circuit.graph.shape.roles else "edges"
     return (
         f"{title}: {made.task.name} on {made.model.title}, found with {made.choices.method}\n"
-        f"kept       {circuit.n_edges:,} of {circuit.graph.n_edges:,} edges ({share(circuit.n_edges, circuit)}), "
+        f"kept       {circuit.n_edges:,} of {circuit.graph.n_edges:,} {edges} ({share(circuit.n_edges, circuit)}), "
         f"rule {kept.rule}: {kept.asked_for:,} asked for, {kept.connected:,} of them on a path to the logits"
     )
 

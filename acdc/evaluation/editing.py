@@ -37,6 +37,7 @@ def edited(
     remove_nodes: Sequence[str] = (),
 ) -> Edited:
     """The circuit with edges (`5.5->9.6.q`) and nodes (`9.6`, `mlp0`) added, then others removed. Dead edges stay.
+    Where edges are split by role, `5.5->9.6.q` is its parts at all roles and `5.5->9.6.q@S2` one of them.
 
     A node is added with every edge between it and the nodes that the circuit then has, embed and the logits among them.
     A node is removed with every edge out of it and into it; a key or value input goes only where all heads that read it
@@ -73,8 +74,8 @@ def _read_names(
 ) -> tuple[list[Edge], list[Edge]]:
     """The edges to add and to remove. Raises GraphMismatch with every fault."""
     faults: list[Fault] = []
-    edges_in = _collect(graph.edge, add_edges, "add_edges", faults)
-    edges_out = _collect(graph.edge, remove_edges, "remove_edges", faults)
+    edges_in = [edge for parts in _collect(graph.parts, add_edges, "add_edges", faults) for edge in parts]
+    edges_out = [edge for parts in _collect(graph.parts, remove_edges, "remove_edges", faults) for edge in parts]
     _collect(graph.sender_index, add_nodes, "add_nodes", faults)
     _collect(graph.sender_index, remove_nodes, "remove_nodes", faults)
     for what, added, removed in (("edges", add_edges, remove_edges), ("nodes", add_nodes, remove_nodes)):

@@ -167,9 +167,8 @@ def _conditions(filter: CircuitFilter) -> list[ColumnElement[bool] | Exists]:
         conditions.append(exists().where(circuit_nodes.c.circuit_id == circuits.c.id, circuit_nodes.c.node == node))
     for sender, receiver in _edge_ends(filter.edges):
         part = circuit_edges.c
-        conditions.append(
-            exists().where(part.circuit_id == circuits.c.id, part.sender == sender, part.receiver == receiver)
-        )
+        entered = or_(part.receiver == receiver, part.receiver.startswith(f"{receiver}@", autoescape=True))
+        conditions.append(exists().where(part.circuit_id == circuits.c.id, part.sender == sender, entered))
     return conditions
 
 

@@ -261,7 +261,7 @@ class CircuitDetail:
 @dataclass(frozen=True)
 class CircuitFilter:
     """Which circuits to list; what is None or empty does not restrict. model: a reference or a fingerprint.
-    nodes (`9.9`), edges (`5.5->9.6.q`) and tags: all of them must be there."""
+    nodes (`9.9`), edges (`5.5->9.6.q`, at any role, or `5.5->9.6.q@S2`) and tags: all of them must be there."""
 
     user: str | None = None
     job_id: str | None = None

@@ -22,17 +22,20 @@ export async function circuitPage(circuitId, signal) {
     circuit.sections.map(section),
     circuit.report ? el("details", {}, el("summary", {}, `Every point of the curve (${circuit.report.points.length})`), table("Points", POINT, circuit.report.points)) : null,
     el("h3", {}, "Edges"), edgeTable(root, circuit, edges),
-    el("h3", {}, "Try it on a prompt"), tryForm(root, signal),
+    isSplit(circuit) ? null : [el("h3", {}, "Try it on a prompt"), tryForm(root, signal)],
     el("h3", {}, "Evaluate it again"), evaluateForm(root, circuit), evaluationTable(evaluations.items),
     el("h3", {}, "Try to break it"), challengeForm(root),
     el("h3", {}, "Take it away"), exportButtons(root, circuit.id),
     el("h3", {}, "Labels"), labelForm(root, circuit));
 }
 
+const isSplit = (circuit) => circuit.provenance.choices.positions !== "all";
+
 function headline(circuit) {
   return facts([
     ["Task", circuit.task], ["Method", circuit.method], ["Model", circuit.provenance.model.title],
     ["Edges", `${number(circuit.n_edges)} of ${number(circuit.n_edges_total)} (${number(circuit.fraction * 100)} %), rule ${circuit.rule}`],
+    ...(isSplit(circuit) ? [["Split by role", circuit.provenance.choices.positions]] : []),
     ["f, held out", number(circuit.f)], ["KL share, held out", number(circuit.kl_share)],
     ["Id", circuit.id], ["Tags", circuit.tags.join(", ") || null], ["Notes", circuit.notes],
     ["Job", circuit.job_id ? el("a", { href: `#/jobs/${circuit.job_id}` }, circuit.job_id) : "imported"],

@@ -6,11 +6,16 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
+import numpy as np
 import pytest
 from api_samples import HOSTILE, SPEC, finish, make_circuit
 
+from acdc.circuit import Circuit, Selected
+from acdc.graph import Graph
 from acdc.spec import parse_job
 from acdc.store import Artefacts, Store
 
@@ -180,6 +185,32 @@ def test_prompt_is_tried_and_its_tables_are_shown(
     store.claims.succeed(claim, [NewTable("try", {"model": [{"token": HOSTILE, "probability": 0.25}]})])
     browser.until_text("0.25")
     assert HOSTILE in browser.text
+
+
+def test_a_split_circuit_says_its_roles_and_offers_no_prompt_to_try(
+    browser: Browser, store: Store, artefacts: Artefacts
+) -> None:
+    """Nothing says where the roles are in a prompt typed in."""
+    whole = make_circuit(spec=parse_job(SPEC).model_dump(mode="json"))
+    graph = Graph(whole.graph.shape.split_by(("S2",)))
+    scores = np.where(graph.legal, np.float32(0.5), np.float32(0))
+    choices = replace(whole.provenance.choices, positions="S2, end, other")
+    circuit = Circuit(
+        graph,
+        scores,
+        graph.legal.copy(),
+        graph.legal.copy(),
+        Selected("absolute", graph.n_edges, graph.n_edges),
+        replace(whole.provenance, choices=choices),
+    )
+    row = store.circuits.add(circuit, artefacts.put(circuit.to_bytes()), user="local")
+    browser.open(f"/circuits/{row.id}")
+    browser.until_text("S2, end, other")
+    browser.until_text("0.0.q@S2")
+    assert "Try it on a prompt" not in browser.text
+    assert not browser.driver.find_elements(By.CSS_SELECTOR, "input[name=prompt]")
+    browser.open(f"/circuits?edge={quote('embed->0.0.q')}")
+    browser.find(f'a[href="#/circuits/{row.id}"]')
 
 
 def test_filter_is_part_of_the_address(browser: Browser, hostile_circuit: str) -> None:

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
-from store_samples import circuit
+from store_samples import GRAPH, circuit
 
 from acdc.cli.summary import summarise, summary_data
+from acdc.graph import Graph
 from acdc.report import Stability
 
 
@@ -45,6 +46,15 @@ def test_a_summary_says_whether_the_circuit_stays_when_prompts_are_drawn_again(f
         console.print(part)
     assert f"stability  {said}" in text.getvalue()
     assert summary_data(one)["report"]["stability"]["verdict"] == found.verdict
+
+
+def test_a_summary_says_that_edges_are_split_by_role() -> None:
+    whole, graph = circuit(), Graph(GRAPH.shape.split_by(("S2",)))
+    split = circuit(("embed->mlp0@S2", "mlp0->1.0.v@S2", "1.0->logits"), graph=graph)
+    lines = {one: next(part for part in summarise(one) if isinstance(part, str)) for one in (whole, split)}
+    assert f"kept       3 of {graph.n_edges:,} edges split by role (" in lines[split]
+    assert f"kept       5 of {whole.graph.n_edges:,} edges (" in lines[whole]
+    assert summary_data(whole)["positions"] == "all"
 
 
 def test_a_summary_tells_what_the_search_did() -> None:

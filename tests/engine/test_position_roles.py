@@ -37,7 +37,7 @@ from acdc.patching.masked import run_masked
 from acdc.pipeline import run_on
 from acdc.plan import ModelFacts, Speed, estimate
 from acdc.progress import Quiet
-from acdc.spec import BY_ROLE, parse_job
+from acdc.spec import BY_ROLE, parse_job, with_defaults_of
 from acdc.tasks import TASKS
 from acdc.tasks.prompts import Pair
 
@@ -68,6 +68,28 @@ def test_every_receiver_but_the_logits_stands_once_for_each_role() -> None:
     for name in ("0.1->1.0.q", "0.1->1.0.q@IO", "0.1->logits@end"):
         with pytest.raises(GraphMismatch, match="no receiver"):
             graph.edge(name)
+
+
+def test_an_edge_named_without_a_role_is_all_its_parts() -> None:
+    graph = Graph(GraphShape(2, 2, 1, roles=ROLES))
+    for name, parts in {
+        "0.1 -> 1.0.q": [f"0.1->1.0.q@{role}" for role in ROLES],
+        "0.1->1.0.q@first": ["0.1->1.0.q@first"],
+        "0.1->logits": ["0.1->logits"],
+    }.items():
+        assert [graph.edge_name(edge) for edge in graph.parts(name)] == parts
+        assert set(graph.names_of(graph.mask_of_edges([name]))) == set(parts)
+    assert [graph.whole.edge_name(edge) for edge in graph.whole.parts("0.1->1.0.q")] == ["0.1->1.0.q"]
+
+
+def test_a_role_that_the_graph_has_not_is_told_with_those_that_it_has() -> None:
+    graph = Graph(GraphShape(2, 2, 1, roles=ROLES))
+    with pytest.raises(GraphMismatch) as caught:
+        graph.mask_of_edges(["embed->1.0.q@IO", "embed->mlp9", "embed->mlp1"])
+    assert [fault.where for fault in caught.value.faults] == ["embed->1.0.q@IO", "embed->mlp9"]
+    assert "at a role, as 0.0.q@end: first, end, other" in caught.value.faults[0].message
+    with pytest.raises(GraphMismatch, match="not split by role: `positions` does that"):
+        graph.whole.edge("embed->1.0.q@first")
 
 
 def test_roles_without_an_end_are_refused() -> None:
@@ -242,6 +264,7 @@ def test_every_method_that_splits_edges_finds_a_circuit_whose_file_tells_the_rol
     circuit = found_by("roles", asked)
     assert circuit.graph.shape.roles == ("first", "second", "end", "other")
     assert circuit.provenance.choices.positions == "first, second, end, other"
+    assert circuit.provenance.task.roles == ("first", "second", "end")
     again = Circuit.from_bytes(circuit.to_bytes())
     assert again.graph == circuit.graph
     assert np.array_equal(again.kept, circuit.kept)
@@ -258,6 +281,32 @@ def test_roles_may_be_chosen_and_their_order_does_not_matter() -> None:
     assert fewer.graph.shape.roles == ("first", "end", "other")
 
 
+def evaluated(circuit: Circuit, **changes: Any) -> Circuit:
+    loaded = describe_loaded(tiny("llama", torch.float32), words_tokenizer())
+    spec = with_defaults_of(circuit.provenance.run.spec, {"kind": "evaluate", "circuit": "stored", **changes})
+    (result,) = run_on(loaded, parse_job(spec), Quiet(), circuit)
+    assert result.circuit is not None
+    return result.circuit
+
+
+def test_an_evaluation_keeps_the_circuits_roles_whatever_others_its_prompts_have() -> None:
+    circuit = found_by("roles", "eap")
+    more = {"name": "custom", "pairs": with_spans(rows(), "first", "second", "third")}
+    assert evaluated(circuit, task=more).graph == circuit.graph
+    fewer = {"name": "custom", "pairs": with_spans(rows(), "first")}
+    with pytest.raises(TaskError, match="the role second by which edges are to be split; all have: first, end"):
+        evaluated(circuit, task=fewer)
+
+
+def test_whole_and_split_circuits_are_not_measured_as_each_other() -> None:
+    split, whole = found_by("roles", "eap"), found_by("all", "eap")
+    roles = r"split by role \(first, second, end, other\)"
+    with pytest.raises(GraphMismatch, match=f"edges are {roles}, and `positions` makes them whole: leave it out"):
+        evaluated(split, positions="all")
+    with pytest.raises(GraphMismatch, match=f"edges are whole, and `positions` makes them {roles}: leave it out"):
+        evaluated(whole, positions="roles")
+
+
 def test_a_full_evaluation_of_edges_at_roles_can_be_had() -> None:
     circuit = found_by("roles", "eap", evaluation={"extent": "full", **SMALL_EVALUATION})
     assert circuit.report is not None
@@ -271,7 +320,7 @@ def test_a_role_that_not_every_prompt_has_is_named_with_those_that_all_have() ->
     with pytest.raises(TaskError) as caught:
         found_by(["second", "third"], "eap", pairs)
     assert [fault.where for fault in caught.value.faults] == ["positions.second", "positions.third"]
-    assert "all have: first, end" in caught.value.faults[0].message
+    assert "the roles second, third by which edges are to be split; all have: first, end" in caught.value.message
     assert found_by("roles", "eap", pairs).graph.shape.roles == ("first", "end", "other")
 
 

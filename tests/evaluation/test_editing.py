@@ -145,3 +145,20 @@ def test_idle_names_and_no_others_can_be_left_out_of_an_edit():
         assert (edited(SMALL, mask, **{key: busy}).mask == result.mask).all()
         if len(given) - len(idle) == 2 and "edges" in key:
             assert (result.mask != mask).sum() == 2
+
+
+def test_an_edge_that_is_split_goes_at_one_role_or_at_all():
+    graph = Graph(GraphShape(2, 2, 1).split_by(("S2",)))
+    at_one = edited(graph, graph.legal, remove_edges=["embed->1.0.k@S2"]).mask
+    assert names(graph, graph.legal & ~at_one) == {"embed->1.0.k@S2"}
+    at_all = edited(graph, graph.legal, remove_edges=["embed->1.0.k"]).mask
+    assert names(graph, graph.legal & ~at_all) == {f"embed->1.0.k@{role}" for role in ("S2", "end", "other")}
+    back = edited(graph, at_all, add_edges=["embed->1.0.k"], remove_edges=["embed->1.0.k@S2"]).mask
+    assert (back == at_one).all()
+
+
+def test_a_node_goes_and_comes_at_every_role():
+    graph = Graph(GraphShape(2, 2, 1).split_by(("S2",)))
+    left = edited(graph, graph.legal, remove_nodes=["mlp0"]).mask
+    assert not [name for name in names(graph, left) if "mlp0" in name]
+    assert (edited(graph, left, add_nodes=["mlp0"]).mask == graph.legal).all()

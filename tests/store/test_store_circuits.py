@@ -9,6 +9,7 @@ from store_samples import CARD, EDGES, GRAPH, circuit, claimed, every_page, repo
 
 from acdc.circuit import Provenance
 from acdc.errors import NotFound, SpecError
+from acdc.graph import Graph
 from acdc.report import Report
 from acdc.store import CheckpointRef, CircuitFilter, NewCircuit, NewEvaluation, State, Store
 
@@ -90,6 +91,16 @@ def test_every_filter_finds_what_it_names_and_nothing_else(store: Store) -> None
     assert found(store, min_edges=3) == [small, whole]
     assert found(store, max_edges=3) == [foreign, small]
     assert found(store, nodes=("\x00",)) == []
+
+
+def test_an_edge_without_a_role_is_found_at_any(store: Store) -> None:
+    graph = Graph(GRAPH.shape.split_by(("S_",)))
+    split = circuit(("embed->mlp0@S_", "mlp0->1.0.v@S_", "1.0->logits"), graph=graph)
+    by_role = store.circuits.add(split, DIGEST, user="ada").id
+    whole = store.circuits.add(circuit(), DIGEST, user="ada").id
+    assert found(store, edges=("embed->mlp0",)) == [whole, by_role]
+    assert found(store, edges=("embed->mlp0@S_",)) == [by_role]
+    assert found(store, edges=("embed->mlp0@SX",)) == found(store, edges=("embed->mlp",)) == []
 
 
 def test_edge_filter_that_is_no_edge_is_refused(store: Store) -> None:
