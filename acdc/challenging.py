@@ -134,10 +134,12 @@ class _Run:
     def _measured(self, variation: Variation, inner: Progress) -> list[Tried]:
         if variation.skipped:
             raise SpecError(variation.skipped)
+        circuit, again = self._circuit(variation), None
+        if variation.rule is not None and np.array_equal(circuit.mask, self.source.kept):
+            raise SpecError("it cuts the same circuit from the same scores")  # as where none is below zero
         setting = setting_of(self.loaded, variation.spec, inner, change=self._changed(variation), circuit=self.source)
         graph = setting.t.graph
         require_the_same_graph(self.loaded, graph, self.source)
-        circuit, again = self._circuit(variation), None
         if variation.searches:
             again = self._search(setting, variation.spec, variation.rule, inner)
             if variation.kind != "own":  # that the same search finds the same is no survival

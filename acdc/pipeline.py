@@ -57,6 +57,7 @@ from acdc.spec import (
 )
 from acdc.stages import Stages
 
+PARTLY = "{} of {} edges have a score: circuits of any size are cut from these, and areas and k* are of these alone"
 NO_CURVE = "no curve: what edges cost while the search decided on them puts them in no order"
 
 
@@ -112,10 +113,18 @@ def discover(loaded: Loaded, spec: DiscoverSpec, progress: Progress) -> list[Res
         judgement = _judge(setting, spec, found, kept, progress, stages.memory)
         wall_time_s = search_s + time.monotonic() - begin
         method = found.label or spec.method.name
-        notes = [*judgement.notes, *([] if found.is_ranking else [NO_CURVE])]
+        notes = [*judgement.notes, *_said_of(setting.t.graph, found)]
         provenance = provenance_of(setting, spec, method, recorded, objective, wall_time_s, found, notes)
         results.append(Result(found.key, _circuit(setting, found, judgement, provenance)))
     return results
+
+
+def _said_of(graph: Graph, found: Found) -> list[str]:
+    """What a reader of the curve has to know of the scores behind it."""
+    if not found.is_ranking:
+        return [NO_CURVE]
+    n_scored = int((found.tested & graph.legal).sum())
+    return [] if n_scored == graph.n_edges else [PARTLY.format(f"{n_scored:,}", f"{graph.n_edges:,}")]
 
 
 def rehearse(spec: DiscoverSpec, *, models: ModelCache, progress: Progress) -> Rehearsal:

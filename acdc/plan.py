@@ -26,17 +26,19 @@ from acdc.map_cost import cells_of_map, forwards_of_map
 from acdc.models.catalogue import Size, entry_for
 from acdc.models.config_size import count_tables, read_config, size_of
 from acdc.models.inventory import list_local
-from acdc.patching.sizes import masked_streams, prepared_streams
+from acdc.patching.sizes import masked_streams, prepared_streams, trained_streams
 from acdc.spec import (
     Acdc,
     ChallengeSpec,
     CustomPair,
     DiscoverSpec,
+    EdgePruning,
     JobSpec,
     MapTaskSpec,
     MeasuredSpec,
     MethodSpec,
     ModelRef,
+    NestedPruning,
     OnCircuit,
     PatchSpec,
     PromptsSpec,
@@ -445,6 +447,8 @@ def _memory(asked: JobSpec, spec: PromptsSpec, size: Size, tokens: float) -> Nee
     else:
         one = int(masked_streams(graph) * in_batch * residual)
         working = {"masked forwards": min(spec.compute.memory_bytes, one)}
+    if trained := _trained_tokens(spec, in_batch, tokens):
+        working["masks' gradient"] = int(trained_streams(graph) * trained * residual)
     parts = {
         "program": PROCESS_BYTES,
         "weights": weights,
@@ -455,6 +459,14 @@ def _memory(asked: JobSpec, spec: PromptsSpec, size: Size, tokens: float) -> Nee
         "logits": logits,
     }
     return Need(sum(parts.values()), _sum_in_words(parts))
+
+
+def _trained_tokens(spec: PromptsSpec, in_batch: float, tokens: float) -> float:
+    """Of the prompts that a method which trains masks runs in a step, the most of them."""
+    methods = methods_in(spec.method) if isinstance(spec, DiscoverSpec) else ()
+    nested = (min(in_batch, method.examples * tokens) for method in methods if isinstance(method, NestedPruning))
+    pruning = (in_batch for method in methods if isinstance(method, EdgePruning))
+    return max((*nested, *pruning), default=0.0)
 
 
 def _disk(spec: JobSpec, facts: ModelFacts) -> Need:

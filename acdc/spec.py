@@ -353,7 +353,7 @@ class NestedPruning(Frozen):
     steps: int = Field(default=150, ge=1, le=100_000, description="each runs one circuit on a few prompts")
     rate: float = Field(default=0.05, gt=0, le=10, description="Adam's learning rate, of logarithms of sizes")
     kl_weight: float = Field(default=1.0, ge=0, le=100, description="of KL, beside the squared error of the objective")
-    examples: int = Field(default=8, ge=1, le=10_000, description="prompts of a step")
+    examples: int = Field(default=8, ge=1, le=10_000, description="prompts of a step, at most one batch")
     draw_seed: int = Field(default=0, ge=0, lt=2**63, description="of the sizes and prompts drawn")
     objective: MetricName | None = Field(default=None, description="by default the job's metric")
 

@@ -4,8 +4,9 @@ A cell is a model and a task with its corruption. A method makes one ranking of 
 prompts; the faithfulness curve of circuits cut from it, by |score| and by signed score, is measured on held-out
 prompts, which share no template with those. A method in a cell is one process, so that its peak memory is its own, and
 one file under build/bench_methods: what was run stays, run the command again to go on. One that takes longer than
---minutes is told as not run. What other code found is not taken: that of the method and what it imports, and of all
-that circuits are run and judged with. What is stored under benchmarks/results counts as run.
+--minutes is told as not run. What was run with other code or another request is not taken: a row is kept by the code of
+the method and all that circuits are run and judged with, and by what was asked, defaults written out. What is stored
+under benchmarks/results counts as run.
 
     python benchmarks/methods.py [--models …] [--tasks …] [--methods …] [--prompts 64] [--minutes 90] [--table]
 
@@ -16,12 +17,13 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import json
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,8 @@ from acdc.from_spec import search_of, setting_of
 from acdc.models.cache import ModelCache
 from acdc.models.transformer import as_found
 from acdc.progress import Progress
-from acdc.selection import GRID, rank
+from acdc.report import Point
+from acdc.selection import GRID, Ranking, rank, size_of
 from acdc.setting import Setting, peak_memory_bytes
 from acdc.settings import load_settings
 from acdc.spec import DiscoverSpec, methods_in, parse_job, reference_of
@@ -61,14 +64,17 @@ HELD_OUT = 64
 SMALL = 0.01  # share of edges at which the KL share is told
 STORED = Path(__file__).parent / "results" / "methods-cpu-2-cores.json"
 # What decides the numbers beside the method itself; a change elsewhere leaves them as they are.
-ROOMS = ("evaluation", "graph.py", "metrics.py", "models", "patching", "selection.py", "tasks")
+FILES = ("from_spec.py", "graph.py", "metrics.py", "prompting.py", "selection.py", "setting.py")
+ROOMS = ("evaluation", "models", "patching", "tasks", *FILES)
+ASKED = {"model", "task", "method", "metric", "ablation", "positions", "split_position", "compute"}
 
 BOTH = ["logit_diff", "kl_divergence"]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A method as it takes part. prompts: searched ones, where all would take too long; models: on which."""
+    """A method as it takes part. prompts: the first of the searched ones, where all would take too long; models: on
+    which."""
 
     name: str
     method: Mapping[str, Any]
@@ -119,8 +125,9 @@ CELLS = tuple(Cell(model, task, corruption) for model in MODELS for task, corrup
 class Score:
     """One method in one cell. seconds: of all cores that the search had, which other work on the machine disturbs less
     than the clock's. Then, held out, areas by |score| (`cmd` to `kl_area`) and by signed score (`cpr`, `cpr_log`).
-    k_star: connected edges of the smallest size of the grid that meets both conditions, by either rule. jaccard:
-    stability. exact_rho: rank correlation of |score| with that of `exact`, over the edges that it scored there.
+    k_star: connected edges of the smallest size of the grid, by either rule, that meets both conditions held out and on
+    the searched prompts. jaccard: stability. exact_rho: rank correlation of |score| with that of `exact`, over the
+    edges that it scored there. key: what decides the row.
 
     Fields are None where f is withheld, a method leaves edges without a rank, or gives no scores per example (jaccard).
     """
@@ -128,7 +135,7 @@ class Score:
     n_prompts: int
     seconds: float
     peak_gb: float
-    code: str
+    key: str
     cmd: float | None = None
     cmd_log: float | None = None
     cmd_guarded: float | None = None
@@ -187,15 +194,28 @@ def _options() -> argparse.Namespace:
 
 def _file(cell: Cell, entry: Entry, prompts: int) -> Path:
     stem = "-".join("".join(c if c.isalnum() else " " for c in f"{cell.name} {entry.name}").split())
-    return Path("build/bench_methods") / f"{stem}-{entry.prompts or prompts}-{code_of(entry)}.json"
+    return Path("build/bench_methods") / f"{stem}-{key_of(cell, entry, prompts)}.json"
 
 
-def code_of(entry: Entry) -> str:
-    """A hash of the code that decides an entry's numbers."""
-    spec = parse_job({"method": dict(entry.method)})
+def spec_of(cell: Cell, entry: Entry, prompts: int) -> DiscoverSpec:
+    task = {"name": cell.task, "corruption": cell.corruption, "prompts": prompts, "held_out": HELD_OUT}
+    spec = parse_job({"model": cell.model, "task": task, "method": dict(entry.method)})
     assert isinstance(spec, DiscoverSpec)
-    names = {spec.method.name, *(part.name for part in methods_in(spec.method))}
-    modules = frozenset[str]().union(*(modules_of(METHODS[name].__module__) for name in names))
+    return spec
+
+
+def key_of(cell: Cell, entry: Entry, prompts: int) -> str:
+    """A hash of all that decides a row: what is asked, and the code that answers."""
+    spec = spec_of(cell, entry, prompts)
+    asked = (spec.model_dump_json(include=ASKED), spec.objectives, entry.prompts, SMALL)
+    names = frozenset({spec.method.name, *(part.name for part in methods_in(spec.method))})
+    return hashlib.sha256(repr((asked, code_of(names))).encode()).hexdigest()[:12]
+
+
+@functools.cache
+def code_of(methods: frozenset[str]) -> str:
+    """A hash of the code of methods and of what judges them."""
+    modules = frozenset[str]().union(*(modules_of(METHODS[name].__module__) for name in methods))
     return code_hash(lambda file: file.parts[0] in ROOMS or ".".join(("acdc", *file.with_suffix("").parts)) in modules)
 
 
@@ -212,15 +232,26 @@ def _known(cell: Cell, entry: Entry, prompts: int) -> Score | None:
     file = _file(cell, entry, prompts)
     if file.exists():
         return replace(Score(**json.loads(file.read_text())), exact_rho=_exact_rho(cell, entry, prompts))
-    stored = json.loads(STORED.read_text())["environment"]["cells"] if STORED.exists() else {}
-    row = stored.get(cell.name, {}).get(entry.name)
-    is_it = row is not None and (row["code"], row["n_prompts"]) == (code_of(entry), entry.prompts or prompts)
-    return Score(**row) if is_it else None
+    if (stored := _stored(cell, entry, prompts)) is None:
+        return None
+    exact = _exact_in(cell)
+    of_this_exact = _stored(cell, exact, prompts) is not None and not _file(cell, exact, prompts).exists()
+    return stored if of_this_exact else replace(stored, exact_rho=None)
+
+
+def _stored(cell: Cell, entry: Entry, prompts: int) -> Score | None:
+    cells = json.loads(STORED.read_text())["environment"]["cells"] if STORED.exists() else {}
+    row = cells.get(cell.name, {}).get(entry.name)
+    return Score(**row) if row is not None and row["key"] == key_of(cell, entry, prompts) else None
+
+
+def _exact_in(cell: Cell) -> Entry:
+    return next(one for one in ENTRIES if one.method["name"] == "exact" and cell.model in one.models)
 
 
 def _exact_rho(cell: Cell, entry: Entry, prompts: int) -> float | None:
     """None where the scores of either are not here."""
-    exact = next(one for one in ENTRIES if one.method["name"] == "exact" and cell.model in one.models)
+    exact = _exact_in(cell)
     files = [_file(cell, one, prompts).with_suffix(".npz") for one in (entry, exact)]
     if entry == exact or not all(file.exists() for file in files):
         return None
@@ -253,8 +284,8 @@ def _run_apart(cell: Cell, entry: Entry, options: argparse.Namespace) -> None:
 def _run_one(cell_name: str, entry_name: str, prompts: int) -> None:
     cell = next(cell for cell in CELLS if cell.name == cell_name)
     entry = next(entry for entry in ENTRIES if entry.name == entry_name)
+    out = _file(cell, entry, prompts)  # before the hours in which the code may change
     score, found = score_of(cell, entry, prompts)
-    out = _file(cell, entry, prompts)
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(out.with_suffix(".npz"), scores=found.scores, tested=found.tested)
     partial = out.with_suffix(".partial")
@@ -263,20 +294,18 @@ def _run_one(cell_name: str, entry_name: str, prompts: int) -> None:
 
 
 def score_of(cell: Cell, entry: Entry, prompts: int) -> tuple[Score, Found]:
-    n_prompts = entry.prompts or prompts
-    task = {"name": cell.task, "corruption": cell.corruption, "prompts": n_prompts, "held_out": HELD_OUT}
-    spec = parse_job({"model": cell.model, "task": task, "method": dict(entry.method)})
-    assert isinstance(spec, DiscoverSpec)
+    """Fewer prompts are fewer of the searched ones: the held-out ones are the same for all in a cell."""
+    spec, key, n_prompts = spec_of(cell, entry, prompts), key_of(cell, entry, prompts), entry.prompts or prompts
     progress = Lines(entry.name)
     models = ModelCache(load_settings().cache_dir)
     loaded = models.load(reference_of(spec.model), dtype="float32", device="auto", progress=progress)
     with torch.inference_mode(False), as_found(loaded.model):
-        setting = setting_of(loaded, spec, progress)
+        setting = setting_of(loaded, spec, progress, change=lambda made: replace(made, search=made.search[:n_prompts]))
         graph = setting.t.graph
         begin = time.process_time()
         found = next(one for one in search_of(setting, spec, progress) if one.is_ranking)
         seconds, peak = time.process_time() - begin, peak_memory_bytes(setting.t.device)
-        score = Score(n_prompts, seconds, peak / 1e9, code_of(entry))
+        score = Score(n_prompts, seconds, peak / 1e9, key)
         if np.array_equal(found.tested, graph.legal):
             score = _judged(score, setting, spec.metric, found, progress)
     return score, found
@@ -285,15 +314,16 @@ def score_of(cell: Cell, entry: Entry, prompts: int) -> tuple[Score, Found]:
 def _judged(score: Score, setting: Setting, metric: str, found: Found, progress: Progress) -> Score:
     """With the figures of the circuits cut from a ranking of all edges."""
     graph = setting.t.graph
-    ledger = Ledger(setting.held_out.split(setting.t, metric), progress)
-    judge = Judge(graph, {"held_out": ledger}, {"held_out": scale_on(ledger, graph, 0)})
-    rankings = [rank(graph, found.scores, found.tested, rule) for rule in ("absolute", "signed")]
-    points = curve(judge, rankings, sizes_of(GRID, graph.n_edges))
-    absolute, signed = (areas_of([p for p in points if p.rule == rule]) for rule in ("absolute", "signed"))
+    ledgers = {s.name: Ledger(s.split(setting.t, metric), progress) for s in (setting.held_out, setting.search)}
+    judge = Judge(graph, ledgers, {name: scale_on(ledger, graph, 0) for name, ledger in ledgers.items()})
+    rankings = {rule: rank(graph, found.scores, found.tested, rule) for rule in ("absolute", "signed")}
+    only_held_out = replace(judge, ledgers={"held_out": ledgers["held_out"]})
+    points = curve(only_held_out, list(rankings.values()), sizes_of(GRID, graph.n_edges))
+    absolute, signed = (areas_of([p for p in points if p.rule == rule]) for rule in rankings)
     small = next(p for p in points if p.rule == "absolute" and p.fraction == SMALL)
     jaccard = None
     if found.per_example is not None:
-        kept = rankings[0].select(int(SMALL * graph.n_edges))
+        kept = rankings["absolute"].select(size_of(SMALL, graph.n_edges))
         groups = [pair.group for pair in setting.search.pairs]
         stability, _ = stability_of(graph, found.per_example, found.tested, groups, kept, 0, progress)
         jaccard = stability.jaccard
@@ -305,10 +335,20 @@ def _judged(score: Score, setting: Setting, metric: str, found: Found, progress:
         kl_area=absolute.kl_area,
         cpr=signed.cpr,
         cpr_log=signed.cpr_log,
-        k_star=min((p.connected for p in points if meets(p)), default=None),
+        k_star=_smallest(judge, rankings, points),
         kl_share_small=small.kl_share,
         jaccard=jaccard,
     )
+
+
+def _smallest(judge: Judge, rankings: Mapping[str, Ranking], points: Sequence[Point]) -> int | None:
+    """Connected edges of the smallest circuit that meets both conditions on both splits. points: held out. None where
+    there is none."""
+    for point in sorted(points, key=lambda p: p.connected):
+        kept = rankings[point.rule].select(size_of(point.fraction, judge.graph.n_edges))
+        if meets(point) and meets(judge.point("search", kept, point.fraction)):
+            return point.connected
+    return None
 
 
 # -- what all of them say ----------------------------------------------------------------------------------------------
@@ -366,7 +406,8 @@ def figures_of(by_cell: Mapping[str, Mapping[str, Score]]) -> list[Figure]:
     ):
         if rows:
             value, cell, best = max(rows)
-            found.append(Figure(name, value, unit, target, "lower", len(rows), f"{what}; worst in {cell}: {best}"))
+            how = f"{what}; worst of {len(rows)} in {len(by_cell)} cells: {cell}, {best}"
+            found.append(Figure(name, value, unit, target, "lower", len(rows), how))
     return found
 
 

@@ -200,6 +200,9 @@ def test_memory_and_disk_grow_with_what_is_asked_for() -> None:
     assert memory(compute=large) == memory(compute=small)  # the masked forward of a batch is smaller than both
     for method in ("acdc", {"name": "ensemble", "methods": ["eap", "exact"]}):
         assert memory(compute=large, method=method) - memory(compute=small, method=method) == 2**24
+    two, four = (memory(method={"name": "nested-pruning", "examples": n}) for n in (2, 4))
+    assert 2 * two - four == memory(method="eap")  # the memory of a step grows with its prompts
+    assert memory(method="edge-pruning") > four
     few, many = ({"name": "ioi", "prompts": n} for n in (32, 64))
     assert memory(task=many) > memory(task=few)
     cells = Graph(SIZE.shape).n_senders * Graph(SIZE.shape).n_receivers

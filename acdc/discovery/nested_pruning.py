@@ -41,11 +41,8 @@ from acdc.selection import rank
 KL = METRICS["kl_divergence"]  # minus the divergence
 TEMPERATURE = 0.3  # of the slope of a mask, in units of ln(size)
 NOISE = 0.5  # standard deviation of what blurs numbers, in the same units
-SMALLEST, LARGEST = (
-    0.003,
-    0.9,
-)  # shares of the edges that a circuit is drawn with: half of them evenly in the logarithm,
-EVENLY = (0.01, 0.6)  # half evenly between these
+# Shares of the edges that a step's circuit is drawn with: half of the time evenly in the logarithm, half evenly.
+IN_LOGARITHM, EVENLY = (0.003, 0.9), (0.01, 0.6)
 WARM_STEPS = 5  # of the attribution that it begins with
 WARM_UP = 0.05  # share of the steps in which the rate grows; then it falls to nothing
 NO_EXAMPLES = "a ranking is trained on all examples together"
@@ -62,8 +59,8 @@ def search_nested_pruning(
     examples: int,
     draw_seed: int,
 ) -> list[Found]:
-    """examples: run in a step. kl_weight: of the KL term. Raises TaskError where the objective has no gradient, or does
-    not tell the model from the empty circuit."""
+    """examples: run in a step, at most a batch. kl_weight: of the KL term. Raises TaskError where the objective
+    has no gradient, or does not tell the model from the empty circuit."""
     require_gradient(problem)
     training = _Training(problem, _Scale.of(problem), steps, rate, kl_weight, examples, draw_seed)
     resumed = progress.resume()
@@ -77,8 +74,9 @@ def search_nested_pruning(
         progress.step(training.step, f"loss {loss:.2f}")
         if training.step % EVERY == 0:
             progress.save(training.checkpoint())
-    share = min(examples, problem.n_examples) / problem.n_examples
-    passes = {"forward": 4.0, "forward_backward": WARM_STEPS + steps * share}
+    sizes = np.array([len(p.batch.examples) for p in problem.prompts])
+    in_step = np.average(np.minimum(examples, sizes), weights=sizes)
+    passes = {"forward": 4.0, "forward_backward": WARM_STEPS + steps * float(in_step) / problem.n_examples}
     tested = problem.t.graph.legal.copy()
     return [Found(training.scores(), tested, passes=passes, why_no_examples=NO_EXAMPLES)]
 
@@ -130,7 +128,8 @@ class _Training:
 
     @torch.no_grad()
     def begin_with(self, scores: Scores) -> None:
-        self.numbers.copy_(torch.from_numpy(self.problem.t.graph.in_order(_by_place(self.problem.t.graph, scores))))
+        graph = self.problem.t.graph
+        self.numbers.copy_(torch.from_numpy(graph.in_order(_by_place(graph, scores, "absolute"))))
 
     def take_step(self) -> float:
         """The loss. Raises ModelError where it is no number."""
@@ -150,7 +149,7 @@ class _Training:
 
     def scores(self) -> Scores:
         graph = self.problem.t.graph
-        return _by_place(graph, graph.matrix_of(self.numbers.detach().cpu().numpy()))
+        return _by_place(graph, graph.matrix_of(self.numbers.detach().cpu().numpy()), "signed")  # many end below 0
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -166,13 +165,13 @@ class _Training:
     def _size(self, draws: np.random.Generator) -> int:
         """Edges of this step's circuit."""
         if draws.random() < 0.5:
-            share = float(np.exp(draws.uniform(np.log(SMALLEST), np.log(LARGEST))))
+            share = float(np.exp(draws.uniform(*np.log(IN_LOGARITHM))))
         else:
             share = float(draws.uniform(*EVENLY))
         return max(1, round(share * len(self.numbers)))
 
     def _prompts(self, draws: np.random.Generator) -> tuple[Prompts, PerExample]:
-        """Some examples of one batch, each example as likely as any other, and the model's objective on them."""
+        """Some examples of one batch, batches in proportion to their examples, and the model's objective on them."""
         sizes = np.array([len(p.batch.examples) for p in self.problem.prompts])
         p = self.problem.prompts[int(draws.choice(len(sizes), p=sizes / sizes.sum()))]
         chosen = draws.choice(p.batch.examples, size=min(self.examples, len(p.batch.examples)), replace=False)
@@ -202,9 +201,9 @@ class _Training:
         return loss
 
 
-def _by_place(graph: Graph, scores: Scores) -> Scores:
-    """ln(N / place) of every edge, places by |score|: [senders, receivers]."""
-    order = rank(graph, scores, graph.legal, "absolute").order
+def _by_place(graph: Graph, scores: Scores, rule: str) -> Scores:
+    """ln(N / place) of every edge, places by a rule of selection: [senders, receivers]."""
+    order = rank(graph, scores, graph.legal, rule).order
     places = np.zeros(graph.legal.size, dtype=np.float32)
     places[order] = np.log(len(order) / np.arange(1, len(order) + 1))
     return places.reshape(graph.legal.shape)

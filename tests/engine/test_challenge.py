@@ -197,6 +197,21 @@ def test_settings_differ_as_their_names_say(undisturbed):
     assert len({tried.kl_share for tried in found.tried}) > 8
 
 
+def test_another_rule_that_cuts_the_same_circuit_is_no_setting_that_held(loaded_tiny):
+    unsigned = searched(loaded_tiny, "information-flow-routes", selection={"size": 0.3, "rule": "absolute"})
+    assert (unsigned.scores >= 0).all()
+    found, _ = challenged(loaded_tiny, unsigned, vary=["rule"], controls=False, factorial=False)
+    by_name = {tried.name: tried for tried in found.tried}
+    assert by_name["rule signed"].skipped == "it cuts the same circuit from the same scores"
+    assert by_name["rule signed"].f is None
+
+
+def test_a_circuit_cut_from_a_part_of_the_edges_says_so(loaded_tiny):
+    of_some = searched(loaded_tiny, {"name": "exact", "receivers": 3}, selection={"size": 5})
+    n, all_of_them = of_some.tested.sum(), of_some.graph.n_edges
+    assert any(note.startswith(f"{n} of {all_of_them} edges have a score") for note in of_some.provenance.run.notes)
+
+
 def test_the_core_is_what_nine_in_ten_searches_found(undisturbed, found_by_eap):
     found, core = undisturbed
     assert {one.edge for one in found.edges} == set(found_by_eap.graph.names_of(found_by_eap.kept))

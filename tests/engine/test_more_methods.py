@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from masked_gradient import make_problem, mask_gradient, relative
+from peak_memory import peak_bytes
 from stopping import Keeps, StopsAt
-from tiny_transformers import MAKERS
+from tiny_transformers import MAKERS, random_pairs
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from acdc.circuit import Scores
 from acdc.discovery.eap import score_eap, score_eap_ig_inputs
@@ -23,8 +25,14 @@ from acdc.discovery.problem import Problem
 from acdc.errors import Cancelled, TaskError
 from acdc.evaluation.truth.cases import case_named, prompts_of
 from acdc.metrics import METRICS
+from acdc.models.architectures import wrap
+from acdc.patching.ablation import Resample
+from acdc.patching.batches import make_batches
+from acdc.patching.circuits import prepare
 from acdc.patching.forward import record
 from acdc.patching.gradients import written
+from acdc.patching.masked import run_masked
+from acdc.patching.sizes import trained_streams
 from acdc.progress import Quiet
 from acdc.selection import rank
 
@@ -201,6 +209,16 @@ def test_a_score_of_nested_pruning_is_the_logarithm_of_the_edges_place() -> None
     assert np.allclose(places, np.arange(1, n + 1), rtol=1e-4)
 
 
+def test_nested_pruning_ranks_as_it_trained_with_edges_moved_below_zero_last() -> None:
+    problem, kept = make_problem("gpt2"), Keeps()
+    (found,) = search_nested_pruning(problem, kept, steps=20, **{**NESTED, "rate": 0.2})
+    assert kept.saved is not None
+    assert kept.saved.step == 20
+    numbers = kept.saved.arrays["numbers"]
+    assert (numbers < 0).sum() > 5
+    assert np.array_equal(np.argsort(-numbers), np.argsort(-problem.t.graph.in_order(found.scores)))
+
+
 def test_nested_pruning_resumed_goes_on_as_if_never_stopped() -> None:
     problem = make_problem("gpt2", lengths=(5, 6))
     arguments = {**NESTED, "examples": 1}
@@ -214,6 +232,24 @@ def test_nested_pruning_resumed_goes_on_as_if_never_stopped() -> None:
     assert np.array_equal(resumed[0].scores, whole[0].scores)
     other = search_nested_pruning(problem, Quiet(), steps=50, **{**arguments, "draw_seed": 1})
     assert not np.array_equal(other[0].scores, whole[0].scores)
+
+
+def test_a_plan_knows_the_memory_that_the_gradient_of_masks_takes() -> None:
+    width, length, n = 64, 16, 8
+    ids = {"bos_token_id": None, "eos_token_id": None}
+    config = GPT2Config(n_layer=12, n_head=8, n_embd=width, vocab_size=50, n_positions=length, **ids)
+    t = wrap(GPT2LMHeadModel(config).eval())
+    (p,) = prepare(t, make_batches(t, random_pairs(n, (length,), vocab=50), 512, 2**30), Resample())
+    mask = torch.ones(1, *t.graph.legal.shape, requires_grad=True)
+
+    def one_step() -> None:
+        last = run_masked(t, p.inputs, p.ablation, mask, p.prefix, p.roles)
+        t.unembed(p.read(last[0])).sum().backward()
+
+    stream = n * length * width * 4
+    assert (
+        1 <= peak_bytes(one_step) / (trained_streams(t.graph) * stream) <= 1.4
+    )  # what a head does within comes on top
 
 
 def test_where_model_and_empty_circuit_do_the_same_nested_pruning_says_so() -> None:
