@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,14 +16,14 @@ from acdc.circuit import ModelCard
 from acdc.errors import Fault, TaskError
 from acdc.evaluation.measuring import Split
 from acdc.evaluation.outcomes import Outcomes
-from acdc.graph import OTHER, BoolMatrix
+from acdc.graph import END, OTHER, BoolMatrix
 from acdc.metrics import METRICS, chance_level
 from acdc.models.architectures import wrap
 from acdc.models.loading import Loaded
 from acdc.models.parity import Parity, check_parity, probe_tokens
 from acdc.models.transformer import Transformer
 from acdc.patching.ablation import Ablation, Resample, ablation_of
-from acdc.patching.batches import Batch, make_batches
+from acdc.patching.batches import Batch, bucket_pairs, make_batches
 from acdc.patching.circuits import Prompts, measure, measure_corrupt, prepare, require_memory
 from acdc.patching.masked import run_masked
 from acdc.progress import Progress
@@ -116,7 +116,8 @@ def make_setting(
     parity = check_parity(t, *probe_tokens(t, longest))
     progress.step(1)
     if positions != "all":
-        t = t.split_by(roles_wanted(prompt_set, positions))
+        pairs = (*prompt_set.search, *prompt_set.held_out)
+        t = t.split_by(roles_wanted(pairs, bucket_pairs(t, pairs, batch_tokens), positions, progress))
     batches = {
         "search": make_batches(t, prompt_set.search, batch_tokens, memory_bytes),
         "held_out": make_batches(t, prompt_set.held_out, batch_tokens, memory_bytes),
@@ -133,17 +134,62 @@ def make_setting(
     return Setting(t, loaded.card, parity, prompt_set, values, splits["search"], splits["held_out"])
 
 
-def roles_wanted(prompt_set: PromptSet, positions: str | Sequence[str]) -> list[str]:
-    """The roles that edges are to be split by. Raises TaskError naming those that not every prompt has."""
-    common = common_roles((*prompt_set.search, *prompt_set.held_out))
-    if positions == "roles":
-        return common
-    missing = [role for role in positions if role not in (*common, OTHER)]
+_ONE_ROLE = (
+    "a token has one role: a prompt's last is `end`, and where spans overlap the name that sorts last holds; "
+    "give spans that do not overlap"
+)
+
+
+def roles_wanted(
+    pairs: Sequence[Pair], batches: Sequence[Batch], positions: str | Sequence[str], progress: Progress
+) -> list[str]:
+    """The roles that edges are to be split by. batches: of all these pairs. positions: names of roles, or `roles` for
+    all that can be had, where the log tells of those that cannot.
+
+    Raises TaskError naming the roles that not every prompt has, and those that keep no token in some prompt.
+    """
+    common = common_roles(pairs)
+    hidden = _hidden_roles(batches, common)
+    if positions != "roles":
+        missing = [role for role in positions if role not in (*common, OTHER)]
+        _refuse_roles(missing, {role: hidden[role] for role in positions if role in hidden}, common)
+        return list(positions)
+    for role in sorted({role for pair in pairs for role in pair.roles} - set(common)):
+        progress.log(f"not every prompt has {role}: its tokens are `{OTHER}`")
+    for role, why in hidden.items():
+        progress.log(f"edges are not split by {role}: {why}; {_ONE_ROLE}")
+    return [role for role in common if role not in hidden]
+
+
+def _hidden_roles(batches: Sequence[Batch], roles: Sequence[str]) -> dict[str, str]:
+    """Of these roles, those that keep no token in some prompt, and in how many."""
+    named = list(dict.fromkeys((*roles, END, OTHER)))
+    numbered = [batch.numbered_roles(named)[batch.first_row] for batch in batches]  # each [example, pos]
+    n_prompts = sum(len(rows) for rows in numbered)
+    without = {role: sum(int((rows != i).all(1).sum()) for rows in numbered) for i, role in enumerate(named)}
+    return {
+        role: f"in {n} of {n_prompts} prompts all of its tokens are another role's"
+        for role, n in without.items()
+        if n and role != OTHER  # which is what is left over, if anything
+    }
+
+
+def _refuse_roles(missing: Sequence[str], hidden: Mapping[str, str], common: Sequence[str]) -> None:
+    """Raises TaskError if there are any."""
+    said = []
     if missing:
-        known, said = ", ".join(common), f"role{'s' * (len(missing) != 1)} {', '.join(missing)}"
-        faults = [Fault(f"positions.{role}", "not every prompt has this role") for role in missing]
-        raise TaskError(f"not every prompt has the {said} by which edges are to be split; all have: {known}", faults)
-    return list(positions)
+        known = ", ".join(common)
+        said.append(f"not every prompt has {_named(missing)} by which edges are to be split; all have: {known}")
+    if hidden:
+        said.append(f"edges cannot be split by {_named(list(hidden))}: {_ONE_ROLE}")
+    faults = [Fault(f"positions.{role}", "not every prompt has this role") for role in missing]
+    faults += [Fault(f"positions.{role}", why) for role, why in hidden.items()]
+    if faults:
+        raise TaskError("; ".join(said), faults)
+
+
+def _named(roles: Sequence[str]) -> str:
+    return f"the role{'s' * (len(roles) != 1)} {', '.join(roles)}"
 
 
 def top_tokens(

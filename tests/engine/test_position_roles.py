@@ -238,11 +238,16 @@ def test_acdc_finds_where_the_hand_wired_induction_circuit_reads_and_writes() ->
     assert found.facts["objective"] == pytest.approx(found.facts["objective_by_masked_forward"], abs=1e-10)
 
 
+def words_of(text: str, first: int, last: int) -> tuple[int, int]:
+    """The characters of these words, both included."""
+    words = text.split(" ")
+    return len(" ".join([*words[:first], ""])), len(" ".join(words[: last + 1]))
+
+
 def with_spans(rows: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
     """Each with the place of a word under a name: the first under the first."""
     for row in rows:
-        starts = [0, *(i + 1 for i, letter in enumerate(row["clean"]) if letter == " "), len(row["clean"]) + 1]
-        row["spans"] = {name: (starts[i], starts[i + 1] - 1) for i, name in enumerate(names)}
+        row["spans"] = {name: words_of(row["clean"], i, i) for i, name in enumerate(names)}
     return rows
 
 
@@ -314,14 +319,60 @@ def test_a_full_evaluation_of_edges_at_roles_can_be_had() -> None:
     assert all("->" in removal.edge for removal in circuit.report.minimality.removals)
 
 
+class Told(Quiet):
+    """Keeps the log, and the names of the phases begun."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.phases: list[str] = []
+
+    def log(self, message: str) -> None:
+        self.lines.append(message)
+
+    def phase(self, name: str, total: int) -> None:
+        self.phases.append(name)
+
+
 def test_a_role_that_not_every_prompt_has_is_named_with_those_that_all_have() -> None:
-    pairs = with_spans(rows(), "first", "second")
-    del pairs[3]["spans"]["second"]
+    pairs, told = with_spans(rows(), "first", "second", "third"), Told()
+    del pairs[3]["spans"]["second"], pairs[5]["spans"]["third"]
     with pytest.raises(TaskError) as caught:
         found_by(["second", "third"], "eap", pairs)
     assert [fault.where for fault in caught.value.faults] == ["positions.second", "positions.third"]
     assert "the roles second, third by which edges are to be split; all have: first, end" in caught.value.message
-    assert found_by("roles", "eap", pairs).graph.shape.roles == ("first", "end", "other")
+    assert found_by("roles", "eap", pairs, progress=told).graph.shape.roles == ("first", "end", "other")
+    assert told.lines[:2] == [f"not every prompt has {role}: its tokens are `other`" for role in ("second", "third")]
+
+
+@pytest.mark.parametrize(("name", "word"), [("IO", 1), ("last", 4)], ids=["within another role", "the last token"])
+def test_a_role_whose_tokens_are_all_anothers_is_refused_by_name_and_told_among_all_roles(name: str, word: int) -> None:
+    pairs, told = rows(), Told()
+    for row in pairs:
+        row["spans"] = {name: words_of(row["clean"], word, word), "clause": words_of(row["clean"], 0, 2)}
+    pairs[3]["spans"][name] = words_of(pairs[3]["clean"], 3, 4)  # here it keeps one
+    with pytest.raises(TaskError, match=f"cannot be split by the role {name}: a token has one role: .* do not overlap"):
+        found_by([name, "end"], "eap", pairs)
+    assert found_by("roles", "eap", pairs, progress=told).graph.shape.roles == ("clause", "end", "other")
+    why = "in 23 of 24 prompts all of its tokens are another role's"
+    assert told.lines[0].startswith(f"edges are not split by {name}: {why}; a token has one role")
+
+
+def test_where_every_token_has_a_role_other_is_empty_and_stays() -> None:
+    told = Told()
+    circuit = found_by("roles", "eap", with_spans(rows(), "first", "second", "third", "fourth"), progress=told)
+    assert circuit.graph.shape.roles[-2:] == ("end", "other")
+    assert not any("split by" in line for line in told.lines)
+    assert evaluated(circuit).graph == circuit.graph  # which names all of these roles
+
+
+def test_all_faults_of_roles_are_told_at_once() -> None:
+    pairs = with_spans(rows(), "first", "second", "third", "fourth", "fifth")
+    del pairs[3]["spans"]["second"]
+    with pytest.raises(TaskError) as caught:
+        found_by(["first", "second", "fifth"], "eap", pairs)
+    assert [fault.where for fault in caught.value.faults] == ["positions.second", "positions.fifth"]
+    assert "the role second by which edges" in caught.value.message
+    assert "the role fifth: a token has one role" in caught.value.message
 
 
 @pytest.mark.parametrize("method", ["exact", "eap-ig-qk", "node-ap", "information-flow-routes"])
