@@ -120,6 +120,14 @@ def require_the_same_graph(loaded: Loaded, graph: Graph, source: Circuit) -> Non
         )
 
 
+def require_whole_edges(source: Circuit) -> None:
+    if roles := source.graph.shape.roles:
+        raise TaskError(
+            f"the circuit's edges are split by position role ({', '.join(roles)}) and nothing says where these are in "
+            "this prompt: evaluate the circuit on pairs with spans instead"
+        )
+
+
 def _split_in_words(graph: Graph) -> str:
     return f"split by role ({', '.join(graph.shape.roles)})" if graph.shape.roles else "whole"
 

@@ -29,6 +29,7 @@ from acdc.from_spec import (
     recorded_parameters,
     require_the_same_graph,
     require_the_same_weights,
+    require_whole_edges,
     search_of,
     setting_of,
 )
@@ -261,6 +262,7 @@ def _notes(loaded: Loaded, source: Circuit | None) -> list[str]:
 
 def try_prompt(loaded: Loaded, spec: TrySpec, progress: Progress, source: Circuit) -> Result:
     """The likeliest next tokens of the model, the circuit, its complement and a matched random circuit."""
+    require_whole_edges(source)
     asked = job_of(source)
     require_the_same_weights(loaded, source)
     setting = setting_of(loaded, asked, progress, prompts_for_mean=spec.corrupt is None, circuit=source)

@@ -197,14 +197,9 @@ def top_tokens(
 ) -> list[list[dict[str, Any]]]:
     """The `top` likeliest next tokens under each mask, with their probabilities.
 
-    Raises TaskError where clean and corrupt prompt differ in tokens, or edges are split by roles that the prompt has
-    not.
+    Raises TaskError where clean and corrupt prompt differ in tokens.
     """
-    if roles := setting.t.graph.shape.roles:
-        raise TaskError(
-            f"the circuit's edges are split by position role ({', '.join(roles)}) and nothing says where these are in "
-            "this prompt: evaluate the circuit on pairs with spans instead"
-        )
+    assert not setting.t.graph.shape.roles, "nothing says where roles are in a prompt typed in"
     encoder = Encoder(tokenizer)
     clean_ids = encoder.prompt(prompt)
     corrupt_ids = clean_ids if corrupt is None else encoder.prompt(corrupt)

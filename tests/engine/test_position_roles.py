@@ -401,6 +401,7 @@ def test_a_plan_counts_the_parts_of_edges() -> None:
 def test_a_prompt_typed_in_has_no_roles_and_says_so() -> None:
     circuit = found_by("roles", "eap")
     loaded = describe_loaded(tiny("llama", torch.float32), words_tokenizer())
-    spec = parse_job({"kind": "try", "circuit": "cir_1", "prompt": "w3 w4 w5"})
+    spec, told = parse_job({"kind": "try", "circuit": "cir_1", "prompt": "w3 w4 w5"}), Told()
     with pytest.raises(TaskError, match="split by position role"):
-        run_on(loaded, spec, Quiet(), circuit)
+        run_on(loaded, spec, told, circuit)
+    assert not told.phases  # nothing was done for it
