@@ -72,4 +72,4 @@ def _run(
         if not isinstance(task, Mapping):
             raise SpecError(f"give either pairs or task={task!r}; with pairs, `task` may hold prompts, seed, ...")
         data["task"] = {**task, "name": "custom", "pairs": list(pairs)}
-    return run_on(loaded, parse_job(data), progress or Quiet())[-1]
+    return run_on(loaded, parse_job(data, is_request=True), progress or Quiet())[-1]

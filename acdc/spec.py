@@ -24,11 +24,14 @@ from pydantic import (
     Tag,
     ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
     model_validator,
 )
 
 from acdc.errors import Fault, SpecError, UnknownModel
+from acdc.graph import END, OTHER
 from acdc.models.catalogue import CATALOGUE
 from acdc.models.reference import Reference
 from acdc.selection import GRID
@@ -40,6 +43,7 @@ MetricName = Literal["logit_diff", "prob_diff", "kl_divergence", "answer_logprob
 Rule = Literal["signed", "absolute"]
 MapMetricName = Literal[MetricName, "answer_probability"]
 MAP_PROMPTS = 32
+MOST_ROLES = 20  # that a graph is split by: it then has the edges of as many graphs
 
 NonEmpty = Annotated[str, Field(min_length=1, max_length=200)]
 # Fields that may be written as one word.
@@ -147,7 +151,7 @@ class CustomPair(Frozen):
     answers: tuple[str, ...] = Field(min_length=1)
     wrong: tuple[str, ...] = ()
     group: str | None = None
-    spans: Mapping[str, tuple[int, int]] = Field(default_factory=dict)
+    spans: Mapping[str, tuple[int, int]] = Field(default_factory=dict, max_length=MOST_ROLES)
 
     @field_validator("answers", "wrong", mode="before")
     @classmethod
@@ -158,6 +162,8 @@ class CustomPair(Frozen):
     @classmethod
     def _names_are_free(cls, value: Mapping[str, tuple[int, int]]) -> Mapping[str, tuple[int, int]]:
         refuse_taken_names(value)
+        if not all(name.strip() for name in value):
+            raise ValueError(f"has a span without a name, {dict(value)!r:.80}: give it one, like subject")
         return value
 
 
@@ -932,17 +938,35 @@ class Edit(Frozen):
     remove_nodes: tuple[str, ...] = ()
 
 
-def _as_list_of_roles(value: object) -> object:
-    """`IO,end` as a list; the words all and roles stay what they are."""
-    if isinstance(value, str) and value not in ("all", "roles"):
-        return tuple(word.strip() for word in value.split(",") if word.strip())
-    return value
+_EveryRole = Literal["all", "roles"]  # words that stand alone
+
+
+def _in_words_of_positions(value: object, check: ValidatorFunctionWrapHandler) -> object:
+    """`IO,end` as a list. What is wrong is one fault, and not one for each way to write positions."""
+    words = [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else []
+    try:
+        found = check(words if words and value not in get_args(_EveryRole) else value)
+    except ValidationError:
+        raise ValueError(
+            f"give `all`, `roles`, or 1 to {MOST_ROLES} names of roles, like IO,end; got {value!r:.80}"
+        ) from None
+    if isinstance(found, tuple) and (alone := [word for word in get_args(_EveryRole) if word in found]):
+        raise ValueError(f"`{alone[0]}` stands alone: write positions: {alone[0]}; got {value!r:.80}")
+    return found
 
 
 Positions = Annotated[
-    Literal["all", "roles"] | Annotated[tuple[NonEmpty, ...], Field(min_length=1, max_length=100)],
-    BeforeValidator(_as_list_of_roles),
+    _EveryRole | Annotated[tuple[NonEmpty, ...], Field(min_length=1, max_length=MOST_ROLES)],
+    WrapValidator(_in_words_of_positions),
 ]
+
+
+def _roles_of(task: _Task) -> Iterator[str]:
+    """Every role that a prompt of it may have."""
+    if task.pairs is None:
+        yield from TASKS[task.name].roles
+    for pair in task.pairs or ():
+        yield from pair.spans
 
 
 class _Request(Frozen):
@@ -1006,6 +1030,19 @@ class _Measured(_OnPrompts):
     ablation: Ablation = Field(default_factory=Ablation)
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     selection: Selection = Field(default_factory=Selection)
+
+    @field_validator("positions")
+    @classmethod
+    def _roles_are_of_the_task(cls, value: str | tuple[str, ...], info: ValidationInfo) -> str | tuple[str, ...]:
+        task = info.data.get("task")
+        if isinstance(value, str) or task is None or info.context != _REQUEST:
+            return value
+        known = tuple(dict.fromkeys((*_roles_of(task), END, OTHER)))
+        if unknown := [role for role in value if role not in known]:
+            hints = "".join(dict.fromkeys(did_you_mean(role, (*known, *get_args(_EveryRole))) for role in unknown))
+            named = ", ".join(map(repr, unknown))
+            raise ValueError(f"task {task.name!r} has no role {named}; {hints}it has: {', '.join(known)}")
+        return value
 
     @property
     def other_ablations(self) -> tuple[Ablation, ...]:
@@ -1201,6 +1238,7 @@ KINDS: dict[str, type[JobSpec]] = {
     "try": TrySpec,
     "challenge": ChallengeSpec,
 }
+_REQUEST = {"is_request": True}  # the context of validation
 _OF_THE_CIRCUIT = (
     *("model", "task", "positions", "split_position", "metric"),
     *("ablation", "evaluation", "compute", "seed"),
@@ -1231,8 +1269,12 @@ def _laid_over(key: str, inherited: object, own: object) -> object:
     return {**below, **above}
 
 
-def parse_job(data: object) -> JobSpec:
-    """Check a spec, from JSON or YAML already read. Raises SpecError with every fault in it."""
+def parse_job(data: object, *, is_request: bool = False) -> JobSpec:
+    """Check a spec, from JSON or YAML already read. Raises SpecError with every fault in it.
+
+    is_request: somebody asks for just this, so the roles that it names must be its task's. A challenge makes jobs that
+    put a circuit's roles on another task, and tells of them that they cannot be had.
+    """
     if not isinstance(data, Mapping):
         raise SpecError(f"a job spec is a mapping, like {{'task': 'ioi'}}; this is {type(data).__name__}")
     kind = data.get("kind", "discover")
@@ -1240,7 +1282,7 @@ def parse_job(data: object) -> JobSpec:
         hint = did_you_mean(str(kind), KINDS)
         raise SpecError(f"unknown job kind {kind!r}; {hint}known kinds: {', '.join(KINDS)}")
     try:
-        return KINDS[kind].model_validate(dict(data))
+        return KINDS[kind].model_validate(dict(data), context=_REQUEST if is_request else None)
     except ValidationError as error:
         faults = faults_of(error, KINDS[kind])
         raise SpecError(f"{len(faults)} fault{'s' * (len(faults) != 1)} in the job spec", faults) from None

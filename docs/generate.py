@@ -83,6 +83,7 @@ def range_of(schema: Mapping[str, Any]) -> str:
         "maxLength": "{} characters at most",
         "minItems": "{} or more",
         "maxItems": "{} at most",
+        "maxProperties": "{} at most",
     }
     branches = [schema, *(schema.get("anyOf") or [])]
     return ", ".join(sign.format(branch[key]) for branch in branches for key, sign in signs.items() if key in branch)

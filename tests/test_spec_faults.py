@@ -8,14 +8,15 @@ import pytest
 from pydantic import ValidationError
 
 from acdc.api.circuits import Labels
+from acdc.challenge_settings import controls_of
 from acdc.errors import Fault, SpecError
-from acdc.spec import KINDS, faults_of, parse_job
+from acdc.spec import KINDS, ChallengeSpec, DiscoverSpec, faults_of, parse_job
 from acdc.suggestions import did_you_mean
 
 
 def only_fault(spec: dict[str, Any]) -> Fault:
     with pytest.raises(SpecError) as caught:
-        parse_job(spec)
+        parse_job(spec, is_request=True)
     (fault,) = caught.value.faults
     return fault
 
@@ -90,3 +91,63 @@ def test_faults_of_a_relabelled_circuit_know_its_own_fields() -> None:
 
 def test_value_that_is_no_word_is_shown_as_it_was_given() -> None:
     assert only_fault({"metric": 3}).message.endswith("got 3")
+
+
+def custom(**spans: tuple[int, int]) -> dict[str, Any]:
+    return {"name": "custom", "pairs": [{"clean": "a b", "answers": [" c"], "spans": spans}]}
+
+
+@pytest.mark.parametrize("positions", [5, None, "", ",", [], [""], {"S2": 1}, [f"role {i}" for i in range(21)]])
+def test_what_positions_cannot_be_is_one_fault_that_says_what_they_can(positions: object) -> None:
+    fault = only_fault({"positions": positions})
+    assert fault.where == "positions"
+    assert fault.message.startswith("give `all`, `roles`, or 1 to 20 names of roles, like IO,end; got ")
+    assert repr(positions)[:60] in fault.message
+
+
+@pytest.mark.parametrize("positions", [["roles"], "roles,end", ["S2", "all"]])
+def test_words_for_every_role_stand_in_no_list(positions: object) -> None:
+    word = "all" if "all" in positions else "roles"  # type: ignore[operator]
+    assert only_fault({"positions": positions}) == Fault(
+        "positions", f"`{word}` stands alone: write positions: {word}; got {positions!r}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "positions", "told"),
+    [
+        ("ioi", "role", "task 'ioi' has no role 'role'; did you mean roles? it has: IO, S1, S2, end, other"),
+        ("ioi", "Roles", "task 'ioi' has no role 'Roles'; did you mean roles? it has: IO, S1, S2, end, other"),
+        ("ioi", "S4", "task 'ioi' has no role 'S4'; it has: IO, S1, S2, end, other"),
+        ("ioi", "io,S2,ned", "task 'ioi' has no role 'io', 'ned'; did you mean IO? did you mean end? it has: IO"),
+        ("greater_than", "S2", "task 'greater_than' has no role 'S2'; it has: noun, century, start, end, other"),
+        (custom(verb=(0, 1)), "vreb", "task 'custom' has no role 'vreb'; did you mean verb? it has: verb, end, other"),
+    ],
+)
+def test_roles_that_the_task_has_not_are_named_before_a_model_is_loaded(task: Any, positions: str, told: str) -> None:
+    fault = only_fault({"task": task, "positions": positions})
+    assert fault.where == "positions"
+    assert fault.message.startswith(told)
+
+
+def test_a_challenge_may_put_the_roles_of_a_circuit_on_another_task() -> None:
+    challenge, behind = parse_job({"kind": "challenge", "circuit": "c"}), parse_job({"task": "ioi", "positions": "S2"})
+    assert isinstance(challenge, ChallengeSpec)
+    assert isinstance(behind, DiscoverSpec)
+    assert [one.spec.positions for one in controls_of(challenge, behind, "signed")] == [("S2",)] * 3
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_span_without_a_name_is_refused(name: str) -> None:
+    fault = only_fault({"task": custom(**{name: (0, 1), "verb": (2, 3)})})
+    assert fault.where == "task.pairs.0.spans"
+    assert "has a span without a name" in fault.message
+
+
+def test_a_pair_has_no_more_spans_than_edges_can_be_split_by() -> None:
+    spans = {f"span {i}": (0, 1) for i in range(21)}
+    fault = only_fault({"task": custom(**spans)})
+    assert fault.where == "task.pairs.0.spans"
+    assert "at most 20" in fault.message
+    spans.popitem()
+    parse_job({"task": custom(**spans), "positions": list(spans)}, is_request=True)

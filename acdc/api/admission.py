@@ -27,7 +27,7 @@ def admitted(services: Services, data: object) -> tuple[JobSpec, PromptsSpec]:
         detail = services.store.circuits.get(checked_id("circuit", data["circuit"]))
         behind = Provenance.from_dict(detail.provenance).job
         data = with_defaults_of(behind, data) if data["kind"] == "evaluate" else data
-    spec = parse_job(data)
+    spec = parse_job(data, is_request=True)
     measured = parse_job(behind) if isinstance(spec, OnCircuit) else spec
     if isinstance(measured, OnCircuit):  # in a file that was written by hand
         raise SpecError("the circuit names no search that found it, so there is no model and no task to try it with")

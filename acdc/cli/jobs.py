@@ -34,7 +34,7 @@ def submit(
     if request.get("kind") != "evaluate" or not request.get(
         "circuit"
     ):  # else only what the circuit gives makes it whole
-        parse_job(request)
+        parse_job(request, is_request=True)
     with connect() as client:
         report_job(client, client.submit(request), wait)
 
@@ -80,7 +80,7 @@ def _planned_here(request: dict[str, Any], measure: bool) -> dict[str, Any]:
     from acdc.settings import load_settings
     from acdc.spec import EvaluateSpec, OnCircuit, parse_job, reference_of
 
-    spec = parse_job(request)
+    spec = parse_job(request, is_request=True)
     if isinstance(spec, OnCircuit) or (isinstance(spec, EvaluateSpec) and spec.circuit is not None):
         raise SpecError(f"what that takes depends on circuit {spec.circuit!r}: ask the service that has it, with --url")
     reference = reference_of(spec.model)

@@ -65,7 +65,7 @@ def run(
     from acdc.spec import parse_job
 
     request = read_request(spec, sets=set_, model=model, method=method, map_name=map_, name=name, tags=tag)
-    job = parse_job(request if source is None else _with_source(request, source))
+    job = parse_job(request if source is None else _with_source(request, source), is_request=True)
     with sigterm_as_interrupt(), tempfile.TemporaryDirectory(prefix="acdc-run-") as scratch:
         file = write_file(Path(scratch) / "spec.json", job.canonical_json)
         place = out or OUT / _called(job)

@@ -59,6 +59,7 @@ CASES = [
     ("POST", "/v1/plan", {"json": {**SPEC, "model": "path:a\0b"}}, 422, "unknown_model"),
     ("POST", "/v1/jobs", {"json": []}, 422, "invalid_spec"),
     ("POST", "/v1/jobs", {"json": {"kind": ["x"]}}, 422, "invalid_spec"),
+    ("POST", "/v1/jobs", {"json": {**SPEC, "positions": "nowhere"}}, 422, "invalid_spec"),
     ("POST", "/v1/jobs", {"json": {**SPEC, "name": "a\x00b"}}, 422, "invalid_spec"),
     ("POST", "/v1/jobs", {"json": SPEC, "headers": {"Idempotency-Key": "a b"}}, 422, "invalid_spec"),
     ("POST", "/v1/circuits", {"content": b"x", "headers": {"content-type": "text/csv"}}, 415, "unsupported_media_type"),

@@ -114,6 +114,13 @@ def test_a_word_that_is_neither_file_nor_task_lists_the_tasks() -> None:
     assert "ioi" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["run", "submit", "plan"])
+def test_a_role_that_the_task_has_not_is_refused_before_anything_is_done(command: str) -> None:
+    result = invoke(command, "ioi", "--set", "positions=subject")
+    assert result.exit_code == WRONG
+    assert "task 'ioi' has no role 'subject'" in " ".join(result.stderr.split())
+
+
 def test_options_are_laid_over_a_spec_from_stdin() -> None:
     from acdc.cli.spec_source import overlay
 

@@ -22,7 +22,7 @@ from acdc.discovery.acdc import search_acdc
 from acdc.discovery.eap import score_eap, score_eap_ig_activations, score_eap_ig_inputs
 from acdc.discovery.mask_ig import score_mask_ig
 from acdc.discovery.problem import Problem
-from acdc.errors import GraphMismatch, SpecError, TaskError
+from acdc.errors import Fault, GraphMismatch, SpecError, TaskError
 from acdc.evaluation.truth.hand_wired import induction_model
 from acdc.graph import BoolMatrix, Graph, GraphShape
 from acdc.metrics import METRICS
@@ -363,6 +363,14 @@ def test_where_every_token_has_a_role_other_is_empty_and_stays() -> None:
     assert circuit.graph.shape.roles[-2:] == ("end", "other")
     assert not any("split by" in line for line in told.lines)
     assert evaluated(circuit).graph == circuit.graph  # which names all of these roles
+
+
+def test_a_role_that_no_prompt_has_is_refused_with_the_spec() -> None:
+    with pytest.raises(SpecError) as caught:
+        found_by("first,secnd", "eap")
+    assert caught.value.faults == (
+        Fault("positions", "task 'custom' has no role 'secnd'; did you mean second? it has: first, second, end, other"),
+    )
 
 
 def test_all_faults_of_roles_are_told_at_once() -> None:
