@@ -33,9 +33,15 @@ def test_eap_is_the_gradient_of_the_metric_with_respect_to_the_mask(name: str, a
 
 
 @pytest.mark.parametrize("method", [score_eap, score_eap_ig_inputs, score_eap_ig_activations])
-@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral-sliding", "gemma2", "gpt-neox", "toy-bidirectional"])
-def test_a_common_beginning_takes_no_part_in_attribution(name: str, method: Any) -> None:
-    t = wrap(tiny(name))
+@pytest.mark.parametrize(
+    ("name", "roles"),
+    [
+        *((name, ()) for name in ("gpt2", "llama", "mistral-sliding", "gemma2", "gpt-neox", "toy-bidirectional")),
+        *((name, ("first",)) for name in ("gpt2", "gemma2")),  # a role within that beginning
+    ],
+)
+def test_a_common_beginning_takes_no_part_in_attribution(name: str, roles: tuple[str, ...], method: Any) -> None:
+    t = wrap(tiny(name)).split_by(roles) if roles else wrap(tiny(name))
     pairs = [replace(pair, clean=(*pair.corrupt[:3], *pair.clean[3:])) for pair in random_pairs(4, (6, 7))]
     prompts = prepare(t, make_batches(t, pairs, 512, MEMORY), Resample())
     assert {p.prefix.start for p in prompts} == ({3} if t.is_causal else {0})

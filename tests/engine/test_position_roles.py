@@ -20,6 +20,7 @@ import acdc
 from acdc.circuit import Circuit
 from acdc.discovery.acdc import search_acdc
 from acdc.discovery.eap import score_eap, score_eap_ig_activations, score_eap_ig_inputs
+from acdc.discovery.ensemble import signed_ranks
 from acdc.discovery.mask_ig import score_mask_ig
 from acdc.discovery.problem import Problem
 from acdc.errors import Fault, GraphMismatch, SpecError, TaskError
@@ -279,6 +280,15 @@ def test_every_method_that_splits_edges_finds_a_circuit_whose_file_tells_the_rol
     assert "@" in circuit._repr_svg_()
 
 
+def test_an_ensemble_ranks_the_parts_of_edges_by_the_ranks_of_its_methods() -> None:
+    methods = [{"name": "eap"}, {"name": "mask-ig", "steps": 2}]
+    together = found_by("roles", {"name": "ensemble", "methods": methods})
+    assert together.graph.shape.roles == ("first", "second", "end", "other")
+    each = [circuit.graph.in_order(circuit.scores) for circuit in (found_by("roles", method) for method in methods)]
+    expected = np.mean([signed_ranks(scores) for scores in each], axis=0)
+    assert together.graph.in_order(together.scores) == pytest.approx(expected, abs=1e-6)
+
+
 def test_roles_may_be_chosen_and_their_order_does_not_matter() -> None:
     one, other = (found_by(asked, "eap") for asked in ("second,first", ["first", "second", "end"]))
     assert one.graph == other.graph
@@ -384,9 +394,11 @@ def test_all_faults_of_roles_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize("method", ["exact", "eap-ig-qk", "node-ap", "information-flow-routes"])
-def test_methods_that_do_not_split_edges_say_which_do(method: str) -> None:
+@pytest.mark.parametrize("is_in_an_ensemble", [False, True])
+def test_methods_that_do_not_split_edges_say_which_do(method: str, is_in_an_ensemble: bool) -> None:
+    asked = {"name": "ensemble", "methods": ["eap", method]} if is_in_an_ensemble else method
     with pytest.raises(SpecError) as caught:
-        parse_job({"task": "ioi", "positions": "roles", "method": method})
+        parse_job({"task": "ioi", "positions": "roles", "method": asked})
     (fault,) = caught.value.faults
     assert f"method '{method}' does not split edges by position" in fault.message
     assert "eap-ig-inputs" in fault.message
