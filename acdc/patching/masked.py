@@ -48,7 +48,8 @@ def run_masked(
 
     inputs: [n_inputs, batch, pos, d], what the input senders write in the clean run. ablation: what cut edges carry.
     masks: [circuit, S, R] in [0, 1]. prefix: the positions that need not be run. roles: of every token [batch, pos], as
-    `roles_of` gives them. Returns [circuit, batch, pos, d], of those after the prefix. Differentiable in masks.
+    `Batch.numbered_roles` gives them. Returns [circuit, batch, pos, d], of those after the prefix. Differentiable in
+    masks.
     """
     graph = t.graph.whole
     rope = t.rope(inputs[0])

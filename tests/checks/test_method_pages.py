@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from acdc.discovery import METHODS
-from acdc.spec import METHOD_SPECS, PER_EXAMPLE
+from acdc.spec import BY_ROLE, METHOD_SPECS, PER_EXAMPLE
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 HEADINGS = ["Idea", "Formula", "Cost", "When to use", "What it fails on"]
@@ -33,3 +33,9 @@ def test_documents_about_methods_lead_to_the_page_of_each(document: str) -> None
 
 def test_there_is_no_page_of_a_method_that_there_is_not() -> None:
     assert {path.stem for path in (DOCS / "methods").glob("*.md")} == set(METHODS)
+
+
+def test_the_page_on_positions_lists_the_methods_that_split_edges() -> None:
+    page = (DOCS / "concepts" / "positions.md").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^Methods: ([^.]*)\.", page, flags=re.MULTILINE)
+    assert sorted(re.findall(r"`([a-z-]+)`", listed)) == sorted(BY_ROLE)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +12,7 @@ from acdc.errors import TaskError
 from acdc.tasks.checking import check_pairs
 from acdc.tasks.custom import build_custom
 from acdc.tasks.pair_files import read_pairs
-from acdc.tasks.pair_rows import PairRow
+from acdc.tasks.pair_rows import TAKEN, PairRow
 
 GOOD = [
     {
@@ -289,6 +291,12 @@ def test_names_of_spans_that_mean_something_already_are_refused(tmp_path):
     path.write_text('{"clean": "a", "answers": "b", "spans": {"verb": [0, 1], "end": [0, 1]}}')
     with pytest.raises(TaskError, match="`spans` has names that are taken: 'end' is the last token of every prompt"):
         read_pairs(path)
+
+
+def test_the_page_on_custom_prompts_says_which_names_are_taken():
+    page = Path(__file__).resolve().parents[2] / "docs" / "howto" / "custom-prompts.md"
+    _, _, said = page.read_text(encoding="utf-8").partition("names are taken: ")
+    assert set(re.findall(r"`(\w+)`", said.partition("|")[0])) == set(TAKEN)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
