@@ -99,7 +99,7 @@ ENTRIES = (
     Entry("ensemble", {"name": "ensemble", "ranks": "absolute"}),
     Entry("edge-pruning", {"name": "edge-pruning"}),
     Entry("nested-pruning", {"name": "nested-pruning"}),
-    Entry("nested-pruning, 1,500 steps", {"name": "nested-pruning", "steps": 1500}),
+    Entry("nested-pruning, 600 steps", {"name": "nested-pruning", "steps": 600}),
     Entry("exact", {"name": "exact"}, prompts=16, models=("gemma3-270m-q4",)),
     # No ranking of all edges: what others are compared with, where exact takes too long.
     Entry("exact, 24 receivers", {"name": "exact", "receivers": 24}, prompts=16, models=("smollm2-135m-instruct-q4",)),
