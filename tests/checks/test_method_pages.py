@@ -39,3 +39,10 @@ def test_the_page_on_positions_lists_the_methods_that_split_edges() -> None:
     page = (DOCS / "concepts" / "positions.md").read_text(encoding="utf-8")
     (listed,) = re.findall(r"^Methods: ([^.]*)\.", page, flags=re.MULTILINE)
     assert sorted(re.findall(r"`([a-z-]+)`", listed)) == sorted(BY_ROLE)
+
+
+def test_the_readmes_table_has_every_method_and_no_other() -> None:
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    table = readme.split("## Methods", 1)[1].split("\n\n")[1]
+    first_cells = (line.split("|")[1] for line in table.splitlines())
+    assert sorted(re.findall(r"`([a-z-]+)`", " ".join(first_cells))) == sorted(METHODS)
