@@ -4,7 +4,7 @@ logit_diff: logsumexp over the right answers minus logsumexp over the wrong ones
 token, of teacher-forced sequence log-probabilities otherwise (the difference of logits is that of log-probabilities).
 prob_diff: P(right) - P(wrong). answer_logprob: log P(right). kl_divergence: -KL(model on clean || this run) at the
 place right after the prompt, in nats. accuracy: P(right) > P(wrong), or the right token ranked first where no wrong
-answers are given; it has no gradient.
+answers are given; it has no gradient. Patching maps take one more, answer_probability: P(right).
 """
 
 from __future__ import annotations

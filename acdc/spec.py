@@ -394,7 +394,7 @@ Ranking = Annotated[
 
 
 class Ensemble(Frozen):
-    """The mean rank of edges over several methods, if wanted without edges whose sign hangs on the prompts drawn."""
+    """The mean rank of edges over several methods, if wanted without edges whose sign depends on the prompts drawn."""
 
     name: Literal["ensemble"] = "ensemble"
     methods: tuple[Annotated[Ranking, BeforeValidator(_as_method)], ...] = Field(
@@ -1124,7 +1124,8 @@ class EvaluateSpec(_Measured):
     """Evaluate a stored circuit again (other prompts, metric, ablation or size; edges or nodes added or removed), or a
     hypothesis for the first time.
 
-    With `circuit`, whatever is left out is as that circuit's own job had it: see `with_defaults_of`.
+    With `circuit`, whatever is left out is as that circuit's own job had it; without `selection` the circuit is judged
+    as it was stored.
     """
 
     kind: Literal["evaluate"] = "evaluate"

@@ -303,14 +303,14 @@ def scoreboard_page() -> str:
         f"{known['prompts']} prompts of a task (fewer where a column says so), and the circuits cut from it are judged "
         f"on {known['held_out']} held-out prompts of other templates, the same for all in a cell. CMD (the area "
         "between f and 1, smaller is "
-        "better; *guarded*: 1 - f counts as at least 1 where the circuit predicts no better than the empty one) and "
+        "better; *guarded*: |1 - f| counts as at least 1 where the circuit predicts no better than the empty one) and "
         "KL (the area under the KL share) by |score|, CPR by signed score; k\\*: connected edges of the smallest size "
         "with f within 0.2 of 1 and at most half of the empty one's KL, held out and on the searched prompts; KL at "
         "1 %: of the edges, as a share of the "
         "empty circuit's; Jaccard: stability at 1 %; exact ρ: rank correlation of |score| with `exact` where that was "
         "run; seconds of all cores, for the search. Where a figure speaks of the best method of a cell, it is the best "
         "on these held-out prompts, so it is flattered by the choice among as many as there are rows. "
-        "[What these are](../concepts/faithfulness.md). What the rows hang on: "
+        "[What these are](../concepts/faithfulness.md). What decides the rows: "
         f"[{file.name}](../../benchmarks/results/{file.name})."
     )
     figures = [[f"`{f['name']}`", f"{f['value']:.3f}", f"at most {f['target']}", f["how"]] for f in stored["figures"]]

@@ -138,7 +138,8 @@ def challenge(
 ) -> None:
     """Try to break a circuit: it, and the search that found it, in many settings; what survives becomes a circuit.
 
-    --set vary=ablation,metric, or --set search=false and the like make it smaller; `acdc plan` tells the cost before.
+    --set vary=ablation,metric, or --set search=false and the like make it smaller. The service tells the cost before:
+    `acdc --url URL plan` of a spec with kind challenge and circuit CIRCUIT.
     """
     asked = overlay({"name": name} if name else {}, set_ or ())
     with connect() as client:
