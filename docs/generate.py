@@ -317,7 +317,7 @@ def scoreboard_page() -> str:
     columns = ["method", "prompts", "CMD guarded", "CMD", "CMD log", "CPR", "CPR log", "KL", "k\\*", "KL at 1 %"]
     head = [*columns, "Jaccard", "exact ρ", "CPU s", "GB"]
     cells = [
-        f"## {name}\n\n{table(head, [scoreboard_row(method, rows.get(method)) for method in known['methods']])}"
+        f"## {name}\n\n{table(head, [scoreboard_row(method, row) for method, row in rows.items()])}"
         for name, rows in known["cells"].items()
     ]
     return page("Methods on real models", intro, table(["figure", "value", "target", "of what"], figures), *cells)

@@ -214,5 +214,7 @@ def _ways_on(circuit_id: str, data_dir: Path) -> list[list[str]]:
         ["acdc", "circuits", "show", circuit_id, "--edges", "20"],
         ["acdc", "try", circuit_id, PROMPT, "--corrupt", CORRUPT],
         ["acdc", "circuits", "evaluate", circuit_id, "--set", "ablation=zero", "--wait"],
+        ["acdc", "circuits", "show", circuit_id, "--card", "card.html"],
+        ["acdc", "challenge", circuit_id, "--wait"],
         ["acdc", "plan", "gendered_pronoun"],
     ]

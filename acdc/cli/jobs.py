@@ -118,7 +118,7 @@ def _megabytes(n_bytes: int | None) -> str | None:
 @app.command("list")
 def list_jobs(
     state: Annotated[list[str] | None, typer.Option("--state", help="only these; may be repeated")] = None,
-    kind: Annotated[str | None, typer.Option("--kind", help="discover, evaluate, patch or try")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="discover, evaluate, challenge, patch or try")] = None,
     tag: Tags = None,
     limit: Limit = 20,
     as_json: Json = False,

@@ -51,7 +51,7 @@ def run(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint of the same spec")] = False,
     source: Annotated[
-        Path | None, typer.Option("--source", help="the circuit's file, for kind evaluate or try")
+        Path | None, typer.Option("--source", help="the circuit's file, for kind evaluate, challenge or try")
     ] = None,
     model: Model = None,
     method: Method = None,

@@ -204,13 +204,17 @@ def _bar(point: Point | None) -> str:
 
 
 def _areas(areas: Sequence[Areas], sizes: Sequence[float]) -> Table:
-    """Area under f (CPR) and under |1 - f| (CMD, 0 is best). The best CPR is the length of the range of sizes, 1 only
-    where that goes up to all edges; so the range is told. The log forms are divided by it.
+    """Area under f (CPR), under |1 - f| (CMD, 0 is best; guarded: at least 1 where KL is no less than the empty
+    circuit's) and under the KL share. The best CPR is the length of the range of sizes, 1 only where that goes up to
+    all edges; so the range is told. The log forms are divided by it.
     """
-    rows = [[_SPLIT.get(a.split, a.split), a.rule, a.cpr, a.cmd, a.cpr_log, a.cmd_log] for a in areas]
+    rows = [
+        [_SPLIT.get(a.split, a.split), a.rule, a.cpr, a.cmd, a.cmd_guarded, a.kl_area, a.cpr_log, a.cmd_log]
+        for a in areas
+    ]
     span_of = f"{100 * min(sizes):g} % to {100 * max(sizes):g} % of the edges" if sizes else "the sizes measured"
     return table(
-        ("prompts", "rule", "#CPR", "#CMD", "#CPR log", "#CMD log"),
+        ("prompts", "rule", "#CPR", "#CMD", "#CMD guarded", "#KL area", "#CPR log", "#CMD log"),
         rows,
         title=f"areas over {span_of} (log: over log size, divided by its range)",
     )
