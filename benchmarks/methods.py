@@ -20,6 +20,7 @@ import functools
 import hashlib
 import json
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -411,6 +412,9 @@ def figures_of(by_cell: Mapping[str, Mapping[str, Score | None]]) -> list[Figure
             value, cell, best = max(rows)
             how = f"{what}; worst of {len(rows)} in {len(by_cell)} cells: {cell}, {best}"
             found.append(Figure(name, value, unit, target, "lower", len(rows), how))
+    if ratios:
+        middle, how = statistics.median(ratio for ratio, *_ in ratios), "the same, in the middle of the cells"
+        found.append(Figure("cmd-best-over-eap-ig-median", middle, "of EAP-IG's", None, "lower", len(ratios), how))
     return found
 
 

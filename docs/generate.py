@@ -313,7 +313,10 @@ def scoreboard_page() -> str:
         "[What these are](../concepts/faithfulness.md). What decides the rows: "
         f"[{file.name}](../../benchmarks/results/{file.name})."
     )
-    figures = [[f"`{f['name']}`", f"{f['value']:.3f}", f"at most {f['target']}", f["how"]] for f in stored["figures"]]
+    figures = [
+        [f"`{f['name']}`", f"{f['value']:.3f}", "" if f["target"] is None else f"at most {f['target']}", f["how"]]
+        for f in stored["figures"]
+    ]
     columns = ["method", "prompts", "CMD guarded", "CMD", "CMD log", "CPR", "CPR log", "KL", "k\\*", "KL at 1 %"]
     head = [*columns, "Jaccard", "exact ρ", "CPU s", "GB"]
     cells = [

@@ -52,6 +52,7 @@ def test_figures_are_those_of_the_worst_cell(benchmark: Any) -> None:
     }
     found = {figure.name: figure for figure in benchmark.figures_of(cells)}
     assert found["cmd-best-over-eap-ig-worst-cell"].value == pytest.approx(0.048 / 0.08)
+    assert found["cmd-best-over-eap-ig-median"].value == pytest.approx((0.048 / 0.08 + 0.02 / 0.10) / 2)
     assert found["cmd-default-gap"].value == pytest.approx(0.03)
     assert found["cost-default-over-best"].value == pytest.approx(0.5)
     assert all(figure.runs == 2 for figure in found.values())
