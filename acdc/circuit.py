@@ -182,6 +182,11 @@ class Circuit:
         return f"Circuit({found}: {kept} (rule {chosen.rule}, {chosen.asked_for:,} asked for), {judged})"
 
     @property
+    def edges_in_words(self) -> str:
+        """What its numbers of edges count."""
+        return "edges split by role" if self.graph.shape.roles else "edges"
+
+    @property
     def n_edges(self) -> int:
         return int(self.kept.sum())
 

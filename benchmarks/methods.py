@@ -35,6 +35,7 @@ from figures import Figure, Lines, code_hash, environment, write
 
 import acdc
 from acdc.discovery import METHODS
+from acdc.discovery.ensemble import midranks
 from acdc.discovery.problem import Found
 from acdc.evaluation.areas import areas_of
 from acdc.evaluation.curve import Judge, curve, scale_on, sizes_of
@@ -265,12 +266,7 @@ def _exact_rho(cell: Cell, entry: Entry, prompts: int) -> float | None:
 
 def rank_correlation(a: Floats, b: Floats) -> float:
     """Spearman's: the correlation of ranks, ties sharing their mean."""
-
-    def ranks(values: Floats) -> Floats:
-        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-        return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[place], dtype=np.float64)
-
-    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+    return float(np.corrcoef(midranks(a), midranks(b))[0, 1])
 
 
 def _run_apart(cell: Cell, entry: Entry, options: argparse.Namespace) -> None:

@@ -60,10 +60,9 @@ class Card:
 def card_of(title: str, circuit: Circuit, notes: str = "") -> Card:
     """A circuit's whole card; `also` adds later evaluations."""
     kept, n_edges, made = circuit.selected, circuit.graph.n_edges, circuit.provenance
-    edges = "edges split by role" if circuit.graph.shape.roles else "edges"
     size = (
-        f"{kept.connected:,} of {n_edges:,} {edges} ({kept.connected / n_edges:.2%}), chosen by rule {kept.rule}: "
-        f"{kept.asked_for:,} asked for, those on a path to the logits kept."
+        f"{kept.connected:,} of {n_edges:,} {circuit.edges_in_words} ({kept.connected / n_edges:.2%}), "
+        f"chosen by rule {kept.rule}: {kept.asked_for:,} asked for, those on a path to the logits kept."
     )
     lead = (size, notes, choices_sentence(made, kept.rule))
     unjudged = [Section("Judgement", ("Not evaluated yet.",))]

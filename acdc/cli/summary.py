@@ -90,11 +90,11 @@ def summary_data(circuit: Circuit) -> dict[str, Any]:
 def _headline(circuit: Circuit, title: str) -> str:
     made = circuit.provenance
     kept = circuit.selected
-    edges = "edges split by role" if circuit.graph.shape.roles else "edges"
     return (
         f"{title}: {made.task.name} on {made.model.title}, found with {made.choices.method}\n"
-        f"kept       {circuit.n_edges:,} of {circuit.graph.n_edges:,} {edges} ({share(circuit.n_edges, circuit)}), "
-        f"rule {kept.rule}: {kept.asked_for:,} asked for, {kept.connected:,} of them on a path to the logits"
+        f"kept       {circuit.n_edges:,} of {circuit.graph.n_edges:,} {circuit.edges_in_words} "
+        f"({share(circuit.n_edges, circuit)}), rule {kept.rule}: {kept.asked_for:,} asked for, "
+        f"{kept.connected:,} of them on a path to the logits"
     )
 
 

@@ -81,10 +81,15 @@ def score_ensemble(
 
 def signed_ranks(scores: Floats) -> Floats:
     """Each edge's place by |score|, from 1 / n to 1, with its sign; ties share their middle, 0 stays 0: [edge]"""
-    _, of_edge, sizes = np.unique(np.abs(scores), return_inverse=True, return_counts=True)
-    midranks = np.cumsum(sizes) - (sizes - 1) / 2
-    ranked: Floats = np.sign(scores) * midranks[of_edge] / len(scores)
+    ranked: Floats = np.sign(scores) * midranks(np.abs(scores)) / len(scores)
     return ranked
+
+
+def midranks(values: Floats) -> Floats:
+    """Places from 1, the smallest first; ties share their middle."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    found: Floats = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return found
 
 
 def share_of_sign(per_example: Scores, scores: Floats, groups: Sequence[str], seed: int) -> Floats:
