@@ -24,7 +24,7 @@ Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 def pack(header: Mapping[str, Any], arrays: Arrays) -> bytes:
     """header: with its `format`. The order of `arrays` is part of the checksum."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays.values()))
     text = json.dumps(header, sort_keys=True, allow_nan=False)
     digest.update(text.encode())

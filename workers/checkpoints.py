@@ -26,7 +26,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, spec_sha256: str) -> No
         "step": checkpoint.step,
         "facts": dict(checkpoint.facts),
     }
-    arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()}
     part = path.with_suffix(".part")
     with part.open("wb") as file:
         file.write(save_tensors(arrays, {"acdc": json.dumps(header)}))
