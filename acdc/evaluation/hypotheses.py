@@ -23,6 +23,7 @@ from acdc.evaluation.statistics import (
     independence,
     is_constant,
     partial_necessity,
+    rounding_of,
     sufficiency,
 )
 from acdc.graph import BoolMatrix, Graph
@@ -32,6 +33,7 @@ from acdc.selection import Kept
 
 OF_EXAMPLES = ("equivalence", "claimed equivalence", "independence")  # tests that need no random circuits
 FEWEST_CIRCUITS = int(np.ceil(np.log(ALPHA) / np.log(QUANTILE)))  # with fewer, to beat all of them shows nothing
+N_OWN = 4  # measured without any random circuit: the model, the empty circuit, the circuit and the rest of the model
 
 
 def hypotheses_of(
@@ -42,20 +44,24 @@ def hypotheses_of(
     ledger, graph = judge.ledgers["held_out"], judge.graph
     random = [mask for mask in random if (mask != kept.mask).any()]
     enough = len(random) >= FEWEST_CIRCUITS
-    progress.phase("hypothesis tests", 3 + 2 * len(random) if enough else 3)
-    model, circuit, rest = (
-        outcome.metric for outcome in ledger.all_of([graph.legal, kept.mask, _rest(graph, kept.mask)])
-    )
-    if is_constant(model, circuit):
+    progress.phase("hypothesis tests", N_OWN + 2 * len(random) if enough else N_OWN)
+    own = graph.legal, np.zeros_like(graph.legal), kept.mask, _rest(graph, kept.mask)
+    model, empty, circuit, rest = (outcome.metric for outcome in ledger.all_of(own))
+    rounding = rounding_of(model, empty, circuit, rest)
+    if is_constant(model, rounding):
         why = "cannot be told: by this metric the model itself does the same on every prompt"
         found = [HypothesisTest(name, None, 0, None, None, why) for name in OF_EXAMPLES]
     else:
-        tests = equivalence(circuit, model), claimed_equivalence(circuit, model), independence(rest, model, seed)
+        tests = (
+            equivalence(circuit, model),
+            claimed_equivalence(circuit, model),
+            independence(rest, model, rounding, seed),
+        )
         found = [_told(name, tested) for name, tested in zip(OF_EXAMPLES, tests, strict=True)]
     if enough:
-        others = [outcome.metric for outcome in ledger.all_of(random, done_before=3)]
+        others = [outcome.metric for outcome in ledger.all_of(random, done_before=N_OWN)]
         left = [_rest(graph, mask) for mask in random]
-        remains = [outcome.metric for outcome in ledger.all_of(left, done_before=3 + len(random))]
+        remains = [outcome.metric for outcome in ledger.all_of(left, done_before=N_OWN + len(random))]
         far, far_without = (np.array([distance(model, one) for one in some]) for some in (others, remains))
         found += [
             _told("sufficiency", sufficiency(distance(model, circuit), far)),

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from acdc.evaluation.faithfulness import ROUNDING
 from acdc.evaluation.outcomes import Floats
 
 ALPHA = 0.05
 EPSILON = 0.1  # how far from even odds still counts as equivalent
 QUANTILE = 0.9  # what a circuit has to beat: this share of random ones
 PERMUTATIONS = 1000
+FEWEST_EXAMPLES = 4  # for independence: three can be permuted in six ways only
+ROUNDING = 1e-5  # of the largest metric: what float32 may do to one example; to a mean it does less (faithfulness.py)
+SAME = 1e-9  # of the largest HSIC that two kernels could have: permutations that are nearer than this are level
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,15 @@ def distance(a: Floats, b: Floats) -> float:
     return float(np.abs(a.astype(np.float64) - b.astype(np.float64)).mean())
 
 
-def is_constant(metric: Floats, beside: Floats) -> bool:
-    """Whether a metric differs between examples by no more than rounding, next to the larger of the two."""
-    return float(np.ptp(metric)) <= ROUNDING * max(float(np.abs(metric).max()), float(np.abs(beside).max()))
+def rounding_of(*metrics: Floats) -> float:
+    """The largest difference between two metrics that may be nothing but rounding, in their unit. metrics: of all
+    circuits that are compared, the empty one among them: of a metric that is a small difference they know the size."""
+    return ROUNDING * max(float(np.abs(metric).max()) for metric in metrics)
+
+
+def is_constant(metric: Floats, rounding: float) -> bool:
+    """Whether a metric differs between examples by no more than rounding."""
+    return float(np.ptp(metric)) <= rounding
 
 
 def equivalence(circuit: Floats, model: Floats) -> Tested | None:
@@ -68,27 +76,30 @@ def claimed_equivalence(circuit: Floats, model: Floats) -> Tested | None:
     return Tested(above / n, n, min(1.0, max(at_least, at_most)))
 
 
-def independence(complement: Floats, model: Floats, seed: int) -> Tested | None:
+def independence(complement: Floats, model: Floats, rounding: float, seed: int) -> Tested | None:
     """H0: what the complement does on an example is independent of what the model does there. A small p says that the
-    circuit is not the whole mechanism. None where either does the same on all examples, or there are fewer than four.
+    circuit is not the whole mechanism. None where either does the same on all examples up to rounding, or there are
+    fewer than FEWEST_EXAMPLES.
 
     statistic: HSIC with Gaussian kernels, both of the median |x_i - y_j|; p by permuting examples, the observed order
-    counted in, so that it is never zero.
+    counted in, so that it is never zero. Permutations that come as near to the observed one as rounding of the sums
+    count as level with it.
     """
     x, y = complement.astype(np.float64), model.astype(np.float64)
     n = len(x)
-    if n < 4 or is_constant(x, y) or is_constant(y, x):
+    if n < FEWEST_EXAMPLES or is_constant(x, rounding) or is_constant(y, rounding):
         return None
     between = np.abs(x[:, None] - y[None, :])
     width = float(np.median(between)) or float(between.mean())
-    k, centred = _kernel(x, width), _centred(_kernel(y, width))
-    observed = float((k * centred).sum()) / (n - 1) ** 2
+    of_x, of_y = (_centred(_kernel(z, width)) for z in (x, y))
+    observed = float((of_x * of_y).sum())
+    largest = float(np.linalg.norm(of_x) * np.linalg.norm(of_y))  # by Cauchy and Schwarz
     rng = np.random.default_rng(seed)
     as_large = 0
     for _ in range(PERMUTATIONS):
         order = rng.permutation(n)
-        as_large += float((k[np.ix_(order, order)] * centred).sum()) / (n - 1) ** 2 >= observed * (1 - 1e-12)
-    return Tested(observed, n, (1 + as_large) / (1 + PERMUTATIONS))
+        as_large += float((of_x[np.ix_(order, order)] * of_y).sum()) >= observed - SAME * largest
+    return Tested(observed / (n - 1) ** 2, n, (1 + as_large) / (1 + PERMUTATIONS))
 
 
 def sufficiency(of_circuit: float, of_random: Floats) -> Tested:
@@ -130,12 +141,13 @@ def _binomial(n: int, p: float) -> npt.NDArray[np.float64]:
 
 
 def _kernel(x: npt.NDArray[np.float64], width: float) -> npt.NDArray[np.float64]:
-    kernel: npt.NDArray[np.float64] = np.exp(-((x[:, None] - x[None, :]) ** 2) / (2 * width**2))
+    """The Gaussian kernel less 1, as centring takes that off: differences far below the width keep their digits."""
+    kernel: npt.NDArray[np.float64] = np.expm1(-((x[:, None] - x[None, :]) ** 2) / (2 * width**2))
     return kernel
 
 
 def _centred(kernel: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """HKH with H = I - 11'/n. Centring one of two matrices is enough for the trace of their product."""
+    """HKH with H = I - 11'/n."""
     rows = kernel.mean(1)
     centred: npt.NDArray[np.float64] = kernel - rows[:, None] - rows[None, :] + kernel.mean()
     return centred

@@ -10,11 +10,13 @@ import pytest
 from acdc.evaluation.hypotheses import FEWEST_CIRCUITS
 from acdc.evaluation.statistics import (
     ALPHA,
+    ROUNDING,
     claimed_equivalence,
     distance,
     equivalence,
     independence,
     partial_necessity,
+    rounding_of,
     sufficiency,
     superfluous,
 )
@@ -85,20 +87,50 @@ def test_independence_is_the_trace_of_centred_kernels():
     width = np.median(np.abs(x[:, None] - y[None]))
     k, kernel_of_y = (np.exp(-((z[:, None] - z[None]) ** 2) / (2 * width**2)) for z in (x, y))
     h = np.eye(12) - 1 / 12
-    assert independence(x, y, 0).statistic == pytest.approx(np.trace(h @ k @ h @ h @ kernel_of_y @ h) / 11**2)
+    assert independence(x, y, 0.0, 0).statistic == pytest.approx(np.trace(h @ k @ h @ h @ kernel_of_y @ h) / 11**2)
 
 
 def test_independence_is_rejected_for_what_depends_and_rarely_for_what_does_not():
     rng = np.random.default_rng(1)
     x = rng.standard_normal(60)
-    assert independence(x, x**2 + 0.1 * rng.standard_normal(60), 0).p < 0.01  # no correlation, yet dependent
-    false = [independence(*rng.standard_normal((2, 30)), seed).p < ALPHA for seed in range(200)]
+    assert independence(x, x**2 + 0.1 * rng.standard_normal(60), 0.0, 0).p < 0.01  # no correlation, yet dependent
+    false = [independence(*rng.standard_normal((2, 30)), 0.0, seed).p < ALPHA for seed in range(200)]
     assert sum(false) <= 20  # of 200 at 5 %: more than 20 has a chance below 1 %
 
 
 def test_independence_cannot_be_told_of_numbers_that_do_not_differ():
-    assert independence(np.ones(20), np.arange(20.0), 0) is None
-    assert independence(np.arange(3.0), np.arange(3.0), 0) is None
+    assert independence(np.ones(20), np.arange(20.0), 0.0, 0) is None
+    assert independence(np.arange(3.0), np.arange(3.0), 0.0, 0) is None
+
+
+def test_independence_cannot_be_told_of_numbers_that_differ_by_rounding_alone():
+    """Twelve in float32, of a program that says the same on every prompt: a few of a hundred are some steps off."""
+    complement, model = np.full(100, -12.0), np.full(100, 12.0)
+    complement[:3] -= 2.3e-5
+    model[99] += 2.3e-5
+    rounding = rounding_of(complement, model)
+    assert rounding == ROUNDING * (12 + 2.3e-5)
+    assert independence(complement, model, rounding, 0) is None
+    spread = np.linspace(-1, 1, 100)
+    assert independence(spread, model, rounding, 0) is None
+    assert independence(complement, spread, rounding, 0) is None
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.0, 1.0), (0.1, 0.7), (-12.0, -11.0), (3.0, 4.3)])
+def test_permutations_that_are_level_with_what_was_seen_count_as_such(a, b):
+    """Every value of one beside every value of the other: no order has less HSIC, and what is seen of it is rounding,
+    of either sign."""
+    assert independence(np.array([a, a, b, b]), np.array([0.0, 1.0, 0.0, 1.0]), 0.0, 0).p == 1.0
+    assert independence(np.array([a, a, a, b, b, b]), np.array([5, 6.1, 6.1, 5, 6.1, 6.1]), 0.0, 0).p == 1.0
+
+
+def test_small_differences_of_distant_numbers_are_told_apart_as_large_ones_are():
+    rng = np.random.default_rng(2)
+    x, noise = 1e-6 * rng.standard_normal((2, 40))
+    assert independence(x, x + noise / 2 + 1000, 0.0, 0).p < 0.01
+    p = [independence(*1e-6 * rng.standard_normal((2, 30)) + [[0], [1000]], 0.0, seed).p for seed in range(100)]
+    assert 0.4 < np.mean(p) < 0.6
+    assert np.mean(np.array(p) < ALPHA) <= 0.12  # of 100 at 5 %: more than 12 has a chance below 1 %
 
 
 def test_the_distance_of_two_circuits_is_their_mean_difference():
