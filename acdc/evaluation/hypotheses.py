@@ -53,8 +53,8 @@ def hypotheses_of(
         found = [HypothesisTest(name, None, 0, None, None, why) for name in OF_EXAMPLES]
     else:
         tests = (
-            equivalence(circuit, model),
-            claimed_equivalence(circuit, model),
+            equivalence(circuit, model, rounding),
+            claimed_equivalence(circuit, model, rounding),
             independence(rest, model, rounding, seed),
         )
         found = [_told(name, tested) for name, tested in zip(OF_EXAMPLES, tests, strict=True)]

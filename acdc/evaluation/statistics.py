@@ -49,14 +49,14 @@ def is_constant(metric: Floats, rounding: float) -> bool:
     return float(np.ptp(metric)) <= rounding
 
 
-def equivalence(circuit: Floats, model: Floats) -> Tested | None:
-    """H0: the circuit's metric is above the model's on between .4 and .6 of all examples. Ties are dropped; None where
-    all are ties. statistic: the share above.
+def equivalence(circuit: Floats, model: Floats, rounding: float) -> Tested | None:
+    """H0: the circuit's metric is above the model's on between .4 and .6 of all examples. Ties, to rounding, are
+    dropped; None where all are ties. statistic: the share above.
 
     p = P(|K/n - 1/2| >= |share - 1/2|) with K ~ Binomial(n, 1/2 + EPSILON), the null's worst case. A small p says that
     the circuit is not equivalent; a large one says nothing: see `claimed_equivalence`.
     """
-    above, n = _signs(circuit, model)
+    above, n = _signs(circuit, model, rounding)
     if n == 0:
         return None
     far = abs(above / n - 0.5)
@@ -65,10 +65,10 @@ def equivalence(circuit: Floats, model: Floats) -> Tested | None:
     return Tested(above / n, n, float(min(1.0, chances[outside].sum())))
 
 
-def claimed_equivalence(circuit: Floats, model: Floats) -> Tested | None:
+def claimed_equivalence(circuit: Floats, model: Floats, rounding: float) -> Tested | None:
     """The null the other way round, H0: that share is outside .4 to .6; a small p supports equivalence (two one-sided
     tests, the larger p of both)."""
-    above, n = _signs(circuit, model)
+    above, n = _signs(circuit, model, rounding)
     if n == 0:
         return None
     at_least = float(_binomial(n, 0.5 - EPSILON)[above:].sum())
@@ -126,10 +126,10 @@ def superfluous(of_edge: float, of_random_edges: Floats) -> Tested:
     return Tested(exceeded, n, float(min(1.0, _binomial(n, QUANTILE)[: exceeded + 1].sum())))
 
 
-def _signs(circuit: Floats, model: Floats) -> tuple[int, int]:
-    """How many examples the circuit is above the model on, and on how many they differ."""
+def _signs(circuit: Floats, model: Floats, rounding: float) -> tuple[int, int]:
+    """How many examples the circuit is above the model on, and on how many they differ, both by more than rounding."""
     difference = circuit.astype(np.float64) - model.astype(np.float64)
-    return int((difference > 0).sum()), int((difference != 0).sum())
+    return int((difference > rounding).sum()), int((np.abs(difference) > rounding).sum())
 
 
 def _binomial(n: int, p: float) -> npt.NDArray[np.float64]:

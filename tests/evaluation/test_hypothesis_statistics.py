@@ -23,9 +23,10 @@ from acdc.evaluation.statistics import (
 
 
 def above(share, n=100, ties=0):
-    """A circuit that is above the model on a share of n prompts, below on the rest, and equal on some more."""
+    """A circuit that is above the model on a share of n prompts, below on the rest, and equal on some more; and what is
+    no more than rounding."""
     k = round(share * n)
-    return np.array([1.0] * k + [-1.0] * (n - k) + [0.0] * ties), np.zeros(n + ties)
+    return np.array([1.0] * k + [-1.0] * (n - k) + [0.0] * ties), np.zeros(n + ties), 1e-6
 
 
 @pytest.mark.parametrize(("share", "p"), [(0.68, 0.062), (0.70, 0.025), (0.32, 0.062), (0.30, 0.025)])
@@ -42,8 +43,19 @@ def test_equivalence_is_the_sum_over_all_counts_as_far_from_even_odds():
 
 def test_ties_are_dropped_and_nothing_but_ties_is_no_test():
     assert equivalence(*above(0.7, ties=900)) == equivalence(*above(0.7))
-    assert equivalence(np.ones(9), np.ones(9)) is None
-    assert claimed_equivalence(np.ones(9), np.ones(9)) is None
+    assert equivalence(np.ones(9), np.ones(9), 0.0) is None
+    assert claimed_equivalence(np.ones(9), np.ones(9), 0.0) is None
+
+
+def test_differences_within_rounding_are_ties():
+    model = np.full(100, 12.0)
+    rounding = rounding_of(model)
+    for circuit in (model - 1e-9, model + rounding / 2):
+        assert equivalence(circuit, model, rounding) is None
+        assert claimed_equivalence(circuit, model, rounding) is None
+    circuit = model + 1e-9
+    circuit[:20] += [2 * rounding] * 15 + [-2 * rounding] * 5
+    assert equivalence(circuit, model, rounding) == equivalence(*above(0.75, 20))
 
 
 def test_equivalence_is_claimed_only_with_many_prompts_at_even_odds():
