@@ -64,8 +64,8 @@ def hypotheses_of(
         remains = [outcome.metric for outcome in ledger.all_of(left, done_before=N_OWN + len(random))]
         far, far_without = (np.array([distance(model, one) for one in some]) for some in (others, remains))
         found += [
-            _told("sufficiency", sufficiency(distance(model, circuit), far)),
-            _told("partial necessity", partial_necessity(distance(model, rest), far_without)),
+            _told("sufficiency", sufficiency(distance(model, circuit), far, rounding)),
+            _told("partial necessity", partial_necessity(distance(model, rest), far_without, rounding)),
         ]
     return tuple(found)
 
@@ -89,16 +89,17 @@ _SAYS = {
         "no dependence found between the rest of the model and the model",
     ),
     "sufficiency": (
-        "nearer to the model than nine in ten random circuits ({count} of {n})",
-        "not shown to be nearer to the model than nine in ten random circuits ({count} of {n})",
+        "nearer to the model than nine in ten random circuits ({counted})",
+        "not shown to be nearer to the model than nine in ten random circuits ({counted})",
     ),
     "partial necessity": (
-        "to cut it moves the model further than to cut nine in ten random circuits ({count} of {n})",
-        "not shown that to cut it moves the model further than to cut nine in ten random circuits ({count} of {n})",
+        "to cut it moves the model further than to cut nine in ten random circuits ({counted})",
+        "not shown that to cut it moves the model further than to cut nine in ten random circuits ({counted})",
     ),
 }
 
 
+_TIED = {"sufficiency": "as near", "partial necessity": "as far"}
 _NO_DIFFERENCE = "circuit and model do the same on every prompt: there is nothing to count"
 _UNTOLD = {
     "equivalence": _NO_DIFFERENCE,
@@ -112,5 +113,6 @@ def _told(name: str, tested: Tested | None) -> HypothesisTest:
         return HypothesisTest(name, None, 0, None, None, _UNTOLD[name])
     rejected = tested.p < ALPHA
     told = _SAYS[name][0 if rejected else 1]
-    says = told.format(share=tested.statistic, count=int(tested.statistic), n=tested.n)
+    counted = f"{tested.statistic:.0f} of {tested.n}" + (f", {tested.ties} {_TIED[name]}" if tested.ties else "")
+    says = told.format(share=tested.statistic, counted=counted)
     return HypothesisTest(name, tested.statistic, tested.n, tested.p, rejected, says)

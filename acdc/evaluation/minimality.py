@@ -17,7 +17,7 @@ import numpy as np
 from acdc.evaluation.curve import Judge
 from acdc.evaluation.measuring import Ledger
 from acdc.evaluation.outcomes import Floats
-from acdc.evaluation.statistics import ALPHA, distance, superfluous
+from acdc.evaluation.statistics import ALPHA, distance, rounding_of, superfluous
 from acdc.graph import BoolMatrix, Edge, Graph
 from acdc.progress import Progress
 from acdc.report import Minimality, Removal
@@ -42,12 +42,14 @@ def minimality_of(
     progress.phase("minimality", n_circuits(len(edges), n_random))
     ledger, scale = judge.ledgers["held_out"], judge.scales["held_out"]
     whole = ledger.known(kept.mask)
+    ends = (ledger.known(mask).metric for mask in (judge.graph.legal, np.zeros_like(kept.mask)))
+    rounding = rounding_of(whole.metric, *ends)
     without = ledger.all_of([_without(kept.mask, edge) for edge in edges])
     random = _random_distances(judge.graph, ledger, kept.mask, n_random, rng, done_before=len(edges))
     removals = []
     for edge, outcome in zip(edges, without, strict=True):
         moved = distance(whole.metric, outcome.metric)
-        tested = superfluous(moved, random) if len(random) else None
+        tested = superfluous(moved, random, rounding) if len(random) else None
         cost = float(np.mean(whole.metric.astype(np.float64) - outcome.metric))
         removals.append(
             Removal(

@@ -2,7 +2,8 @@
 
 Each function takes what circuits did and gives a p-value with what it was computed from; what is measured, and how the
 random circuits are drawn, is in hypotheses.py. Where the paper's public code and its text differ, the text is followed:
-equivalence counts signs, and minimality is corrected for the number of edges (Bonferroni).
+equivalence counts signs, and minimality is corrected for the number of edges (Bonferroni). Where this differs from the
+text, the function says so. rounding: what two metrics may differ by for nothing (`rounding_of`).
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ SAME = 1e-9  # of the largest HSIC that two kernels could have: permutations tha
 
 @dataclass(frozen=True)
 class Tested:
-    """A statistic, how many observations it is of, and its p-value."""
+    """A statistic, how many observations it is of, its p-value, and how many observations were equal up to rounding:
+    random circuits that are as near, or as far, as the circuit."""
 
     statistic: float
     n: int
     p: float
+    ties: int = 0
 
 
 def distance(a: Floats, b: Floats) -> float:
@@ -102,28 +105,38 @@ def independence(complement: Floats, model: Floats, rounding: float, seed: int) 
     return Tested(observed / (n - 1) ** 2, n, (1 + as_large) / (1 + PERMUTATIONS))
 
 
-def sufficiency(of_circuit: float, of_random: Floats) -> Tested:
+def sufficiency(of_circuit: float, of_random: Floats, rounding: float) -> Tested:
     """H0: the circuit is nearer to the model than at most QUANTILE of random circuits. of_*: distances to the model.
-    statistic: how many it is at least as near as; p: the upper tail."""
-    n = len(of_random)
-    beaten = int((of_circuit <= of_random).sum())
-    return Tested(beaten, n, float(_binomial(n, QUANTILE)[beaten:].sum()))
+    statistic: how many it is nearer than; p: the upper tail.
+
+    The paper counts ties as nearer. Here they count against the circuit: where most random circuits do nothing, one
+    that does nothing either would be nearer than all of them.
+    """
+    n, beaten = len(of_random), int((of_random - of_circuit > rounding).sum())
+    return Tested(beaten, n, _upper_tail(n, beaten), _ties(of_circuit, of_random, rounding))
 
 
-def partial_necessity(of_complement: float, of_random_complements: Floats) -> Tested:
+def partial_necessity(of_complement: float, of_random_complements: Floats, rounding: float) -> Tested:
     """H0: to cut the circuit moves the model further than to cut a random one of its size does, at most QUANTILE of the
     time. of_*: the model's distance to what is left. statistic: how many it exceeds; p: the upper tail."""
-    n = len(of_random_complements)
-    exceeded = int((of_complement > of_random_complements).sum())
-    return Tested(exceeded, n, float(_binomial(n, QUANTILE)[exceeded:].sum()))
+    n, exceeded = len(of_random_complements), int((of_complement - of_random_complements > rounding).sum())
+    return Tested(exceeded, n, _upper_tail(n, exceeded), _ties(of_complement, of_random_complements, rounding))
 
 
-def superfluous(of_edge: float, of_random_edges: Floats) -> Tested:
+def superfluous(of_edge: float, of_random_edges: Floats, rounding: float) -> Tested:
     """H0: removing the edge moves the circuit further than removing an edge of a path that was added at random does, at
     least QUANTILE of the time. statistic: how many it exceeds; p: the lower tail, before any correction."""
-    n = len(of_random_edges)
-    exceeded = int((of_edge > of_random_edges).sum())
-    return Tested(exceeded, n, float(min(1.0, _binomial(n, QUANTILE)[: exceeded + 1].sum())))
+    n, exceeded = len(of_random_edges), int((of_edge - of_random_edges > rounding).sum())
+    p = float(min(1.0, _binomial(n, QUANTILE)[: exceeded + 1].sum()))
+    return Tested(exceeded, n, p, _ties(of_edge, of_random_edges, rounding))
+
+
+def _ties(of_one: float, of_others: Floats, rounding: float) -> int:
+    return int((np.abs(of_others - of_one) <= rounding).sum())
+
+
+def _upper_tail(n: int, count: int) -> float:
+    return float(_binomial(n, QUANTILE)[count:].sum())
 
 
 def _signs(circuit: Floats, model: Floats, rounding: float) -> tuple[int, int]:

@@ -79,6 +79,21 @@ def recall_pairs():
     return pairs
 
 
+def induction_pairs():
+    """The last token stood before, at another place in the corrupt prompt, and another token came after it there."""
+    rng = np.random.default_rng(0)
+    pairs = []
+    while len(pairs) < 16:
+        (clean, at), (corrupt, elsewhere) = (
+            (rng.permutation(VOCAB - 1)[:LENGTH], int(rng.integers(4))) for _ in range(2)
+        )
+        clean[-1], corrupt[-1] = clean[at], corrupt[elsewhere]
+        right, wrong = int(clean[at + 1]), int(corrupt[elsewhere + 1])
+        if at != elsewhere and right != wrong:
+            pairs.append(Pair((*clean.tolist(),), (*corrupt.tolist(),), ((right,),), ((wrong,),), f"pair {len(pairs)}"))
+    return pairs
+
+
 INDUCTION = ("embed->0.0.v", "0.0->1.0.k", "embed->1.0.q", "embed->1.0.v", "1.0->logits")
 RECALL = ("embed->1.1.v", "1.1->logits")
 
@@ -86,7 +101,7 @@ RECALL = ("embed->1.1.v", "1.1->logits")
 @pytest.mark.parametrize(("own", "other"), [(INDUCTION, RECALL), (RECALL, INDUCTION)])
 def test_the_circuit_of_another_task_is_told_by_sufficiency(own, other):
     t = two_task_model()
-    pairs = case_named("hand-wired/induction").pairs() if own is INDUCTION else recall_pairs()
+    pairs = induction_pairs() if own is INDUCTION else recall_pairs()
     found = {}
     for edges in (own, other):
         report = report_on(t, pairs, t.graph.mask_of_edges(edges), tests=100)
@@ -95,6 +110,18 @@ def test_the_circuit_of_another_task_is_told_by_sufficiency(own, other):
         assert f > 0.8 if edges is own else f < 0.2
     assert found[own]["sufficiency"] is True
     assert found[other]["sufficiency"] is False
+
+
+def test_a_circuit_that_does_nothing_is_no_nearer_to_the_model_than_random_ones_that_do_nothing_either():
+    t = two_task_model()
+    idle = t.graph.mask_of_edges(["embed->0.3.v", "0.3->logits"])  # head 0.3 is not wired
+    report = report_on(t, induction_pairs(), idle, tests=100)
+    assert report.kept_held_out.f == 0
+    found = {test.name: test for test in report.tests}
+    sufficient = found["sufficiency"]
+    assert (sufficient.statistic, sufficient.rejected) == (0, False)
+    assert sufficient.says.endswith(f"random circuits (0 of {sufficient.n}, {sufficient.n} as near)")
+    assert found["partial necessity"].says.endswith("as far)")
 
 
 def test_the_complement_of_a_whole_circuit_does_nothing_and_knock_outs_find_no_gap():

@@ -70,20 +70,28 @@ def test_equivalence_is_claimed_only_with_many_prompts_at_even_odds():
 @pytest.mark.parametrize(("beaten", "p"), [(96, 0.024), (95, 0.058), (100, 0.9**100), (0, 1.0)])
 def test_sufficiency_needs_96_of_100_random_circuits(beaten, p):
     of_random = np.array([2.0] * beaten + [0.5] * (100 - beaten))
-    found = sufficiency(1.0, of_random)
+    found = sufficiency(1.0, of_random, 0.0)
     assert (found.statistic, found.p) == (beaten, pytest.approx(p, abs=5e-4))
 
 
-def test_a_circuit_as_near_as_a_random_one_counts_as_nearer_but_one_as_far_does_not_count_as_further():
-    assert sufficiency(1.0, np.ones(30)).statistic == 30
-    assert partial_necessity(1.0, np.ones(30)).statistic == 0
-    assert superfluous(0.0, np.zeros(30)).statistic == 0
+@pytest.mark.parametrize("of_random", [np.ones(30), 1 + 1e-9 * np.linspace(-1, 1, 30)])
+def test_random_circuits_that_are_as_near_or_far_up_to_rounding_count_for_no_circuit_and_are_told(of_random):
+    for test in (sufficiency, partial_necessity, superfluous):
+        found = test(1.0, of_random, 1e-6)
+        assert (found.statistic, found.n, found.ties) == (0, 30, 30)
+
+
+def test_only_random_circuits_that_are_clearly_further_are_beaten():
+    of_random = np.array([2.0] * 12 + [1.0] * 5 + [0.5] * 3)
+    assert (sufficiency(1.0, of_random, 1e-6).statistic, sufficiency(1.0, of_random, 1e-6).ties) == (12, 5)
+    assert partial_necessity(1.0, of_random, 1e-6).statistic == 3
+    assert superfluous(1.0, of_random, 1e-6).statistic == 3
 
 
 @pytest.mark.parametrize(("n_edges", "most"), [(1, 84), (10, 81), (100, 78), (1000, 76)])
 def test_an_edge_is_superfluous_up_to_the_published_counts(n_edges, most):
     def exceeds(count):
-        return superfluous(1.0, np.array([0.5] * count + [2.0] * (100 - count))).p * n_edges < ALPHA
+        return superfluous(1.0, np.array([0.5] * count + [2.0] * (100 - count)), 0.0).p * n_edges < ALPHA
 
     assert exceeds(most)
     assert not exceeds(most + 1)
