@@ -55,9 +55,10 @@ def hypotheses_of(
         tests = (
             equivalence(circuit, model, rounding),
             claimed_equivalence(circuit, model, rounding),
-            independence(rest, model, rounding, seed),
+            independence(rest.astype(np.float64) - empty, model, rounding, seed),
         )
-        found = [_told(name, tested) for name, tested in zip(OF_EXAMPLES, tests, strict=True)]
+        size = _share(distance(rest, empty), distance(model, empty), rounding)
+        found = [_told(name, tested, size) for name, tested in zip(OF_EXAMPLES, tests, strict=True)]
     if enough:
         others = [outcome.metric for outcome in ledger.all_of(random, done_before=N_OWN)]
         left = [_rest(graph, mask) for mask in random]
@@ -74,6 +75,11 @@ def _rest(graph: Graph, mask: BoolMatrix) -> BoolMatrix:
     return graph.connected(complement(graph, mask))
 
 
+def _share(of_rest: float, of_model: float, rounding: float) -> str:
+    """How much the rest of the model adds to the empty circuit; nothing where the model itself adds nothing."""
+    return f", {of_rest / of_model:.1%} of what the model adds," if of_model > rounding else ""
+
+
 # What a rejected null says, and what one says that is not rejected.
 _SAYS = {
     "equivalence": (
@@ -85,8 +91,10 @@ _SAYS = {
         "equivalence is not shown",
     ),
     "independence": (
-        "not the whole mechanism: what the rest of the model does depends on what the model does",
-        "no dependence found between the rest of the model and the model",
+        "not the whole mechanism: what the rest of the model adds to the empty circuit{size} depends on what the model "
+        "does",
+        "no dependence found between what the rest of the model adds to the empty circuit{size} and what the model "
+        "does",
     ),
     "sufficiency": (
         "nearer to the model than nine in ten random circuits ({counted})",
@@ -104,15 +112,16 @@ _NO_DIFFERENCE = "circuit and model do the same on every prompt: there is nothin
 _UNTOLD = {
     "equivalence": _NO_DIFFERENCE,
     "claimed equivalence": _NO_DIFFERENCE,
-    "independence": "cannot be told: the rest of the model does the same on every prompt, or there are fewer than four",
+    "independence": "cannot be told: what the rest of the model adds to the empty circuit is the same on every prompt, "
+    "or there are fewer than four",
 }
 
 
-def _told(name: str, tested: Tested | None) -> HypothesisTest:
+def _told(name: str, tested: Tested | None, size: str = "") -> HypothesisTest:
     if tested is None:
         return HypothesisTest(name, None, 0, None, None, _UNTOLD[name])
     rejected = tested.p < ALPHA
     told = _SAYS[name][0 if rejected else 1]
     counted = f"{tested.statistic:.0f} of {tested.n}" + (f", {tested.ties} {_TIED[name]}" if tested.ties else "")
-    says = told.format(share=tested.statistic, counted=counted)
+    says = told.format(share=tested.statistic, counted=counted, size=size)
     return HypothesisTest(name, tested.statistic, tested.n, tested.p, rejected, says)

@@ -79,16 +79,20 @@ def claimed_equivalence(circuit: Floats, model: Floats, rounding: float) -> Test
     return Tested(above / n, n, min(1.0, max(at_least, at_most)))
 
 
-def independence(complement: Floats, model: Floats, rounding: float, seed: int) -> Tested | None:
-    """H0: what the complement does on an example is independent of what the model does there. A small p says that the
-    circuit is not the whole mechanism. None where either does the same on all examples up to rounding, or there are
-    fewer than FEWEST_EXAMPLES.
+def independence(added: Floats, model: Floats, rounding: float, seed: int) -> Tested | None:
+    """H0: what the complement adds to the empty circuit on an example is independent of what the model does there.
+    added: the complement's metric less the empty circuit's. A small p says that the circuit is not the whole mechanism.
+    None where either is the same on all examples up to rounding, or there are fewer than FEWEST_EXAMPLES.
+
+    The paper tests the complement's metric itself. But where the circuit is the whole mechanism that is the empty
+    circuit's, and a model is seldom independent of it: both are metrics of the same answers. So the empty circuit's is
+    taken off, from the complement's side alone: taken off both, it would make them dependent itself.
 
     statistic: HSIC with Gaussian kernels, both of the median |x_i - y_j|; p by permuting examples, the observed order
     counted in, so that it is never zero. Permutations that come as near to the observed one as rounding of the sums
     count as level with it.
     """
-    x, y = complement.astype(np.float64), model.astype(np.float64)
+    x, y = added.astype(np.float64), model.astype(np.float64)
     n = len(x)
     if n < FEWEST_EXAMPLES or is_constant(x, rounding) or is_constant(y, rounding):
         return None

@@ -112,6 +112,23 @@ def test_the_circuit_of_another_task_is_told_by_sufficiency(own, other):
     assert found[other]["sufficiency"] is False
 
 
+@pytest.mark.parametrize("ablation", ["resample", "zero"])
+def test_a_whole_circuit_is_not_held_against_what_prompts_have_in_common_without_it(ablation):
+    """Every pair of answers has logits of its own, for the model and for the empty circuit, so their metrics depend on
+    each other; what the rest of the model does is what the empty circuit does."""
+    case = case_named("tracr/share-of-x")
+    t = case.transformer()
+    true = case.truth(t.graph, ablation).true
+    whole, rest = (
+        next(test for test in report_on(t, case.pairs(), mask, ablation).tests if test.name == "independence")
+        for mask in (true, t.graph.legal & ~true)
+    )
+    assert (whole.p, whole.rejected) == (None, None)
+    assert whole.says.startswith("cannot be told: what the rest of the model adds to the empty circuit is the same")
+    assert rest.rejected
+    assert "100.0% of what the model adds" in rest.says
+
+
 def test_a_circuit_that_does_nothing_is_no_nearer_to_the_model_than_random_ones_that_do_nothing_either():
     t = two_task_model()
     idle = t.graph.mask_of_edges(["embed->0.3.v", "0.3->logits"])  # head 0.3 is not wired

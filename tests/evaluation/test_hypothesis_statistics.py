@@ -136,6 +136,16 @@ def test_independence_cannot_be_told_of_numbers_that_differ_by_rounding_alone():
     assert independence(complement, spread, rounding, 0) is None
 
 
+def test_what_complement_and_model_share_with_the_empty_circuit_is_no_dependence():
+    """Answers differ in what the empty circuit gives them, and model and complement start from that."""
+    rng = np.random.default_rng(3)
+    answers, by_circuit, by_rest = rng.standard_normal((3, 60)) * [[1.0], [0.5], [0.01]]
+    model, empty, complement = answers + by_circuit, answers, answers + by_rest
+    assert independence(complement, model, 0.0, 0).p < 0.01
+    assert independence(complement - empty, model, 0.0, 0).p > 0.1
+    assert independence(empty + 0.1 * by_circuit - empty, model, 0.0, 0).p < 0.01
+
+
 @pytest.mark.parametrize(("a", "b"), [(0.0, 1.0), (0.1, 0.7), (-12.0, -11.0), (3.0, 4.3)])
 def test_permutations_that_are_level_with_what_was_seen_count_as_such(a, b):
     """Every value of one beside every value of the other: no order has less HSIC, and what is seen of it is rounding,
