@@ -119,6 +119,20 @@ def test_conditions_name_the_roles_that_edges_are_split_by():
     assert said["S1,S2"].endswith("; positions S1, S2")
 
 
+def test_more_random_circuits_are_advised_only_where_too_few_were_asked_for(circuit):
+    """Where enough were drawn and could not be used, the test's own row says why."""
+
+    def text(*tests):
+        report = replace(full_report(), tests=tests)
+        return to_markdown(card_of("t", replace(circuit, report=report)))
+
+    equivalence = HypothesisTest("equivalence", 0.5, 8, 0.9, False, "no evidence")
+    untold = HypothesisTest("sufficiency", None, 0, None, None, "cannot be told: all are the circuit itself")
+    assert "ask with evaluation.tests of 100" in text(equivalence)
+    assert "ask with evaluation.tests" not in text(equivalence, untold)
+    assert "all are the circuit itself" in text(equivalence, untold)
+
+
 def test_cells_are_written_for_people():
     values = (None, True, 1234567, 0.123456, 1e-9, (), ("a", 2), {"k": 1.5}, "text")
     assert [in_words(value) for value in values] == [

@@ -231,22 +231,38 @@ def test_random_circuits_that_are_the_circuit_itself_are_no_comparison():
     scores, search, held_out = case(SMALL)
     whole = Kept.of(SMALL, SMALL.legal, "hypothesis")
     report = run(SMALL, scores, search, held_out, FULL, whole).report
-    assert [test.name for test in report.tests] == ["equivalence", "claimed equivalence", "independence"]
-    assert "do the same on every prompt" in report.tests[0].says
+    told = {test.name: test for test in report.tests}
+    for name in ("sufficiency", "partial necessity"):
+        assert (told[name].statistic, told[name].p, told[name].rejected) == (None, None, None)
+        assert "40 of the 40 random circuits drawn are the circuit itself" in told[name].says
+    assert "do the same on every prompt" in told["equivalence"].says
 
 
-def test_a_metric_by_which_the_model_is_alike_on_every_prompt_tests_nothing():
-    """KL to the model itself is zero everywhere, up to rounding."""
+def alike(n):
+    """The tests of a circuit of a model whose metric is the same on each of n prompts, unlike the circuit's."""
     weights = case(SMALL)[0].astype(np.float64)
-    shares = np.random.default_rng(0).uniform(0.8, 1.2, 12)
+    shares = np.random.default_rng(0).uniform(0.8, 1.2, n)
     splits = {}
     for name in ("search", "held_out"):
         measure = Additive(weights, shares, base=0.0, g=lambda kept: kept - 1.0 + 1e-9)
         splits[name] = split_of(measure, name)
-    kept = rank(SMALL, weights.astype(np.float32), SMALL.legal, "signed").select(40)
-    report = judge(
-        SMALL, weights.astype(np.float32), SMALL.legal, **splits, plan=Plan(GRID), progress=Notes(), kept=kept
-    ).report
-    assert len(report.tests) == 3
-    assert {(test.p, test.rejected) for test in report.tests} == {(None, None)}
-    assert all("the model itself does the same" in test.says for test in report.tests)
+    scores = weights.astype(np.float32)
+    kept = rank(SMALL, scores, SMALL.legal, "signed").select(40)
+    report = judge(SMALL, scores, SMALL.legal, **splits, plan=Plan(GRID), progress=Notes(), kept=kept).report
+    return {test.name: test for test in report.tests}
+
+
+def test_of_a_model_that_is_alike_on_every_prompt_only_independence_cannot_be_told():
+    """KL to the model itself is zero everywhere, up to rounding. The circuit is below it on every prompt."""
+    told = alike(12)
+    assert (told["independence"].p, told["independence"].rejected) == (None, None)
+    assert "the model itself does the same" in told["independence"].says
+    assert (told["equivalence"].n, told["equivalence"].rejected) == (12, True)
+    assert told["claimed equivalence"].rejected is False
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_few_prompts_are_the_reason_given_where_they_are_too_few(n):
+    told = alike(n)
+    assert told["independence"].says == "cannot be told of fewer than 4 prompts"
+    assert (told["equivalence"].n, told["equivalence"].statistic) == (n, 0.0)
