@@ -119,6 +119,15 @@ def test_conditions_name_the_roles_that_edges_are_split_by():
     assert said["S1,S2"].endswith("; positions S1, S2")
 
 
+def test_the_costliest_edges_come_first_whatever_the_sign_and_the_cheapest_of_many_are_left_out(circuit):
+    """A report has them in the graph's order."""
+    costs = [0.01 * (i + 1) * (-1) ** i for i in range(20)]
+    removals = tuple(Removal(f"embed->0.{i}.v", cost, cost, cost, abs(cost)) for i, cost in enumerate(costs))
+    report = replace(full_report(), minimality=Minimality(20, removals))
+    text = to_markdown(card_of("t", replace(circuit, report=report))).replace("\\", "")
+    assert re.findall(r"^\| embed->0\.(\d+)\.v", text, re.MULTILINE) == [str(i) for i in range(19, 4, -1)]
+
+
 def test_more_random_circuits_are_advised_only_where_too_few_were_asked_for(circuit):
     """Where enough were drawn and could not be used, the test's own row says why."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from math import comb
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from acdc.evaluation.groups import MIN_PROMPTS
 from acdc.evaluation.hypotheses import FEWEST_CIRCUITS
 from acdc.evaluation.judging import Plan, judge, n_evaluations
 from acdc.evaluation.minimality import random_paths
+from acdc.evaluation.statistics import ALPHA
 from acdc.graph import Graph, GraphShape
 from acdc.report import Report
 from acdc.selection import Kept, rank
@@ -49,6 +51,33 @@ def test_what_an_edge_costs_is_its_weight():
         assert one.cost_kl == pytest.approx(one.cost_f, abs=1e-5)
         assert one.moved == pytest.approx(abs(one.cost), abs=1e-5)
     assert {one.edge for one in part.removals} == set(SMALL.names_of(kept.mask))
+
+
+def test_superfluous_edges_are_told_at_five_per_cent_over_all_edges_tested():
+    """Of a circuit drawn at random some edges are rejected by themselves and not among sixty (Bonferroni)."""
+    scores, search, held_out = case(SMALL)
+    noise = np.random.default_rng(2).standard_normal(SMALL.legal.shape).astype(np.float32)
+    drawn = rank(SMALL, noise, SMALL.legal, "signed").select(60)
+    part = run(SMALL, scores, search, held_out, replace(FULL, tests=100), drawn).report.minimality
+    n = part.n_random
+    tails = np.cumsum([comb(n, k) * 0.9**k * 0.1 ** (n - k) for k in range(n + 1)])
+    p = {one.edge: tails[one.exceeds] for one in part.removals}
+    rejected = {edge for edge in p if p[edge] * len(p) < ALPHA}
+    assert {one.edge for one in part.removals if one.superfluous} == rejected
+    assert part.n_superfluous == len(rejected) > 0
+    assert any(p[edge] < ALPHA <= p[edge] * len(p) for edge in p)
+
+
+def test_an_edge_that_moves_the_circuit_by_rounding_alone_is_superfluous():
+    """Though no edge outside the circuit does as much."""
+    scores, *_ = case(SMALL)
+    kept = rank(SMALL, scores, SMALL.legal, "signed").select(20)
+    of_rounding = kept.mask & (np.cumsum(kept.mask).reshape(kept.mask.shape) % 2 == 0)
+    weights = np.where(of_rounding, 1e-5, kept.mask)
+    splits = {name: split_of(Additive(weights, np.ones(12)), name) for name in ("search", "held_out")}
+    part = run(SMALL, scores, splits["search"], splits["held_out"], replace(FULL, tests=100), kept).report.minimality
+    assert all(one.moved > 0 for one in part.removals)
+    assert {one.edge for one in part.removals if one.superfluous} == set(SMALL.names_of(of_rounding)) != set()
 
 
 def test_of_many_edges_as_many_are_drawn_as_were_asked_for():
@@ -96,6 +125,15 @@ def test_knock_outs_cut_the_same_nodes_from_circuit_and_model():
     greedy = [one for one in part.knock_outs if one.how == "greedy"]
     assert [len(one.nodes) for one in greedy] == list(range(1, len(greedy) + 1))
     assert part.worst.metric_gap == max(one.metric_gap for one in part.knock_outs)
+
+
+def test_a_random_set_to_be_cut_has_each_node_of_the_circuit_with_even_odds():
+    _, kept, report = judged(MEDIUM, replace(FULL, knock_outs=40, minimality=0, tests=0), 300)
+    sets = [one.nodes for one in report.completeness.knock_outs if one.how == "random"]
+    n_nodes = int(kept.mask.any(1)[MEDIUM.n_inputs :].sum())
+    assert len(sets) == 40
+    share = sum(map(len, sets)) / (40 * n_nodes)
+    assert abs(share - 0.5) < 3 * 0.5 / np.sqrt(40 * n_nodes)
 
 
 def test_only_the_complement_is_measured_where_no_knock_outs_are_asked_for():
