@@ -22,7 +22,7 @@ SEEDED = {"edge-pruning": "mask_seed", "nested-pruning": "draw_seed"}
 
 
 @dataclass(frozen=True)
-class Setting:
+class Variation:
     """spec: of the circuit's job, changed. searches: whether the search is made again there. rule: the circuit is cut
     from its own scores by another one. resample: prompts are drawn again, with this seed. factor: the one choice that
     is changed. skipped: why it cannot be had, where that is known before."""
@@ -46,11 +46,11 @@ class ControlSetting:
     spec: MeasuredSpec
 
 
-def settings_of(spec: ChallengeSpec, behind: MeasuredSpec, rule: str) -> list[Setting]:
+def settings_of(spec: ChallengeSpec, behind: MeasuredSpec, rule: str) -> list[Variation]:
     """behind: the circuit's own job; rule: by which it was selected. A circuit that no search made (a hypothesis, an
     edited one) is not searched again."""
     searches = can_search(spec, behind, rule)
-    found = [Setting(OWN, "own", behind, searches)]
+    found = [Variation(OWN, "own", behind, searches)]
     for factor in get_args(Varied):
         if factor in spec.vary:
             changed = _one_at_a_time(factor, spec, behind, rule, searches)
@@ -85,15 +85,15 @@ def n_runs(spec: ChallengeSpec, behind: MeasuredSpec, rule: str) -> tuple[int, i
 
 def _one_at_a_time(
     factor: str, spec: ChallengeSpec, behind: MeasuredSpec, rule: str, searches: bool
-) -> Iterator[Setting]:
+) -> Iterator[Variation]:
     match factor:
         case "ablation":
             for kind in get_args(AblationName):
                 if kind != behind.ablation.kind:
-                    yield _setting(f"ablation {kind}", "one", behind, {"ablation": {"kind": kind}}, searches)
+                    yield _varied(f"ablation {kind}", "one", behind, {"ablation": {"kind": kind}}, searches)
         case "corruption" if behind.ablation.kind == "resample":  # else nothing is taken from corrupt prompts
             for corruption in _corruptions(behind)[1:]:
-                yield _setting(
+                yield _varied(
                     f"corruption {corruption}",
                     "one",
                     behind,
@@ -103,32 +103,32 @@ def _one_at_a_time(
         case "metric":
             for metric in METRICS:
                 if metric != behind.metric:
-                    yield _setting(f"metric {metric}", "one", behind, {"metric": metric}, searches)
+                    yield _varied(f"metric {metric}", "one", behind, {"metric": metric}, searches)
         case "rule" if rule in RULES:
             for other in BY_SIZE:
                 if other != rule:
-                    yield Setting(f"rule {other}", "one", behind, False, rule=other)  # the search is the same
+                    yield Variation(f"rule {other}", "one", behind, False, rule=other)  # the search is the same
         case "prompts" if behind.task.pairs is None:  # of the user's own there are no others
             for i in range(1, spec.seeds + 1):
                 changes = {"task": _task_with(behind, seed=behind.task.seed + i)}
-                yield _setting(f"other prompts, seed {behind.task.seed + i}", "one", behind, changes, searches)
+                yield _varied(f"other prompts, seed {behind.task.seed + i}", "one", behind, changes, searches)
         case "resample":
             for i in range(1, spec.resamples + 1):
-                yield Setting(f"prompts drawn again, {i}", "one", behind, searches, resample=i)
+                yield Variation(f"prompts drawn again, {i}", "one", behind, searches, resample=i)
         case "seed" if searches and isinstance(behind, DiscoverSpec) and behind.method.name in SEEDED:
             name = SEEDED[behind.method.name]
             method = behind.model_dump(mode="json")["method"]
             for i in range(1, spec.seeds + 1):
                 own = method[name] + i
-                yield _setting(f"{name} {own}", "one", behind, {"method": {**method, name: own}}, searches)
+                yield _varied(f"{name} {own}", "one", behind, {"method": {**method, name: own}}, searches)
         case "order" if searches and isinstance(behind, DiscoverSpec) and behind.method.name == "acdc":
             for order in ("reverse", "normal", "random"):
                 if order != behind.method.sender_order:
                     method = {**behind.model_dump(mode="json")["method"], "sender_order": order}
-                    yield _setting(f"sender order {order}", "one", behind, {"method": method}, searches)
+                    yield _varied(f"sender order {order}", "one", behind, {"method": method}, searches)
 
 
-def _factorial(spec: ChallengeSpec, behind: MeasuredSpec, searches: bool) -> Iterator[Setting]:
+def _factorial(spec: ChallengeSpec, behind: MeasuredSpec, searches: bool) -> Iterator[Variation]:
     """Ablation x corruption x metric (the circuit's own and KL), those with at least two choices changed. Corruptions
     differ under resample alone."""
     second = "kl_divergence" if behind.metric != "kl_divergence" else "logit_diff"
@@ -147,15 +147,15 @@ def _factorial(spec: ChallengeSpec, behind: MeasuredSpec, searches: bool) -> Ite
             changes["metric"] = metric
         if len(changes) > 1:
             told = {"ablation": kind, "task": corruption, "metric": metric}
-            yield _setting(", ".join(told[name] for name in changes), "factorial", behind, changes, searches)
+            yield _varied(", ".join(told[name] for name in changes), "factorial", behind, changes, searches)
 
 
-def _setting(name: str, kind: str, behind: MeasuredSpec, changes: Mapping[str, Any], searches: bool) -> Setting:
+def _varied(name: str, kind: str, behind: MeasuredSpec, changes: Mapping[str, Any], searches: bool) -> Variation:
     try:
         spec, searches_too = _changed(behind, changes)
     except SpecError as error:
-        return Setting(name, kind, behind, False, skipped=error.message)
-    return Setting(name, kind, spec, searches and searches_too)
+        return Variation(name, kind, behind, False, skipped=error.message)
+    return Variation(name, kind, spec, searches and searches_too)
 
 
 def _changed(behind: MeasuredSpec, changes: Mapping[str, Any]) -> tuple[MeasuredSpec, bool]:

@@ -19,8 +19,7 @@ import numpy.typing as npt
 import torch
 
 from acdc.challenge import FEWEST_SEARCHES, SURVIVES, Challenge, Control, Survivor, Tried, survivors
-from acdc.challenge_settings import N_RANDOM, RANDOM, ControlSetting, controls_of, settings_of
-from acdc.challenge_settings import Setting as Variation
+from acdc.challenge_settings import N_RANDOM, RANDOM, ControlSetting, Variation, controls_of, settings_of
 from acdc.circuit import Circuit
 from acdc.errors import AcdcError, Cancelled, SpecError, TaskError, is_out_of_memory
 from acdc.evaluation.bootstrap import units_of
