@@ -62,16 +62,15 @@ def challenge(loaded: Loaded, spec: ChallengeSpec, progress: Progress, source: C
     run.total = len(settings) + len(controls) + 1
     for variation in settings[run.n_settings :]:
         run.try_setting(variation)
-    own = run.own_setting()
     if spec.controls:
         for control in controls[len(run.controls) :]:
-            run.try_control(control, own)
-        run.try_random(own)
+            run.try_control(control)
+        run.try_random()
     result = run.result()
     results = [Result("challenge", data={"challenge": result.to_dict()})]
     core = run.core()
     if core is not None:
-        results.append(_core(own, run, core, time.monotonic() - begin))
+        results.append(_core(run, core, time.monotonic() - begin))
     return results
 
 
@@ -191,11 +190,13 @@ class _Run:
 
     # -- controls ------------------------------------------------------------------------------------------------------
 
-    def own_setting(self) -> Setting:
+    @functools.cached_property
+    def own(self) -> Setting:
+        """Made when controls or a core are first measured in it, and held from then on: not beside the settings."""
         return setting_of(self.loaded, self.behind, self._begin("the circuit's own setting"), circuit=self.source)
 
-    def try_control(self, control: ControlSetting, own: Setting) -> None:
-        inner = self._begin(control.name)
+    def try_control(self, control: ControlSetting) -> None:
+        own, inner = self.own, self._begin(control.name)
         try:
             loaded = self.loaded
             if control.changes == "weights":
@@ -210,10 +211,10 @@ class _Run:
             self.controls.append(Control(control.name, skipped=_why(error)))
         self.save()
 
-    def try_random(self, own: Setting) -> None:
+    def try_random(self) -> None:
         if not self.source.kept.any():
             return
-        inner = self._begin(RANDOM)
+        own, inner = self.own, self._begin(RANDOM)
         rng = np.random.default_rng(self.behind.seed)
         graph = self.source.graph
         drawn = random_circuits(graph, graph.connected(self.source.kept), N_RANDOM, rng)
@@ -348,9 +349,9 @@ def _judged(
     return judging, judging.points("held_out", circuits, shares, done_before=2)
 
 
-def _core(own: Setting, run: _Run, core: Kept, wall_time_s: float) -> Result:
+def _core(run: _Run, core: Kept, wall_time_s: float) -> Result:
     """What survived, judged in the circuit's own setting."""
-    source, behind = run.source, run.behind
+    source, behind, own = run.source, run.behind, run.own
     judgement = judge(
         source.graph,
         source.scores.copy(),

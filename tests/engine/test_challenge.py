@@ -236,6 +236,17 @@ def test_few_searches_make_no_core(loaded_tiny, found_by_eap):
     assert "survive" not in found.sentence
 
 
+def test_its_own_setting_is_made_again_only_for_what_is_measured_in_it(loaded_tiny, found_by_eap):
+    """For controls, or for a core."""
+    for controls in (False, True):
+        progress = Saving()
+        asked = {"vary": ["rule"], "factorial": False, "controls": controls}
+        challenged(loaded_tiny, found_by_eap, progress, **asked)
+        prepared = [phase for phase in progress.phases if phase.endswith("parity")]
+        assert sum("as it was found" in phase for phase in prepared) == 1
+        assert sum("the circuit's own setting" in phase for phase in prepared) == controls
+
+
 def test_a_checkpoint_of_another_circuits_challenge_is_not_gone_on_with(loaded_tiny, found_by_eap, undisturbed):
     other = searched(loaded_tiny, "eap", selection={"size": 0.5, "rule": "signed"})
     first = Saving(stop_after=3)
