@@ -21,7 +21,8 @@ class Tried:
     kind: own (as it was found), one (one choice changed), factorial (several), group (its own setting, one group of
     prompts). factor: the one choice that was changed, as the spec's `vary` names it. f: None where it was withheld or
     nothing was measured; `skipped` then says why. found_edges, jaccard, found_f: of the circuit that the same search
-    finds there, None where none was made; jaccard is with the circuit that was challenged.
+    finds there, None where none was made; jaccard is with the circuit that was challenged. shares_search_with: the
+    setting whose search it has, where the change does not reach the search.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Tried:
     found_f: float | None = None
     skipped: str = ""
     factor: str = ""
+    shares_search_with: str = ""
 
     @property
     def holds(self) -> bool | None:
@@ -71,9 +73,9 @@ class Survivor:
 
 @dataclass(frozen=True)
 class Challenge:
-    """edges: of the circuit, most often found first; empty where nothing was searched again. n_searches: settings other
-    than its own in which the search was made again. core_edges: connected edges that survive in at least 90 % of
-    these, 0 where they were too few to tell."""
+    """edges: of the circuit, most often found first; empty where nothing was searched again. n_searches: that were made
+    besides the one of its own setting, each counted once however many settings have it. core_edges: connected edges
+    that survive in at least 90 % of these, 0 where they were too few to tell."""
 
     n_edges: int
     tried: tuple[Tried, ...]

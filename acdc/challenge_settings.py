@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from acdc.errors import SpecError
 from acdc.selection import RULES
-from acdc.spec import AblationName, ChallengeSpec, DiscoverSpec, EvaluateSpec, MeasuredSpec, Varied, parse_job
+from acdc.spec import (
+    AblationName,
+    ChallengeSpec,
+    DiscoverSpec,
+    EvaluateSpec,
+    InformationFlowRoutes,
+    MeasuredSpec,
+    Varied,
+    methods_in,
+    parse_job,
+)
 from acdc.tasks import TASKS
 
 BY_SIZE = ("signed", "absolute")  # rules that sort the edges; greedy grows a circuit
@@ -35,6 +47,29 @@ class Variation:
     resample: int | None = None
     factor: str = ""
     skipped: str = ""
+
+    @property
+    def search_key(self) -> str | None:
+        """Of the search that is made there, equal where it is the same one on the same prompts; None without one. A
+        metric reaches a search only as its objective, and an ablation or a corruption not every method."""
+        if not self.searches:
+            return None
+        assert isinstance(self.spec, DiscoverSpec)
+        seen = self.spec.model_dump(mode="json", exclude={"metric"})
+        seen["objectives"], seen["resample"] = self.spec.objectives, self.resample
+        if all(isinstance(part, InformationFlowRoutes) for part in methods_in(self.spec.method)):
+            del seen["objectives"], seen["ablation"], seen["task"]["corruption"]  # it looks at clean prompts alone
+        return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What a challenge takes, controls included. settings: prepared, and the circuit measured in them. searches: made,
+    each once. found: circuits that searches found, measured in each setting that has one."""
+
+    settings: int
+    searches: int
+    found: int
 
 
 @dataclass(frozen=True)
@@ -77,10 +112,10 @@ def can_search(spec: ChallengeSpec, behind: MeasuredSpec, rule: str) -> bool:
     return spec.search and isinstance(behind, DiscoverSpec) and rule in (*RULES, "decisions")
 
 
-def n_runs(spec: ChallengeSpec, behind: MeasuredSpec, rule: str) -> tuple[int, int]:
-    """Settings prepared and measured, and searches made in them, controls included."""
-    settings, controls = settings_of(spec, behind, rule), controls_of(spec, behind, rule)
-    return len(settings) + len(controls), sum(one.searches for one in settings) + len(controls)
+def runs_of(spec: ChallengeSpec, behind: MeasuredSpec, rule: str) -> Runs:
+    settings, n_controls = settings_of(spec, behind, rule), len(controls_of(spec, behind, rule))
+    keys = [one.search_key for one in settings if one.searches]
+    return Runs(len(settings) + n_controls, len(set(keys)) + n_controls, len(keys) + n_controls)
 
 
 def _one_at_a_time(

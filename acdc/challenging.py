@@ -20,7 +20,7 @@ import torch
 
 from acdc.challenge import FEWEST_SEARCHES, SURVIVES, Challenge, Control, Survivor, Tried, survivors
 from acdc.challenge_settings import N_RANDOM, RANDOM, ControlSetting, Variation, controls_of, settings_of
-from acdc.circuit import Circuit
+from acdc.circuit import Circuit, Selected
 from acdc.errors import AcdcError, Cancelled, SpecError, TaskError, is_out_of_memory
 from acdc.evaluation.bootstrap import units_of
 from acdc.evaluation.curve import Judge, scale_on
@@ -38,7 +38,7 @@ from acdc.from_spec import (
     search_of,
     setting_of,
 )
-from acdc.graph import Graph
+from acdc.graph import BoolMatrix, Graph
 from acdc.models.loading import Loaded
 from acdc.plain import from_plain
 from acdc.progress import Checkpoint, Part, Progress
@@ -59,7 +59,7 @@ def challenge(loaded: Loaded, spec: ChallengeSpec, progress: Progress, source: C
     run = _Run(loaded, spec, progress, source)
     settings = settings_of(spec, run.behind, source.selected.rule)
     controls = controls_of(spec, run.behind, source.selected.rule)
-    run.total = len(settings) + len(controls) + 1
+    run.own_key, run.total = settings[0].search_key, len(settings) + len(controls) + 1
     for variation in settings[run.n_settings :]:
         run.try_setting(variation)
     if spec.controls:
@@ -74,10 +74,20 @@ def challenge(loaded: Loaded, spec: ChallengeSpec, progress: Progress, source: C
     return results
 
 
+@dataclass(frozen=True, eq=False)
+class _Searched:
+    """A search that was made. first_in: the setting that it was made in; others may have the same one. mask: of the
+    circuit that it found, packed."""
+
+    first_in: str
+    selected: Selected
+    mask: npt.NDArray[np.uint8]
+
+
 @dataclass
 class _Run:
-    """What is known so far. found: the circuits that searches found, packed, one of every setting that made one. key:
-    which of a search's results the circuit is."""
+    """What is known so far. searched: by their keys. own_key: of the search in the circuit's own setting, if one is
+    made. key: which of a search's results the circuit is."""
 
     loaded: Loaded
     spec: ChallengeSpec
@@ -85,7 +95,8 @@ class _Run:
     source: Circuit
     tried: list[Tried] = field(default_factory=list)
     controls: list[Control] = field(default_factory=list)
-    found: list[npt.NDArray[np.uint8]] = field(default_factory=list)
+    searched: dict[str, _Searched] = field(default_factory=dict)
+    own_key: str | None = None
     key: str | None = None
     total: int = 0
 
@@ -98,7 +109,10 @@ class _Run:
             self.tried = [from_plain(Tried, one) for one in facts["tried"]]  # type: ignore[attr-defined]
             self.controls = [from_plain(Control, one) for one in facts["controls"]]  # type: ignore[attr-defined]
             self.key = facts["key"]  # type: ignore[assignment]
-            self.found = list(saved.arrays["found"].astype(np.uint8)) if "found" in saved.arrays else []
+            self.searched = {
+                key: _Searched(first_in, from_plain(Selected, selected), saved.arrays[key].astype(np.uint8))
+                for key, first_in, selected in facts["searched"]  # type: ignore[attr-defined]
+            }
 
     @property
     def n_settings(self) -> int:
@@ -106,10 +120,11 @@ class _Run:
         return sum(one.kind != "group" for one in self.tried)
 
     def save(self) -> None:
-        arrays = {"found": np.stack(self.found)} if self.found else {}
+        arrays = {key: one.mask for key, one in self.searched.items()}
         facts = {
             "tried": [asdict(one) for one in self.tried],
             "controls": [asdict(one) for one in self.controls],
+            "searched": [(key, one.first_in, asdict(one.selected)) for key, one in self.searched.items()],
             "key": self.key,
             "source": self.source_key,
         }
@@ -132,16 +147,15 @@ class _Run:
     def _measured(self, variation: Variation, inner: Progress) -> list[Tried]:
         if variation.skipped:
             raise SpecError(variation.skipped)
-        circuit, again = self._circuit(variation), None
+        circuit, again, shares_with = self._circuit(variation), None, ""
         if variation.rule is not None and np.array_equal(circuit.mask, self.source.kept):
             raise SpecError("it cuts the same circuit from the same scores")  # as where none is below zero
         setting = setting_of(self.loaded, variation.spec, inner, change=self._changed(variation), circuit=self.source)
         graph = setting.t.graph
         require_the_same_graph(self.loaded, graph, self.source)
         if variation.searches:
-            again = self._search(setting, variation.spec, variation.rule, inner)
-            if variation.kind != "own":  # that the same search finds the same is no survival
-                self.found.append(np.packbits(again.mask))
+            again, first_in = self._found_in(variation, setting, inner)
+            shares_with = first_in if first_in != variation.name else ""
         judging, points = _judged(setting, variation.spec, [circuit, *([again] if again else [])], inner)
         tried = Tried(
             variation.name,
@@ -155,6 +169,7 @@ class _Run:
             found_f=points[1].f if again else None,
             skipped="" if points[0].f is not None else WITHHELD,
             factor=variation.factor,
+            shares_search_with=shares_with,
         )
         if variation.kind != "own" or "groups" not in self.spec.vary:
             return [tried]
@@ -174,16 +189,29 @@ class _Run:
             return Kept(source.kept, source.selected)
         return rank(source.graph, source.scores, source.tested, variation.rule).select(source.selected.asked_for)
 
-    def _search(self, setting: Setting, spec: MeasuredSpec, rule: str | None, inner: Progress) -> Kept:
+    def _found_in(self, variation: Variation, setting: Setting, inner: Progress) -> tuple[Kept, str]:
+        """The circuit that the search finds there, and in which setting that search was made."""
+        key = variation.search_key
+        assert key is not None
+        if key not in self.searched:
+            found = self._search(setting, variation.spec, inner)
+            self.searched[key] = _Searched(variation.name, found.selected, np.packbits(found.mask))
+        one = self.searched[key]
+        return Kept(self._unpacked(one), one.selected), one.first_in
+
+    def _unpacked(self, one: _Searched) -> BoolMatrix:
+        kept = self.source.kept
+        return np.unpackbits(one.mask, count=kept.size).reshape(kept.shape).astype(bool)
+
+    def _search(self, setting: Setting, spec: MeasuredSpec, inner: Progress) -> Kept:
         """The circuit of the same size and rule that the search finds there."""
         assert isinstance(spec, DiscoverSpec)
         results = search_of(setting, spec, inner)
         graph, wanted = setting.t.graph, self.source.selected
-        rule = rule or wanted.rule
-        if rule in RULES:
+        if wanted.rule in RULES:
             found = next(one for one in results if one.is_ranking)
-            return rank(graph, found.scores, found.tested, rule).select(wanted.asked_for)
-        kept = {one.key: Kept.of(graph, one.kept, rule) for one in results if one.kept is not None}
+            return rank(graph, found.scores, found.tested, wanted.rule).select(wanted.asked_for)
+        kept = {one.key: Kept.of(graph, one.kept, wanted.rule) for one in results if one.kept is not None}
         if self.key not in kept:  # in the circuit's own setting, which is the first: which of several it is
             self.key = max(kept, key=lambda key: overlap(kept[key].mask, self.source.kept)[0])
         return kept[self.key]
@@ -204,7 +232,7 @@ class _Run:
             change = answers_shuffled if control.changes == "answers" else None
             setting = setting_of(loaded, control.spec, inner, change=change, circuit=self.source)
             require_the_same_graph(loaded, setting.t.graph, self.source)
-            found = self._search(setting, control.spec, None, inner)
+            found = self._search(setting, control.spec, inner)
             _, (point,) = _judged(own, self.behind, [found], inner)
             self.controls.append(self._control(control.name, [found], [point]))
         except (AcdcError, RuntimeError, MemoryError) as error:
@@ -238,15 +266,19 @@ class _Run:
 
     # -- what survived -------------------------------------------------------------------------------------------------
 
+    @property
+    def others(self) -> list[_Searched]:
+        """Without the search in the circuit's own setting: that it finds the same there is no survival."""
+        return [one for key, one in self.searched.items() if key != self.own_key]
+
     def shares(self) -> npt.NDArray[np.float64]:
         """Of the searches that found each edge: [senders, receivers]."""
-        shape = self.source.kept.shape
-        masks = [np.unpackbits(one, count=self.source.kept.size).reshape(shape) for one in self.found]
+        masks = [self._unpacked(one) for one in self.others]
         shares: npt.NDArray[np.float64] = np.stack(masks).mean(0, dtype=np.float64)
         return shares
 
     def core(self) -> Kept | None:
-        if len(self.found) < FEWEST_SEARCHES:
+        if len(self.others) < FEWEST_SEARCHES:
             return None
         core = Kept.of(self.source.graph, self.source.kept & (self.shares() >= SURVIVES), "core")
         return core if core.mask.any() else None
@@ -254,7 +286,7 @@ class _Run:
     def result(self) -> Challenge:
         graph, core = self.source.graph, self.core()
         edges: tuple[Survivor, ...] = ()
-        if self.found:
+        if self.others:
             names = graph.names_of(self.source.kept)
             edges = survivors(names, graph.in_order(self.shares())[graph.in_order(self.source.kept)].tolist())
         return Challenge(
@@ -262,7 +294,7 @@ class _Run:
             tried=tuple(self.tried),
             controls=tuple(self.controls),
             edges=edges,
-            n_searches=len(self.found),
+            n_searches=len(self.others),
             core_edges=core.selected.connected if core else 0,
         )
 
@@ -364,7 +396,7 @@ def _core(run: _Run, core: Kept, wall_time_s: float) -> Result:
         why_no_examples="a challenge does not resample for it; its edges survived what the challenge says",
     )
     choices = source.provenance.choices
-    note = f"the edges that survive in at least {SURVIVES:.0%} of {len(run.found)} searches of a challenge"
+    note = f"the edges that survive in at least {SURVIVES:.0%} of {len(run.others)} searches of a challenge"
     provenance = provenance_of(
         own, behind, choices.method, dict(choices.parameters), choices.objective, wall_time_s, None, [note]
     )

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from acdc.challenge_settings import N_RANDOM, n_runs
+from acdc.challenge_settings import N_RANDOM, runs_of
 from acdc.evaluation.judging import Cost, n_evaluations
 from acdc.evaluation.judging import Plan as EvaluationPlan
 from acdc.graph import Graph, GraphShape
@@ -292,7 +292,7 @@ def _search(spec: JobSpec, measured: PromptsSpec, size: Size, tokens: float) -> 
     if isinstance(spec, ChallengeSpec):
         assert not isinstance(measured, PatchSpec), "a map has no circuit"
         forwards, how = _search(measured, measured, size, tokens)
-        n = n_runs(spec, measured, _rule_of(measured))[1]
+        n = runs_of(spec, measured, _rule_of(measured)).searches
         return n * forwards, f"{n:,} searches x {how}" if n else "nothing is searched again"
     if isinstance(spec, PatchSpec):
         n_prompts = _prompts(spec.task)[0]
@@ -355,13 +355,13 @@ def _evaluation(spec: JobSpec, measured: PromptsSpec, size: Size) -> tuple[float
         return n_mean + 2 + 3 * MASKED, f"{n_mean:,} prompts for the mean, 2 forwards and 3 masked ones on the prompt"
     assert not isinstance(measured, PatchSpec), "a map has no circuit"
     if isinstance(spec, ChallengeSpec):
-        n, n_searched = n_runs(spec, measured, _rule_of(measured))
+        runs = runs_of(spec, measured, _rule_of(measured))
         of_core = n_evaluations(Graph(size.shape), EvaluationPlan(measured.evaluation.grid, ()), with_k_star=False)
-        masked = (3 * n + n_searched + N_RANDOM + of_core.held_out) * n_held_out + of_core.search * n_search
-        how = (
-            f"{n:,} settings of {n_search + n_held_out:,} prompts, each with up to 4 masked forwards of those held out"
-        )
-        return 2 * n * (n_search + n_held_out) + masked * MASKED, how
+        of_settings = 3 * runs.settings + runs.found
+        masked = (of_settings + N_RANDOM + of_core.held_out) * n_held_out + of_core.search * n_search
+        how = f"{runs.settings:,} settings of {n_search + n_held_out:,} prompts, each with up to 4 masked forwards "
+        how += "of those held out"
+        return 2 * runs.settings * (n_search + n_held_out) + masked * MASKED, how
     cost = circuits_judged(spec, Graph(size.shape))
     masked = cost.search * n_search + cost.held_out * n_held_out
     kinds = [other.kind for other in spec.other_ablations]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from acdc.challenge_settings import n_runs
+from acdc.challenge_settings import Runs, runs_of
 from acdc.discovery.nested_pruning import WARM_STEPS
 from acdc.evaluation.curve import sizes_of
 from acdc.evaluation.judging import Cost
@@ -331,12 +331,12 @@ def test_a_challenge_costs_its_settings_and_searches() -> None:
     assert isinstance(behind, DiscoverSpec)
     facts = ModelFacts(SIZE, 0, False, 0)
     made = estimate(spec, facts, Speed(1e6, "test"), behind=behind)
-    n_settings, n_searches = n_runs(spec, behind, "signed")
+    runs = runs_of(spec, behind, "signed")
     # own; ablation 2, corruption 1, metric 3, rule 1, prompts 1, resample 1; zero, mean and the flip, each with KL.
     # eap refuses KL: once alone and in these three; and by another rule the search is the same
-    assert (n_settings, n_searches) == (13, 8)
+    assert runs == Runs(settings=13, searches=8, found=8)
     own = estimate(behind, facts, Speed(1e6, "test"))
-    assert seconds(made, "search") == pytest.approx(n_searches * seconds(own, "search"))
+    assert seconds(made, "search") == pytest.approx(runs.searches * seconds(own, "search"))
     fewer = estimate(parse_job({**spec.model_dump(), "search": False}), facts, Speed(1e6, "test"), behind=behind)
     assert seconds(fewer, "search") == 0
     assert 0 < seconds(fewer, "evaluate") < seconds(made, "evaluate")

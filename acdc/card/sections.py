@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from acdc.challenge import Challenge
+from acdc.challenge import Challenge, Tried
 from acdc.circuit import Circuit, Provenance
 from acdc.drawing import draw_challenge, draw_curve, draw_removals
 from acdc.report import (
@@ -84,12 +84,12 @@ def challenge_sections(challenge: Challenge, by: str = "") -> list[Section]:
     if challenge.n_searches:
         said.append("Jaccard and the f beside it are of the circuit that the same search finds in that setting.")
     tried = tuple(
-        (t.kind, t.name, t.f, _yes(t.holds), t.kl_share, t.accuracy, t.n_examples, t.jaccard, t.found_f, t.skipped)
+        (t.kind, t.name, t.f, _yes(t.holds), t.kl_share, t.accuracy, t.n_examples, t.jaccard, t.found_f, _remark_on(t))
         for t in challenge.tried
     )
     columns = (
         *("kind", "setting", "#f", "holds", "#KL share", "#accuracy", "#prompts", "#Jaccard", "#f of that one"),
-        "not told because",
+        "remark",
     )
     controls = tuple(
         (c.name, len(c.told), c.n_hold, _spread_of(c.f), in_words(sorted(set(c.edges))), c.jaccard, c.skipped)
@@ -108,6 +108,11 @@ def challenge_sections(challenge: Challenge, by: str = "") -> list[Section]:
         )
         sections.append(Section("Challenge: edges", (told,), Table(("edge", "#share"), edges)))
     return sections
+
+
+def _remark_on(one: Tried) -> str:
+    shared = f"same search as in: {one.shares_search_with}" if one.shares_search_with else ""
+    return "; ".join(part for part in (one.skipped, shared) if part)
 
 
 def _spread_of(values: Sequence[float | None]) -> str | None:

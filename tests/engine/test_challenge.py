@@ -11,11 +11,14 @@ from tiny_transformers import VOCAB, tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from acdc.challenge import Challenge
+from acdc.challenge import Challenge, Tried
+from acdc.challenge_settings import runs_of, settings_of
 from acdc.challenging import answers_shuffled, drawn_again, split_as, with_random_weights
 from acdc.circuit import Circuit
 from acdc.errors import Cancelled, TaskError
+from acdc.evaluation.split_half import overlap
 from acdc.evaluation.truth import hand_wired
+from acdc.from_spec import job_of
 from acdc.models.loading import describe_loaded
 from acdc.pipeline import run_on
 from acdc.progress import Checkpoint, Quiet
@@ -158,6 +161,11 @@ class Saving(Quiet):
         return self.checkpoint
 
 
+def by_name(found: Challenge) -> dict[str, Tried]:
+    return {one.name: one for one in found.tried}
+
+
+CHALLENGE = {"kind": "challenge", "circuit": "cir_1"}
 ASKED = {"seeds": 1, "resamples": 8}
 
 
@@ -189,21 +197,65 @@ def test_settings_differ_as_their_names_say(undisturbed):
         "zero, kl_divergence",
         "mean, kl_divergence",
     }
-    by_name = {tried.name: tried for tried in found.tried}
-    assert by_name["metric kl_divergence"].jaccard is None, "eap has no gradient of KL at the clean run"
-    assert by_name["metric prob_diff"].jaccard is not None
-    assert by_name["rule signed"].jaccard is None, "the search would be the same"
+    tried = by_name(found)
+    assert tried["metric kl_divergence"].jaccard is None, "eap has no gradient of KL at the clean run"
+    assert tried["metric prob_diff"].jaccard is not None
+    assert tried["rule signed"].jaccard is None, "the search would be the same"
+    assert {one.shares_search_with for one in found.tried} == {""}, "its objective follows the metric"
     assert found.n_searches == 2 + 2 + 8  # ablations, metrics but KL, draws; not the one in its own setting
     assert len({tried.kl_share for tried in found.tried}) > 8
+
+
+SAME_SEARCHES = {
+    # ablations; sender orders or the seed; draws
+    "acdc": ({"name": "acdc", "thresholds": [0.01]}, 2 + 2 + 5),
+    "edge-pruning": ({"name": "edge-pruning", "steps": 3, "edges": 0.3}, 2 + 1 + 5),
+    "information-flow-routes": ("information-flow-routes", 5),
+    "eap with an objective": ({"name": "eap", "objective": "logit_diff"}, 2 + 5),
+}
+
+
+@pytest.mark.parametrize("case", SAME_SEARCHES)
+def test_a_search_that_several_settings_have_is_made_once_and_counted_once(loaded_tiny, case):
+    method, n_searches = SAME_SEARCHES[case]
+    selection = {} if case == "acdc" else {"selection": {"size": 0.3, "rule": "absolute"}}
+    source = searched(loaded_tiny, method, **selection)
+    found, core = challenged(loaded_tiny, source, seeds=1, controls=False)
+    runs = runs_of(parse_job(CHALLENGE | {"seeds": 1, "controls": False}), job_of(source), source.selected.rule)
+    assert (found.n_searches, core) == (n_searches, None)
+    assert runs.searches == n_searches + 1
+    assert f"{n_searches} searches are too few to tell what survives" in found.sentence
+    sharing = {one.name: one for one in found.tried if one.shares_search_with}
+    assert sharing["metric prob_diff"].shares_search_with == "as it was found"
+    assert sharing["metric prob_diff"].jaccard == 1
+    assert sum(one.found_edges is not None for one in found.tried) == 1 + n_searches + len(sharing)
+    for setting in settings_of(parse_job(CHALLENGE), job_of(source), source.selected.rule):
+        if setting.name in sharing:  # what the search would have found there
+            circuit = on(loaded_tiny, setting.spec.model_dump(mode="json"))[0].circuit
+            same = by_name(found)[sharing[setting.name].shares_search_with]
+            assert overlap(circuit.kept, source.kept)[0] == sharing[setting.name].jaccard == same.jaccard
+
+
+def test_a_search_made_before_a_stop_is_not_made_again_after_it(loaded_tiny):
+    method = "information-flow-routes"
+    source = searched(loaded_tiny, method, selection={"size": 0.3, "rule": "absolute"})
+    asked = {"seeds": 1, "resamples": 2, "controls": False}
+    first = Saving(stop_after=2)
+    with pytest.raises(Cancelled):
+        challenged(loaded_tiny, source, first, **asked)
+    second = Saving(first.checkpoint)
+    found, _ = challenged(loaded_tiny, source, second, **asked)
+    assert [sum("information flow" in phase for phase in one.phases) for one in (first, second)] == [1, 2]
+    assert found == challenged(loaded_tiny, source, **asked)[0]
 
 
 def test_another_rule_that_cuts_the_same_circuit_is_no_setting_that_held(loaded_tiny):
     unsigned = searched(loaded_tiny, "information-flow-routes", selection={"size": 0.3, "rule": "absolute"})
     assert (unsigned.scores >= 0).all()
     found, _ = challenged(loaded_tiny, unsigned, vary=["rule"], controls=False, factorial=False)
-    by_name = {tried.name: tried for tried in found.tried}
-    assert by_name["rule signed"].skipped == "it cuts the same circuit from the same scores"
-    assert by_name["rule signed"].f is None
+    other = by_name(found)["rule signed"]
+    assert other.skipped == "it cuts the same circuit from the same scores"
+    assert other.f is None
 
 
 def test_a_circuit_cut_from_a_part_of_the_edges_says_so(loaded_tiny):
