@@ -64,6 +64,14 @@ class Control:
 
 
 @dataclass(frozen=True)
+class NotVaried:
+    """A choice that was to be varied and could not be, and why."""
+
+    factor: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Survivor:
     """An edge of the circuit, and the share of searches that found it again."""
 
@@ -75,7 +83,8 @@ class Survivor:
 class Challenge:
     """edges: of the circuit, most often found first; empty where nothing was searched again. n_searches: that were made
     besides the one of its own setting, each counted once however many settings have it. core_edges: connected edges
-    that survive in at least 90 % of these, 0 where they were too few to tell."""
+    that survive in at least 90 % of these, 0 where they were too few to tell. not_varied: what was asked for
+    besides."""
 
     n_edges: int
     tried: tuple[Tried, ...]
@@ -83,6 +92,7 @@ class Challenge:
     edges: tuple[Survivor, ...] = ()
     n_searches: int = 0
     core_edges: int = 0
+    not_varied: tuple[NotVaried, ...] = ()
 
     @property
     def told(self) -> tuple[Tried, ...]:
@@ -120,6 +130,8 @@ class Challenge:
             parts.append(f"{n} of {self.n_edges} edges survive in at least 90 % of {self.n_searches} searches")
         if n_told := sum(len(one.told) for one in self.controls):
             parts.append(f"{sum(one.n_hold for one in self.controls)} of {n_told} controls hold")
+        if self.not_varied:
+            parts.append(f"not varied: {', '.join(one.factor for one in self.not_varied)}")
         return "; ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:

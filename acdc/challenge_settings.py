@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
+from acdc.challenge import NotVaried
 from acdc.errors import SpecError
 from acdc.selection import RULES
 from acdc.spec import (
     AblationName,
+    Acdc,
     ChallengeSpec,
     DiscoverSpec,
     EvaluateSpec,
@@ -87,12 +89,41 @@ def settings_of(spec: ChallengeSpec, behind: MeasuredSpec, rule: str) -> list[Va
     searches = can_search(spec, behind, rule)
     found = [Variation(OWN, "own", behind, searches)]
     for factor in get_args(Varied):
-        if factor in spec.vary:
+        if factor in spec.vary and not _why_not(factor, behind, rule, searches):
             changed = _one_at_a_time(factor, spec, behind, rule, searches)
             found += [replace(one, factor=factor) for one in changed]
     if spec.factorial:
         found += _factorial(spec, behind, searches)
     return found
+
+
+def not_varied(spec: ChallengeSpec, behind: MeasuredSpec, rule: str) -> list[NotVaried]:
+    """What `vary` asks for and this circuit does not have, as far as that is known before."""
+    searches = can_search(spec, behind, rule)
+    found = [NotVaried(factor, _why_not(factor, behind, rule, searches)) for factor in get_args(Varied)]
+    return [one for one in found if one.factor in spec.vary and one.why]
+
+
+def _why_not(factor: str, behind: MeasuredSpec, rule: str, searches: bool) -> str:
+    """Why it cannot be varied; empty where it can."""
+    match factor:
+        case "corruption" if behind.ablation.kind != "resample":
+            return f"under {behind.ablation.kind} ablation nothing is taken from corrupt prompts"
+        case "corruption" if behind.task.pairs is not None:
+            return "the prompts are the user's own and come with theirs"
+        case "corruption" if len(_corruptions(behind)) == 1:
+            return f"task {behind.task.name} has one only"
+        case "rule" if rule not in RULES:
+            return "the circuit was not cut from a ranking"
+        case "prompts" if behind.task.pairs is not None:
+            return "of the user's own prompts there are no others"
+        case "seed" | "order" if not searches:
+            return "the search is not made again"
+        case "seed" if isinstance(behind, DiscoverSpec) and behind.method.name not in SEEDED:
+            return f"the search of {behind.method.name} has no seed"
+        case "order" if isinstance(behind, DiscoverSpec) and behind.method.name != "acdc":
+            return f"{behind.method.name} does not go from sender to sender"
+    return ""
 
 
 def controls_of(spec: ChallengeSpec, behind: MeasuredSpec, rule: str) -> list[ControlSetting]:
@@ -121,12 +152,13 @@ def runs_of(spec: ChallengeSpec, behind: MeasuredSpec, rule: str) -> Runs:
 def _one_at_a_time(
     factor: str, spec: ChallengeSpec, behind: MeasuredSpec, rule: str, searches: bool
 ) -> Iterator[Variation]:
+    """factor: one that can be varied. Groups are seen within the circuit's own setting."""
     match factor:
         case "ablation":
             for kind in get_args(AblationName):
                 if kind != behind.ablation.kind:
                     yield _varied(f"ablation {kind}", "one", behind, {"ablation": {"kind": kind}}, searches)
-        case "corruption" if behind.ablation.kind == "resample":  # else nothing is taken from corrupt prompts
+        case "corruption":
             for corruption in _corruptions(behind)[1:]:
                 yield _varied(
                     f"corruption {corruption}",
@@ -139,24 +171,24 @@ def _one_at_a_time(
             for metric in METRICS:
                 if metric != behind.metric:
                     yield _varied(f"metric {metric}", "one", behind, {"metric": metric}, searches)
-        case "rule" if rule in RULES:
+        case "rule":
             for other in BY_SIZE:
                 if other != rule:
                     yield Variation(f"rule {other}", "one", behind, False, rule=other)  # the search is the same
-        case "prompts" if behind.task.pairs is None:  # of the user's own there are no others
+        case "prompts":
             for i in range(1, spec.seeds + 1):
                 changes = {"task": _task_with(behind, seed=behind.task.seed + i)}
                 yield _varied(f"other prompts, seed {behind.task.seed + i}", "one", behind, changes, searches)
         case "resample":
             for i in range(1, spec.resamples + 1):
                 yield Variation(f"prompts drawn again, {i}", "one", behind, searches, resample=i)
-        case "seed" if searches and isinstance(behind, DiscoverSpec) and behind.method.name in SEEDED:
+        case "seed" if isinstance(behind, DiscoverSpec):
             name = SEEDED[behind.method.name]
             method = behind.model_dump(mode="json")["method"]
             for i in range(1, spec.seeds + 1):
                 own = method[name] + i
                 yield _varied(f"{name} {own}", "one", behind, {"method": {**method, name: own}}, searches)
-        case "order" if searches and isinstance(behind, DiscoverSpec) and behind.method.name == "acdc":
+        case "order" if isinstance(behind, DiscoverSpec) and isinstance(behind.method, Acdc):
             for order in ("reverse", "normal", "random"):
                 if order != behind.method.sender_order:
                     method = {**behind.model_dump(mode="json")["method"], "sender_order": order}

@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from acdc.challenge import FEWEST_SEARCHES, SURVIVES, Challenge, Control, Survivor, Tried, survivors
-from acdc.challenge_settings import N_RANDOM, RANDOM, ControlSetting, Variation, controls_of, settings_of
+from acdc.challenge import FEWEST_SEARCHES, SURVIVES, Challenge, Control, NotVaried, Survivor, Tried, survivors
+from acdc.challenge_settings import N_RANDOM, RANDOM, ControlSetting, Variation, controls_of, not_varied, settings_of
 from acdc.circuit import Circuit, Selected
 from acdc.errors import AcdcError, Cancelled, SpecError, TaskError, is_out_of_memory
 from acdc.evaluation.bootstrap import units_of
 from acdc.evaluation.curve import Judge, scale_on
-from acdc.evaluation.groups import group_figures
+from acdc.evaluation.groups import MIN_PROMPTS, group_figures
 from acdc.evaluation.judging import Plan, judge
 from acdc.evaluation.measuring import Ledger
 from acdc.evaluation.memory import key_of
@@ -296,7 +296,14 @@ class _Run:
             edges=edges,
             n_searches=len(self.others),
             core_edges=core.selected.connected if core else 0,
+            not_varied=self.not_varied(),
         )
+
+    def not_varied(self) -> tuple[NotVaried, ...]:
+        left_out = not_varied(self.spec, self.behind, self.source.selected.rule)
+        if "groups" in self.spec.vary and not any(one.kind == "group" for one in self.tried):
+            left_out.append(NotVaried("groups", f"no group has {MIN_PROMPTS} or more held-out prompts"))
+        return tuple(left_out)
 
 
 def _of_group(g: GroupFigures) -> Tried:

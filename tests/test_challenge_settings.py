@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
-from acdc.challenge_settings import Variation, runs_of, settings_of
+from acdc.challenge import NotVaried
+from acdc.challenge_settings import Variation, not_varied, runs_of, settings_of
 from acdc.spec import ChallengeSpec, DiscoverSpec, parse_job
 
 BOTH = ["logit_diff", "kl_divergence"]
+PAIRS = {"name": "custom", "pairs": [{"clean": "a b", "corrupt": "c b", "answers": [" d"]}]}
+UNUSED = "under zero ablation nothing is taken from corrupt prompts"
 
 
 def job(method: Any, **more: Any) -> DiscoverSpec:
@@ -81,3 +84,34 @@ def test_a_search_is_planned_once_however_many_settings_have_it() -> None:
 
 def test_a_circuit_that_is_only_measured_has_no_searches() -> None:
     assert {one.search_key for one in settings("eap", search=False)} == {None}
+
+
+@pytest.mark.parametrize(
+    ("factor", "behind", "rule", "why"),
+    [
+        ("corruption", job("eap", ablation="zero"), "signed", UNUSED),
+        ("corruption", job("eap", task=PAIRS), "signed", "the prompts are the user's own and come with theirs"),
+        ("corruption", job("eap", task="docstring"), "signed", "task docstring has one only"),
+        ("rule", job("acdc"), "decisions", "the circuit was not cut from a ranking"),
+        ("prompts", job("eap", task=PAIRS), "signed", "of the user's own prompts there are no others"),
+        ("seed", job("eap"), "signed", "the search of eap has no seed"),
+        ("seed", job("edge-pruning"), "edited", "the search is not made again"),
+        ("order", job("eap"), "signed", "eap does not go from sender to sender"),
+        ("order", job("acdc"), "core", "the search is not made again"),
+    ],
+)
+def test_what_cannot_be_varied_is_told_with_the_reason(factor: str, behind: DiscoverSpec, rule: str, why: str) -> None:
+    spec = asked(vary=[factor], factorial=False)
+    assert not_varied(spec, behind, rule) == [NotVaried(factor, why)]
+    assert [one.kind for one in settings_of(spec, behind, rule)] == ["own"]
+    assert not_varied(asked(vary=["ablation"]), behind, rule) == [], "nobody asked for it"
+
+
+@pytest.mark.parametrize("method", ["acdc", "edge-pruning"])
+def test_what_is_varied_and_what_is_not_are_all_that_was_asked_for(method: str) -> None:
+    rule = "decisions" if method == "acdc" else "greedy"
+    varied = {one.factor for one in settings(method, rule)} - {""}
+    left_out = {one.factor for one in not_varied(asked(), job(method), rule)}
+    assert varied | left_out | {"groups"} == set(asked().vary)
+    assert not varied & left_out
+    assert left_out == ({"rule", "seed"} if method == "acdc" else {"order"})

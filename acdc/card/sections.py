@@ -83,6 +83,9 @@ def challenge_sections(challenge: Challenge, by: str = "") -> list[Section]:
         said.append(f"The surviving core has {challenge.core_edges:,} connected edges, stored as a circuit of its own.")
     if challenge.n_searches:
         said.append("Jaccard and the f beside it are of the circuit that the same search finds in that setting.")
+    if challenge.not_varied:
+        left_out = "; ".join(f"{one.factor} ({one.why})" for one in challenge.not_varied)
+        said.append(f"Asked for and not varied: {left_out}.")
     tried = tuple(
         (t.kind, t.name, t.f, _yes(t.holds), t.kl_share, t.accuracy, t.n_examples, t.jaccard, t.found_f, _remark_on(t))
         for t in challenge.tried

@@ -11,6 +11,7 @@ from tiny_transformers import VOCAB, tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from acdc.card import challenge_sections
 from acdc.challenge import Challenge, Tried
 from acdc.challenge_settings import runs_of, settings_of
 from acdc.challenging import answers_shuffled, drawn_again, split_as, with_random_weights
@@ -256,6 +257,25 @@ def test_another_rule_that_cuts_the_same_circuit_is_no_setting_that_held(loaded_
     other = by_name(found)["rule signed"]
     assert other.skipped == "it cuts the same circuit from the same scores"
     assert other.f is None
+
+
+def test_what_was_to_be_varied_and_could_not_be_is_told_with_the_reason(loaded_tiny):
+    task = {"name": "custom", "pairs": random_rows(), "prompts": 16, "held_out": 3}
+    circuit = searched(loaded_tiny, "eap", task=task, selection={"size": 0.3})
+    asked = {"vary": ["groups", "prompts", "seed", "order"], "factorial": False, "controls": False}
+    found, _ = challenged(loaded_tiny, circuit, **asked)
+    assert [one.kind for one in found.tried] == ["own"]
+    assert [one.factor for one in found.not_varied] == ["prompts", "seed", "order", "groups"]
+    assert found.not_varied[-1].why == "no group has 4 or more held-out prompts"
+    assert found.sentence.endswith("not varied: prompts, seed, order, groups")
+    said = " ".join(challenge_sections(found)[0].text)
+    assert all(f"{one.factor} ({one.why})" in said for one in found.not_varied)
+
+
+def test_groups_that_are_seen_are_varied(loaded_tiny, found_by_eap):
+    found, _ = challenged(loaded_tiny, found_by_eap, vary=["groups"], factorial=False, controls=False, search=False)
+    assert {one.kind for one in found.tried} == {"own", "group"}
+    assert found.not_varied == ()
 
 
 def test_a_circuit_cut_from_a_part_of_the_edges_says_so(loaded_tiny):
