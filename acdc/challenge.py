@@ -116,8 +116,10 @@ class Challenge:
         parts = [f"f in [{LOW}, {HIGH}] in {held} of {len(self.told)} settings"]
         if left := len(self.tried) - len(self.told):
             parts[0] += f" ({left} more could not be told)"
-        own = next((one for one in self.told if one.kind == "own"), None)
-        if own is not None and not own.holds:
+        own = next((one for one in self.tried if one.kind == "own"), None)
+        if own is not None and own.f is None:
+            parts.append(f"in its own setting it could not be told: {own.skipped}")
+        elif own is not None and not own.holds:
             parts.append(f"it does not hold in its own setting (f {own.f:.2f})")
         if self.fails:
             parts.append(f"fails under {', '.join(self.fails)}")

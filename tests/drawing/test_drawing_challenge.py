@@ -92,6 +92,11 @@ def test_the_answer_in_a_sentence():
         "f in [0.8, 1.2] in 1 of 4 settings; it does not hold in its own setting (f 0.37); fails under 2 of 3 draws of "
         "the same prompts"
     )
+    withheld = Tried("as it was found", "own", skipped="m(M) - m(empty) is too small to divide by")
+    assert Challenge(3, (withheld, Tried("ablation zero", "one", 1.0))).sentence == (
+        "f in [0.8, 1.2] in 1 of 1 settings (1 more could not be told); in its own setting it could not be told: m(M) "
+        "- m(empty) is too small to divide by; no single change makes it fail"
+    )
     assert Challenge(3, FULL.tried[:1]).sentence == "f in [0.8, 1.2] in 1 of 1 settings", "nothing was changed"
     unchanged = (Tried("as it was found", "own", 1.0), Tried("ablation zero", "one", 1.1))
     assert Challenge(3, unchanged).sentence.endswith("2 of 2 settings; no single change makes it fail")
