@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from acdc.cli.console import Json, answer, connect, moment, read_file, remark, table, write_file
-from acdc.cli.jobs import Limit, Wait, report_job
+from acdc.cli.jobs import Limit, Wait, in_all, report_job
 from acdc.cli.spec_source import Model, Name, Sets, Tags, overlay
 from acdc.suggestions import did_you_mean
 
@@ -138,11 +138,12 @@ def challenge(
 ) -> None:
     """Try to break a circuit: it, and the search that found it, in many settings; what survives becomes a circuit.
 
-    --set vary=ablation,metric, or --set search=false and the like make it smaller. The service tells the cost before:
-    `acdc --url URL plan` of a spec with kind challenge and circuit CIRCUIT.
+    --set vary=ablation,metric, or --set search=false and the like make it smaller. What it will take is told first, and
+    without beginning by `acdc --url URL plan` of a spec with kind challenge and circuit CIRCUIT.
     """
     asked = overlay({"name": name} if name else {}, set_ or ())
     with connect() as client:
+        remark(f"planned: {in_all(client.plan({**asked, 'kind': 'challenge', 'circuit': circuit_id}))}")
         report_job(client, client.challenge(circuit_id, asked), wait)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from acdc.circuit import Circuit
 from acdc.cli.console import Json, answer, connect, duration, moment, session, table
-from acdc.cli.spec_source import Map, Method, Model, Name, Sets, Source, Tags, read_request
+from acdc.cli.spec_source import CircuitFile, Map, Method, Model, Name, Sets, Source, Tags, read_request, with_source
+
+if TYPE_CHECKING:
+    from acdc.spec import PromptsSpec
 
 app = typer.Typer(no_args_is_help=True, help="List, read, cancel, retry and watch jobs.")
 
@@ -56,6 +61,7 @@ def plan(
     method: Method = None,
     map_: Map = None,
     set_: Sets = None,
+    source: CircuitFile = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="load the model and time a few receivers of an acdc search: minutes")
     ] = False,
@@ -64,51 +70,74 @@ def plan(
     """Tell a job's seconds, memory and disk: on this machine, or with --url on the service's."""
     request = read_request(spec, sets=set_, model=model, method=method, map_name=map_)
     if session().url is None:
-        data = _planned_here(request, measure)
+        data = _planned_here(request, source, measure)
     else:
         if measure:
             raise typer.BadParameter("measures on this machine: leave --url out", param_hint="--measure")
+        if source is not None:
+            raise typer.BadParameter("the service knows circuits by their ids: leave it out", param_hint="--source")
         with connect() as client:
             data = client.plan(request)
     answer(data, lambda: _plan(data))
 
 
-def _planned_here(request: dict[str, Any], measure: bool) -> dict[str, Any]:
+def _planned_here(request: dict[str, Any], source: Path | None, measure: bool) -> dict[str, Any]:
     from acdc.cli.measuring import rehearse, with_measured
     from acdc.errors import SpecError
     from acdc.plan import cached_directory, doubts_now, estimate, facts_of, measure_speed
     from acdc.settings import load_settings
     from acdc.spec import EvaluateSpec, OnCircuit, parse_job, reference_of
 
-    spec = parse_job(request, is_request=True)
-    if isinstance(spec, OnCircuit) or (isinstance(spec, EvaluateSpec) and spec.circuit is not None):
-        raise SpecError(f"what that takes depends on circuit {spec.circuit!r}: ask the service that has it, with --url")
-    reference = reference_of(spec.model)
+    spec = parse_job(request if source is None else with_source(request, source), is_request=True)
+    if isinstance(spec, OnCircuit | EvaluateSpec) and spec.circuit is not None and source is None:
+        raise SpecError(
+            f"what that takes depends on circuit {spec.circuit!r}: ask the service that has it, with --url, or give "
+            "its file as --source"
+        )
+    measured = _job_behind(source) if source is not None and isinstance(spec, OnCircuit) else spec
+    assert not isinstance(measured, OnCircuit)
+    reference = reference_of(measured.model)
     if reference.kind in ("path", "gguf"):
         reference.found_place()  # here; the service's workers may see other files
     settings = load_settings()  # its faults are told before a model is loaded
     doubts = doubts_now()
     rehearsal = rehearse(spec) if measure else None  # first, since it fetches the model
-    cached = cached_directory(settings.cache_dir, spec.model)
-    made = estimate(spec, facts_of(spec.model, cached), measure_speed(), doubts=doubts)
+    cached = cached_directory(settings.cache_dir, measured.model)
+    made = estimate(spec, facts_of(measured.model, cached), measure_speed(), measured, doubts)
     return (made if rehearsal is None else with_measured(spec, made, rehearsal)).to_dict()
+
+
+def _job_behind(source: Path) -> PromptsSpec:
+    """The job that found the circuit in a file."""
+    from acdc.errors import SpecError
+    from acdc.spec import OnCircuit, parse_job
+
+    job = parse_job(Circuit.load(source).provenance.job)
+    if isinstance(job, OnCircuit):  # in a file that was written by hand
+        raise SpecError(f"{source} names no search that found its circuit, so what it takes cannot be told")
+    return job
 
 
 def _plan(data: dict[str, Any]) -> list[Any]:
     phases = [[phase["name"], duration(phase["seconds"]), phase["how"]] for phase in data["phases"]]
     needs = [[name, _megabytes(data[name]["n_bytes"]), data[name]["how"]] for name in ("memory", "disk")]
-    total = "unknown in all"
-    if data["seconds"] is not None:
-        total = f"about {duration(data['seconds'])} in all"
-    if data["seconds"] is not None and data["uncertainty"] is not None:
-        total += f", right within a factor of {data['uncertainty']:g} both ways"
     return [
         table(("phase", "#time", "reckoned from"), phases),
         table(("need", "#MB", "reckoned from"), needs),
-        total,
+        in_all(data),
         *(f"unknown: {what}" for what in data["unknown"]),
         *(f"in doubt: {what}" for what in data["doubts"]),
     ]
+
+
+def in_all(data: dict[str, Any]) -> str:
+    """What a plan comes to."""
+    if data["seconds"] is None:
+        return "unknown in all"
+    total = f"about {duration(data['seconds'])} in all"
+    if data["uncertainty"] is not None:
+        total += f", right within a factor of {data['uncertainty']:g} both ways"
+    return total
 
 
 def _megabytes(n_bytes: int | None) -> str | None:

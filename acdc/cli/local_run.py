@@ -3,7 +3,6 @@ it prints; this process never loads torch."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 import signal
@@ -18,11 +17,11 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from acdc.circuit import Circuit
-from acdc.cli.console import Json, answer, read_file, write_file
+from acdc.cli.console import Json, answer, write_file
 from acdc.cli.failures import JobFailed
 from acdc.cli.live import LiveProgress
 from acdc.cli.processes import json_lines, sigterm_as_interrupt, spawn
-from acdc.cli.spec_source import Map, Method, Model, Name, Sets, Source, Tags, read_request
+from acdc.cli.spec_source import CircuitFile, Map, Method, Model, Name, Sets, Source, Tags, read_request, with_source
 from acdc.cli.summary import summarise, summary_data
 from acdc.errors import AcdcError, Cancelled
 
@@ -50,9 +49,7 @@ def run(
         typer.Option("--out", help="directory for results and pictures; by default one of the spec's own in acdc-out"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the checkpoint of the same spec")] = False,
-    source: Annotated[
-        Path | None, typer.Option("--source", help="the circuit's file, for kind evaluate, challenge or try")
-    ] = None,
+    source: CircuitFile = None,
     model: Model = None,
     method: Method = None,
     map_: Map = None,
@@ -65,7 +62,7 @@ def run(
     from acdc.spec import parse_job
 
     request = read_request(spec, sets=set_, model=model, method=method, map_name=map_, name=name, tags=tag)
-    job = parse_job(request if source is None else _with_source(request, source), is_request=True)
+    job = parse_job(request if source is None else with_source(request, source), is_request=True)
     with sigterm_as_interrupt(), tempfile.TemporaryDirectory(prefix="acdc-run-") as scratch:
         file = write_file(Path(scratch) / "spec.json", job.canonical_json)
         place = out or OUT / _called(job)
@@ -85,17 +82,6 @@ def _called(job: JobSpec) -> str:
     said = json.loads(job.canonical_json)
     names = [said[part]["name"] for part in ("task", "method", "map") if said.get(part)]
     return "-".join([job.kind, *names, job.sha256[:8]])
-
-
-def _with_source(request: dict[str, Any], source: Path) -> dict[str, Any]:
-    """As the service does it: what an evaluation leaves out is as the circuit's own job had it."""
-    from acdc.spec import with_defaults_of
-
-    digest = hashlib.sha256(read_file(source)).hexdigest()[:12]  # files of two circuits are often called the same
-    named = {"circuit": f"{source.name} (sha256 {digest})", **request}
-    if named.get("kind") != "evaluate":
-        return named
-    return with_defaults_of(Circuit.load(source).provenance.run.spec, named)
 
 
 def _follow(spec: Path, out: Path, resume: bool, source: Path | None) -> Outcome:

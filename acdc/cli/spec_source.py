@@ -6,6 +6,7 @@ name is the task even where a file is called so: write ./ioi for the file. Optio
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from acdc.circuit import Circuit
 from acdc.cli.console import read_file
 from acdc.errors import Fault, SpecError
 
@@ -27,6 +29,9 @@ Method = Annotated[str | None, typer.Option("--method", help="`acdc methods` lis
 Map = Annotated[
     str | None,
     typer.Option("--map", help="a patching map instead of a search: activations, paths, causes or knockout"),
+]
+CircuitFile = Annotated[
+    Path | None, typer.Option("--source", help="the circuit's file, for kind evaluate, challenge or try")
 ]
 Name = Annotated[str | None, typer.Option("--name", help="what you call it")]
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="to find it again; may be repeated")]
@@ -52,6 +57,18 @@ def read_request(
     if map_name is not None:
         data |= {"kind": "patch", "map": map_name}
     return overlay(data, sets or ())
+
+
+def with_source(request: dict[str, Any], source: Path) -> dict[str, Any]:
+    """A request about the circuit in a file. As the service does it: what an evaluation leaves out is as the circuit's
+    own job had it."""
+    from acdc.spec import with_defaults_of
+
+    digest = hashlib.sha256(read_file(source)).hexdigest()[:12]  # files of two circuits are often called the same
+    named = {"circuit": f"{source.name} (sha256 {digest})", **request}
+    if named.get("kind") != "evaluate":
+        return named
+    return with_defaults_of(Circuit.load(source).provenance.run.spec, named)
 
 
 def overlay(data: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -328,6 +329,40 @@ def test_a_plan_of_a_job_on_a_stored_circuit_asks_for_the_service() -> None:
     result = invoke("plan", "-", stdin="kind: try\ncircuit: cir_0\nprompt: x")
     assert result.exit_code == WRONG
     assert "--url" in result.stderr
+    assert "--source" in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["challenge", "evaluate"])
+def test_a_job_on_a_circuit_in_a_file_is_planned_as_the_service_plans_it(
+    service: str, tmp_path: Path, kind: str
+) -> None:
+    found_circuit(FOUND_BY).save(tmp_path / "one.safetensors")
+    here = invoke("plan", "-", "--source", str(tmp_path / "one.safetensors"), "--json", stdin=f"kind: {kind}")
+    with Client(service) as client:
+        circuit_id = client.import_file(found_circuit(FOUND_BY).to_bytes()).id
+        there = client.plan({"kind": kind, "circuit": circuit_id})
+    made = json.loads(here.stdout)
+    assert made["flops"] == there["flops"] > 0
+    assert [phase["name"] for phase in made["phases"]] == [phase["name"] for phase in there["phases"]]
+    assert (made["memory"], made["disk"]) == (there["memory"], there["disk"])
+
+
+def test_the_service_plans_no_circuit_that_is_in_a_file(service: str, tmp_path: Path) -> None:
+    found_circuit(FOUND_BY).save(tmp_path / "one.safetensors")
+    words = ("plan", "-", "--source", str(tmp_path / "one.safetensors"))
+    result = invoke("--url", service, *words, stdin="kind: challenge")
+    assert result.exit_code == WRONG
+    assert "--source" in result.stderr
+
+
+def test_a_challenge_tells_first_what_it_will_take(service: str) -> None:
+    with Client(service) as client:
+        circuit_id = client.import_file(found_circuit(FOUND_BY).to_bytes()).id
+    result = invoke("--url", service, "challenge", circuit_id)
+    assert result.exit_code == 0
+    assert re.match(r"planned: about .+ in all", result.stderr)
+    assert "is queued" in result.stdout
+    assert invoke("--url", service, "challenge", circuit_id, "--json").stderr == ""
 
 
 def test_a_local_run_on_a_circuit_takes_its_file(tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ from acdc.cli.check import _rows
 from acdc.cli.circuits import _remark_on_ablation
 from acdc.cli.console import duration, moment, table
 from acdc.cli.demo import CORRUPT, _activation, _ways_on
-from acdc.cli.local_run import _called, _command, _with_source
+from acdc.cli.local_run import _called, _command
 from acdc.cli.maps import Kind
 from acdc.cli.measuring import with_measured
+from acdc.cli.spec_source import with_source
 from acdc.cli.summary import _areas
 from acdc.client import CircuitInfo
 from acdc.patch_map import MapKind
@@ -142,7 +143,7 @@ def test_two_circuits_of_one_file_name_are_two_jobs(tmp_path: Path) -> None:
         run = replace(one.provenance.run, notes=(str(threshold),))
         replace(one, provenance=replace(one.provenance, run=run)).save(tmp_path / name / "circuit.circuit.safetensors")
     files = [tmp_path / name / "circuit.circuit.safetensors" for name in "ab"]
-    named = [_with_source({"kind": "try", "prompt": "x"}, file)["circuit"] for file in files]
+    named = [with_source({"kind": "try", "prompt": "x"}, file)["circuit"] for file in files]
     assert named[0].startswith("circuit.circuit.safetensors (sha256 ")
     assert named[0] != named[1]
 
