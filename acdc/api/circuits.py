@@ -28,7 +28,7 @@ from acdc.api.views import (
     circuit_summary,
     circuit_view,
 )
-from acdc.card import Card, also, card_of, challenge_sections, conditions_of, in_words, to_markdown, to_page
+from acdc.card import Card, also, card_of, challenged, conditions_of, in_words, to_markdown, to_page
 from acdc.challenge import Challenge
 from acdc.circuit import Circuit
 from acdc.drawing import draw_challenge, draw_circuit, draw_curve
@@ -250,7 +250,7 @@ def _card(services: Services, row: CircuitRow, circuit: Circuit) -> Card:
         card = also(card, f"Evaluation {evaluation.id}", said, Report.from_dict(evaluation.report))
     for made in services.store.circuits.challenges(row.id)[:1]:
         by = f"By job {made.job_id}" + (f"; the core is circuit {made.core}." if made.core else ".")
-        card = replace(card, sections=(*challenge_sections(Challenge.from_dict(made.data), by), *card.sections))
+        card = challenged(card, Challenge.from_dict(made.data), by)
     return card
 
 

@@ -76,6 +76,11 @@ def also(card: Card, title: str, said: str, report: Report) -> Card:
     return replace(card, sections=(*card.sections, Section(title, (said,)), *sections))
 
 
+def challenged(card: Card, challenge: Challenge, by: str = "") -> Card:
+    """The card of a circuit with a challenge of it before all else. by: which job made it."""
+    return replace(card, sections=(*challenge_sections(challenge, by), *card.sections))
+
+
 def challenge_sections(challenge: Challenge, by: str = "") -> list[Section]:
     """by: which job made it."""
     said = [f"{challenge.sentence[:1].upper()}{challenge.sentence[1:]}.", by]

@@ -26,6 +26,7 @@ from acdc.cli.summary import summarise, summary_data
 from acdc.errors import AcdcError, Cancelled
 
 if TYPE_CHECKING:
+    from acdc.card import Card
     from acdc.spec import JobSpec
 
 OUT = Path("acdc-out")
@@ -70,7 +71,7 @@ def run(
     said: dict[str, Sequence[object]] = {"--out": [out], "--source": [source], "--model": [model], "--method": [method]}
     said |= {"--map": [map_], "--name": [name], "--tag": tag or [], "--set": set_ or []}
     _stop_unless_succeeded(outcome, _command(spec, said), place)
-    shown = [_finish(result, place) for result in outcome.results]
+    shown = [_finish(result, place, source) for result in outcome.results]
     answer(
         {"state": outcome.state, "out": str(place), "results": [data for data, _ in shown]},
         lambda: (part for _, parts in shown for part in parts),
@@ -163,16 +164,14 @@ def _stop_unless_succeeded(outcome: Outcome, command: str, out: Path) -> None:
     raise JobFailed(f"{error['message']} ({error['code']})", faults, ways_on=again)
 
 
-def _finish(result: dict[str, Any], out: Path) -> tuple[dict[str, Any], list[Any]]:
-    """Draw the pictures of one result; give it for programs and for people."""
+def _finish(result: dict[str, Any], out: Path, source: Path | None = None) -> tuple[dict[str, Any], list[Any]]:
+    """Draw the pictures of one result; give it for programs and for people. source: the circuit that it is about."""
     data = {key: result[key] for key in ("key", "circuit", "map", "data")}
     if result["map"] is not None:
         return _finish_map(data, Path(result["map"]), out)
     if result["circuit"] is None:
-        from acdc.cli.tables import tables
-
-        return data, list(tables(json.loads(Path(result["data"]).read_text())))
-    from acdc.card import card_of, to_page
+        return _finish_table(data, out, source)
+    from acdc.card import to_page
     from acdc.drawing import draw_circuit, draw_curve
 
     file = Path(result["circuit"])
@@ -182,11 +181,36 @@ def _finish(result: dict[str, Any], out: Path) -> tuple[dict[str, Any], list[Any
     pictures = [write_file(out / f"{stem}.svg", diagram)]
     if circuit.report is not None and circuit.report.points:
         pictures.append(write_file(out / f"{stem}.curve.svg", draw_curve(circuit.report)))
-    card = card_of(f"{circuit.provenance.task.name} on {circuit.provenance.model.title}", circuit)
-    page = write_file(out / f"{stem}.html", to_page(card, diagram))
+    page = write_file(out / f"{stem}.html", to_page(_card(circuit), diagram))
     shown = list(summarise(circuit, [str(path) for path in pictures], title=result["key"]))
     shown += [f"card       {page}", f"file       {file}"]
     return {**data, "pictures": [str(path) for path in pictures], "card": str(page), **summary_data(circuit)}, shown
+
+
+def _card(circuit: Circuit) -> Card:
+    from acdc.card import card_of
+
+    return card_of(f"{circuit.provenance.task.name} on {circuit.provenance.model.title}", circuit)
+
+
+def _finish_table(data: dict[str, Any], out: Path, source: Path | None) -> tuple[dict[str, Any], list[Any]]:
+    """Of a challenge the picture too, and the card of the circuit that was challenged with the challenge on it."""
+    from acdc.card import challenged, to_markdown, to_page
+    from acdc.challenge import Challenge
+    from acdc.cli.tables import tables
+    from acdc.drawing import draw_challenge, draw_circuit
+
+    found = json.loads(Path(data["data"]).read_text())
+    shown = list(tables(found))
+    if source is None or "challenge" not in found:
+        return data, shown
+    made, circuit = Challenge.from_dict(found["challenge"]), Circuit.load(source)
+    card, stem = challenged(_card(circuit), made), data["key"]
+    picture = write_file(out / f"{stem}.svg", draw_challenge(made))
+    page = write_file(out / f"{stem}.html", to_page(card, draw_circuit(circuit)))
+    text = write_file(out / f"{stem}.md", to_markdown(card))
+    shown += [f"picture    {picture}", f"card       {page}", f"           {text}"]
+    return {**data, "pictures": [str(picture)], "card": str(page), "markdown": str(text)}, shown
 
 
 def _finish_map(data: dict[str, Any], file: Path, out: Path) -> tuple[dict[str, Any], list[Any]]:

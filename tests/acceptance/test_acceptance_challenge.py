@@ -7,8 +7,11 @@ from xml.etree import ElementTree
 
 import pytest
 from acceptance_kit import Stack, quick
+from typer.testing import CliRunner
 
 from acdc.challenge import Challenge
+from acdc.circuit import Circuit
+from acdc.cli.app import app
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +71,24 @@ def test_the_command_line_challenges_and_says_what_came_out(stack: Stack, circui
     assert "challenge  f in [0.8, 1.2] in" in shown
     assert stack.ask_json("circuits", "show", circuit_id)["challenges"][0]["tried"][0]["kind"] == "own"
     assert "Under other ablations" in stack.client.card_page(circuit_id), "its card can still be read"
+
+
+def test_a_challenge_run_here_leaves_what_the_service_shows(
+    stack: Stack, challenged: Challenge, own_circuit: str, tmp_path: Path
+) -> None:
+    """And the core with its card."""
+    source, spec, out = tmp_path / "found.safetensors", tmp_path / "spec.yaml", tmp_path / "out"
+    stack.ask("circuits", "export", own_circuit, "--out", str(source))
+    spec.write_text("{kind: challenge, resamples: 8}")
+    said = CliRunner().invoke(app, ["run", str(spec), "--source", str(source), "--out", str(out)])
+    assert said.exit_code == 0, said.output
+    assert (out / "challenge.svg").read_text() == stack.client.challenge_svg(own_circuit)
+    text = (out / "challenge.md").read_text()
+    sections = [line for line in stack.client.card(own_circuit).splitlines() if line.startswith(("## Challenge", "| "))]
+    assert len(sections) > 30
+    assert [line for line in sections if line not in text] == []
+    assert "<h2>Challenge</h2>" in (out / "challenge.html").read_text()
+    core = Circuit.load(out / "core.circuit.safetensors")
+    assert core.n_edges == challenged.core_edges
+    assert {"core.svg", "core.html"} <= {file.name for file in out.iterdir()}
+    assert all(str(out / f"challenge.{kind}") in said.output.replace("\n", "") for kind in ("svg", "html", "md"))
