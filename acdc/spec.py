@@ -343,8 +343,8 @@ class EdgePruning(Frozen):
     name: Literal["edge-pruning"] = "edge-pruning"
     edges: float = Field(default=0.02, gt=0, description="to leave open: a number of edges, or below 1 a share of all")
     steps: int = Field(default=1000, ge=1, le=100_000)
-    rate: float = Field(default=0.8, gt=0, le=10, description="Adam's learning rate of the masks")
-    penalty_rate: float = Field(default=0.8, gt=0, le=10, description="that of the penalty on too many open edges")
+    rate: float = Field(default=0.1, gt=0, le=10, description="Adam's learning rate of the masks")
+    penalty_rate: float = Field(default=0.1, gt=0, le=10, description="that of the penalty on too many open edges")
     warm_start: float | None = Field(
         default=None, gt=0, le=1, description="train only this share of the edges, the largest by mask-ig"
     )

@@ -3,4 +3,4 @@
 __version__ = "0.1.0"
 
 # Raised by hand whenever a change can move a score: results are reused, and checkpoints resumed, only within one.
-ENGINE_VERSION = 2
+ENGINE_VERSION = 3

@@ -51,7 +51,7 @@ THRESHOLDS = tuple(10.0**exponent for exponent in np.arange(-9, 1.5, 0.5))
 """ACDC's: an edge's score is the largest it survives."""
 
 NESTED = {"steps": 300, "rate": 0.05, "kl_weight": 1.0, "examples": 8}
-PRUNING = {"edges": 0.15, "steps": 400, "rate": 0.8, "penalty_rate": 0.8, "warm_start": None}
+PRUNING = {"edges": 0.15, "steps": 1000, "rate": 0.1, "penalty_rate": 0.1, "warm_start": None}
 SEEDS = (0, 1, 2)
 MOST_PROCESSES = 8
 FEWEST_CASES = 5  # of a family, for an interval

@@ -9,13 +9,16 @@ which grows step by step from nothing to what is asked for:
 
 The share is the expected one, of masks above 0 (Louizos et al.), where the paper takes that of the masks drawn: those
 of open edges are nearly always drawn as exactly 1, where they have no slope, and on a graph of few edges no step would
-ever begin to close one.
+ever begin to close one. For the same reason log_alpha stays within bounds (as in CoFi, Xia et al. 2022, arXiv
+2204.00408): far out neither the objective nor the expected share has a slope, an edge once there never comes back, and
+the multipliers grow without end. Shares count an edge at the lower bound as shut and one at the upper as open.
 
-An edge's score is softplus(log_alpha): positive for all, larger for edges that stay open longer. It orders edges around
-the size that was trained for; how it orders those that fell long before says less.
+An edge's score is softplus(log_alpha), and, since many end at a bound together, half its mean openness over all steps
+beside it: positive for all, larger for edges that stay open longer. It orders edges around the size that was trained
+for; how it orders those that fell long before says less.
 
-The masked run is the engine's own (`run_masked`), so every architecture can be trained on. A step takes the next batch
-of the search prompts; its noise is drawn by (seed, step), so a resumed search goes on as it would have.
+The masked run is the engine's own (`run_masked`), so every architecture can be trained on. A step takes a batch of the
+search prompts; batch and noise are drawn by (seed, step), so a resumed search goes on as it would have.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from torch import Tensor
 from acdc.circuit import Scores
 from acdc.discovery.attribution import require_gradient
 from acdc.discovery.mask_ig import score_mask_ig
-from acdc.discovery.mask_training import adam, draws_of, load, remembered, saved
+from acdc.discovery.mask_training import adam, drawn_batch, draws_of, load, remembered, saved
 from acdc.discovery.problem import Found, Problem
 from acdc.errors import ModelError, TaskError
 from acdc.graph import BoolMatrix, Graph
@@ -41,10 +44,16 @@ from acdc.progress import Checkpoint, Progress
 from acdc.selection import rank, size_of
 
 LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3  # of the hard concrete distribution
-OPEN, NOISE = 10.0, 0.01  # log_alpha of a mask that nothing is known of, and how far they lie apart
+BOUND = math.log(100)  # of |log_alpha|; masks begin at it
+NOISE = 0.01  # how far below it they lie apart
 WARM_STEPS = 5  # of the attribution that a warm start begins with
 RAMP = 0.8  # share of the steps in which the target grows; the rest is for settling
 WARM_UP = 0.05  # share of the steps in which the learning rate grows
+FAR_OFF = 0.5  # of the number of edges wanted: what is told
+MISSED = (
+    "training left {} edges open where {} were wanted: scores order edges around that size; more `steps`, or another "
+    "`rate` or `penalty_rate`, may come nearer"
+)
 NO_EXAMPLES = "masks are trained on all examples together"
 EVERY = 20  # steps between checkpoints
 
@@ -76,11 +85,16 @@ def search_edge_pruning(
         progress.step(training.step, f"{training.n_open:,} edges open")
         if training.step % EVERY == 0:
             progress.save(training.checkpoint())
-    facts = {"edges_open": float(training.n_open), "edges_wanted": round(wanted * problem.t.graph.n_edges)}
-    passes = {"forward_backward": steps / len(problem.prompts)}
-    return [
-        Found(training.scores(), problem.t.graph.legal.copy(), passes=passes, facts=facts, why_no_examples=NO_EXAMPLES)
-    ]
+    n_open, n_wanted = training.n_open, round(wanted * problem.t.graph.n_edges)
+    found = Found(
+        training.scores(),
+        problem.t.graph.legal.copy(),
+        passes={"forward_backward": steps / len(problem.prompts)},
+        facts={"edges_open": float(n_open), "edges_wanted": n_wanted},
+        why_no_examples=NO_EXAMPLES,
+    )
+    far = abs(n_open - n_wanted) > FAR_OFF * n_wanted
+    return [replace(found, notes=(MISSED.format(f"{n_open:,}", f"{n_wanted:,}"),)) if far else found]
 
 
 def _share(graph: Graph, edges: float, warm_start: float | None) -> float:
@@ -108,9 +122,10 @@ class _Training:
     ) -> None:
         self.problem, self.wanted, self.steps, self.rate, self.seed = problem, wanted, steps, rate, seed
         self.step = 0
-        self.trained = problem.full_mask()  # 1 at every edge that has a mask; the others are cut
-        noise = torch.randn(self.trained.shape, generator=self._generator(-1))
-        self.log_alpha = (OPEN + NOISE * noise).to(self.trained).requires_grad_(True)
+        self.trained = problem.full_mask().to(problem.t.device, torch.float32)  # 1 at every edge that has a mask
+        noise = torch.rand(self.trained.shape, generator=self._generator(-1))
+        self.log_alpha = (BOUND - NOISE * noise).to(self.trained).requires_grad_(True)
+        self.openness = torch.zeros_like(self.trained)  # sigmoid(log_alpha), averaged over the steps so far
         self.multipliers = torch.zeros(2, dtype=self.trained.dtype, device=self.trained.device, requires_grad=True)
         self.masks_by = adam(self.log_alpha, rate)
         self.multipliers_by = adam(self.multipliers, penalty_rate, maximize=True)
@@ -126,7 +141,7 @@ class _Training:
 
     def take_step(self) -> None:
         """Raises ModelError where the objective is no number."""
-        p = self.problem.prompts[self.step % len(self.problem.prompts)]
+        p = drawn_batch(self.problem, np.random.default_rng(draws_of(self.seed, self.step)))
         at_first = float(self.trained.sum()) / self.problem.t.graph.n_edges
         done = min(1.0, (self.step + 1) / (RAMP * self.steps))
         target = 1 - (1 - done) * at_first - done * self.wanted
@@ -142,10 +157,14 @@ class _Training:
         self.log_alpha.grad, self.multipliers.grad = gradients
         self.masks_by.step()
         self.multipliers_by.step()
+        with torch.no_grad():
+            self.log_alpha.clamp_(-BOUND, BOUND)
+            self.openness.lerp_(torch.sigmoid(self.log_alpha), 1 / (self.step + 1))
         self.step += 1
 
     def scores(self) -> Scores:
-        return (F.softplus(self.log_alpha.detach()) * self.trained).float().cpu().numpy()
+        lasting = F.softplus(self.log_alpha.detach()) + self.openness / 2
+        return (lasting * self.trained).cpu().numpy()
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -160,6 +179,7 @@ class _Training:
         """All that a step changes, and which edges are trained."""
         return {
             "trained": self.trained,
+            "openness": self.openness,
             **remembered("log_alpha", self.log_alpha, self.masks_by),
             **remembered("multipliers", self.multipliers, self.multipliers_by),
         }
@@ -178,11 +198,18 @@ class _Training:
         return (opened * (HIGH - LOW) + LOW).clamp(0, 1) * self.trained
 
     def _share_cut(self) -> Tensor:
-        """Expected: the chance of a mask of exactly 0, averaged over edges."""
-        is_open = torch.sigmoid(self.log_alpha - TEMPERATURE * math.log(-LOW / HIGH))
+        """Expected: by the chance that a mask is above 0, between its lowest and its highest, averaged over edges."""
+        lowest, highest = (_chance_open(torch.tensor(bound)) for bound in (-BOUND, BOUND))
+        is_open = (_chance_open(self.log_alpha) - lowest) / (highest - lowest)
         return 1 - (is_open * self.trained).sum() / self.problem.t.graph.n_edges
 
     def _objective(self, p: Prompts, masks: Tensor) -> Tensor:
-        """Its mean over the batch."""
-        last = run_masked(self.problem.t, p.inputs, p.ablation, masks.unsqueeze(0), p.prefix, p.roles)
+        """Its mean over the batch. masks: float32"""
+        rows = masks.to(self.problem.t.dtype).unsqueeze(0)
+        last = run_masked(self.problem.t, p.inputs, p.ablation, rows, p.prefix, p.roles)
         return self.problem.mean_of(p)(last[0]) * (self.problem.n_examples / len(p.batch.examples))
+
+
+def _chance_open(log_alpha: Tensor) -> Tensor:
+    """Of a mask above 0."""
+    return torch.sigmoid(log_alpha - TEMPERATURE * math.log(-LOW / HIGH))

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from acdc.discovery.problem import Problem
+from acdc.patching.circuits import Prompts
 from acdc.progress import Checkpoint
 
 
@@ -39,3 +41,9 @@ def draws_of(seed: int, step: int) -> np.random.SeedSequence:
     """Random numbers that hang on the seed and the step (from -1 on) alone, so that a resumed search draws what it
     would have drawn."""
     return np.random.SeedSequence((seed, step + 1))
+
+
+def drawn_batch(problem: Problem, draws: np.random.Generator) -> Prompts:
+    """One batch, in proportion to its examples, so that each example weighs the same however they were batched."""
+    sizes = np.array([len(p.batch.examples) for p in problem.prompts])
+    return problem.prompts[int(draws.choice(len(sizes), p=sizes / sizes.sum()))]

@@ -28,7 +28,7 @@ from torch import Tensor
 from acdc.circuit import Scores
 from acdc.discovery.attribution import require_gradient
 from acdc.discovery.eap import score_eap_ig_inputs
-from acdc.discovery.mask_training import adam, draws_of, load, remembered, saved
+from acdc.discovery.mask_training import adam, drawn_batch, draws_of, load, remembered, saved
 from acdc.discovery.problem import Found, Problem
 from acdc.errors import ModelError, TaskError
 from acdc.graph import Graph
@@ -171,9 +171,8 @@ class _Training:
         return max(1, round(share * len(self.numbers)))
 
     def _prompts(self, draws: np.random.Generator) -> tuple[Prompts, PerExample]:
-        """Some examples of one batch, batches in proportion to their examples, and the model's objective on them."""
-        sizes = np.array([len(p.batch.examples) for p in self.problem.prompts])
-        p = self.problem.prompts[int(draws.choice(len(sizes), p=sizes / sizes.sum()))]
+        """Some examples of one batch, and the model's objective on them."""
+        p = drawn_batch(self.problem, draws)
         chosen = draws.choice(p.batch.examples, size=min(self.examples, len(p.batch.examples)), replace=False)
         narrowed = p.narrowed(chosen.tolist())
         assert narrowed is not None
