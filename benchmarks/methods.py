@@ -68,7 +68,7 @@ SMALL = 0.01  # share of edges at which the KL share is told
 STORED = Path(__file__).parent / "results" / "methods-cpu-2-cores.json"
 # What decides the numbers beside the method itself; a change elsewhere leaves them as they are.
 FILES = ("from_spec.py", "graph.py", "metrics.py", "prompting.py", "selection.py", "setting.py")
-ROOMS = ("evaluation", "models", "patching", "tasks", *FILES)
+ROOMS = ("models", "patching", "tasks", *FILES)
 ASKED = {"model", "task", "method", "metric", "ablation", "positions", "split_position", "compute"}
 
 BOTH = ["logit_diff", "kl_divergence"]
@@ -218,17 +218,21 @@ def key_of(cell: Cell, entry: Entry, prompts: int) -> str:
 
 @functools.cache
 def code_of(methods: frozenset[str]) -> str:
-    """A hash of the code of methods and of what judges them."""
-    modules = frozenset[str]().union(*(modules_of(METHODS[name].__module__) for name in methods))
+    """A hash of the code of methods and of what judges them: what this file takes of acdc.evaluation."""
+    used = [METHODS[name].__module__ for name in methods] + _imported(Path(__file__))
+    modules = frozenset[str]().union(*map(modules_of, used))
     return code_hash(lambda file: file.parts[0] in ROOMS or ".".join(("acdc", *file.with_suffix("").parts)) in modules)
 
 
 @functools.cache
 def modules_of(module: str) -> frozenset[str]:
-    """A module of acdc.discovery and those there that it imports, and so on."""
-    source = Path(acdc.__file__).parent / "discovery" / f"{module.rpartition('.')[2]}.py"
-    imported = re.findall(r"^from (acdc\.discovery\.\w+) import", source.read_text(), re.MULTILINE)
-    return frozenset({module}).union(*map(modules_of, imported))
+    """A module of acdc.discovery or acdc.evaluation and those there that it imports, and so on."""
+    source = Path(acdc.__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    return frozenset({module}).union(*map(modules_of, _imported(source)))
+
+
+def _imported(source: Path) -> list[str]:
+    return re.findall(r"^from (acdc\.(?:discovery|evaluation)\.\w+) import", source.read_text(), re.MULTILINE)
 
 
 def _known(cell: Cell, entry: Entry, prompts: int) -> Score | None:

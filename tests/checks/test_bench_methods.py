@@ -64,6 +64,9 @@ def test_a_row_hangs_on_the_code_of_its_method_and_not_on_that_of_others(benchma
     assert {"acdc.discovery.edge_pruning", "acdc.discovery.mask_ig", "acdc.discovery.attribution"} <= closure
     assert "acdc.discovery.exact" not in closure
     assert "acdc.discovery.relp" not in closure
+    judging = benchmark.modules_of("acdc.evaluation.curve")
+    assert {"acdc.evaluation.curve", "acdc.evaluation.faithfulness", "acdc.evaluation.bootstrap"} <= judging
+    assert "acdc.evaluation.hypotheses" not in judging
 
 
 def test_a_row_hangs_on_what_was_asked_with_defaults_written_out(
