@@ -1,4 +1,5 @@
-"""Examples drawn again, as groups where there are enough of them, and bootstrap intervals of a mean."""
+"""Examples drawn again, as groups where there are enough of them, and intervals of a mean: by the bootstrap, and where
+there are too few to draw from, Student's."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 MIN_GROUPS = 10  # fewer clusters than this say too little about how much clusters differ
 RESAMPLES = 2000
 LEVEL = 0.95
+T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)  # Student's t, .975, 1 to 8 degrees of freedom
 ROWS_AT_A_TIME = 512  # resampled means of so many rows are held at once
 
 
@@ -37,7 +39,8 @@ def units_of(groups: Sequence[str]) -> Units:
 
 @dataclass(frozen=True)
 class Interval:
-    """Percentile interval of a mean at the 95 % level. unit: what was drawn again, group or example, and how many."""
+    """Of a mean, at the 95 % level. unit: what was drawn again, group or example, and how many there are. A single
+    example has the interval of no width that it lies in: it says nothing."""
 
     low: float
     high: float
@@ -61,7 +64,8 @@ class Intervals:
 def mean_interval(values: npt.NDArray[np.generic], groups: Sequence[str], seed: int) -> Interval:
     """The interval of the mean of `values` [n_examples].
 
-    Drawn with replacement is what `units_of` says. A mean over drawn groups weighs examples, not groups.
+    Drawn with replacement is what `units_of` says. A mean over drawn groups weighs examples, not groups. Percentiles
+    of drawn means are too narrow where there is little to draw: fewer than ten examples have Student's interval.
     """
     drawn = mean_intervals(values, groups, seed)
     return Interval(float(drawn.low), float(drawn.high), drawn.unit, drawn.n_units)
@@ -73,6 +77,10 @@ def mean_intervals(values: npt.NDArray[np.generic], groups: Sequence[str], seed:
     if n == 0 or n != len(groups):
         raise ValueError(f"{n} values and {len(groups)} groups: give one group a value, and at least one value")
     units = units_of(groups)
+    if units.n < MIN_GROUPS:
+        half = _half_width(values) if n > 1 else 0.0
+        means = values.mean(-1, dtype=np.float64)
+        return Intervals(means - half, means + half, units.name, units.n)
     drawn = units.draw(RESAMPLES, seed)
     counts = drawn @ np.bincount(units.member_of, minlength=units.n)
     rows = values.reshape(-1, n).astype(np.float64)
@@ -84,3 +92,10 @@ def mean_intervals(values: npt.NDArray[np.generic], groups: Sequence[str], seed:
         bounds[:, first : first + ROWS_AT_A_TIME] = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
     low, high = bounds.reshape(2, *values.shape[:-1])
     return Intervals(low, high, units.name, units.n)
+
+
+def _half_width(values: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+    """Of Student's interval of the means of 2 to 9 values: [...]"""
+    n = values.shape[-1]
+    half: npt.NDArray[np.float64] = T_QUANTILES[n - 2] * values.std(-1, ddof=1, dtype=np.float64) / np.sqrt(n)
+    return half

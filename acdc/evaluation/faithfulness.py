@@ -44,8 +44,8 @@ class Scale:
 def scale_of(full: Outcome, empty: Outcome, groups: Sequence[str], seed: int) -> Scale:
     """The scale of a split from its model and its empty circuit.
 
-    f is withheld where the 95 % bootstrap interval of the mean of m(M) - m(empty) contains zero (the denominator may
-    have either sign), or where that mean is below 1e-6 of the largest metric seen (it is rounding).
+    f is withheld where the 95 % interval of the mean of m(M) - m(empty) contains zero (the denominator may have either
+    sign), of a single example, which has none, and where that mean is below 1e-6 of the largest metric (rounding).
     """
     return Scale(
         full=full.mean_metric,
@@ -59,7 +59,7 @@ def can_divide_by(full: Floats, empty: Floats, groups: Sequence[str], seed: int)
     """Whether the mean of full - empty [n_examples] is far enough from zero to be a denominator."""
     difference = full.astype(np.float64) - empty.astype(np.float64)
     is_rounding = abs(float(difference.mean())) <= ROUNDING * max(_largest(full), _largest(empty))
-    return not is_rounding and not mean_interval(difference, groups, seed).contains(0.0)
+    return not is_rounding and len(difference) > 1 and not mean_interval(difference, groups, seed).contains(0.0)
 
 
 def point_of(outcome: Outcome, scale: Scale, split: str, selected: Selected, fraction: float) -> Point:

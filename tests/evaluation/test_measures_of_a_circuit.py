@@ -17,7 +17,7 @@ from acdc.evaluation.behaviour import verdict_on
 from acdc.evaluation.bootstrap import mean_interval
 from acdc.evaluation.curve import sizes_of
 from acdc.evaluation.editing import complement
-from acdc.evaluation.faithfulness import point_of, scale_of
+from acdc.evaluation.faithfulness import can_divide_by, point_of, scale_of
 from acdc.evaluation.measuring import Ledger
 from acdc.evaluation.outcomes import Outcome
 from acdc.progress import Quiet
@@ -93,13 +93,13 @@ def test_sizes_are_whole_shares_and_every_size_on_a_graph_too_small_for_them():
 
 
 def test_f_is_a_ratio_of_means_and_not_a_mean_of_ratios():
-    scale = scale_of(outcome([10, 1.0]), outcome([0, 0.5]), "ab", 0)
-    point = point_of(outcome([5, 1.0]), scale, "search", Selected("signed", 7, 5), 0.1)
+    scale = scale_of(outcome([10, 1.0] * 6), outcome([0, 0.5] * 6), "ab" * 6, 0)
+    point = point_of(outcome([5, 1.0] * 6), scale, "search", Selected("signed", 7, 5), 0.1)
     assert point.f == pytest.approx((3 - 0.25) / (5.5 - 0.25))
     assert (point.split, point.rule, point.asked_for, point.connected) == ("search", "signed", 7, 5)
 
 
-@given(st.lists(st.floats(1, 3), min_size=2, max_size=10), st.lists(st.floats(-1, 0), min_size=10, max_size=10))
+@given(st.lists(st.floats(1, 3), min_size=10, max_size=20), st.lists(st.floats(-1, 0), min_size=20, max_size=20))
 def test_f_of_the_empty_circuit_is_zero_and_of_the_model_one(full, empty):
     full, empty = outcome(full), outcome(empty[: len(full)])
     scale = scale_of(full, empty, ["g"] * len(full.metric), 0)
@@ -115,6 +115,19 @@ def test_f_is_withheld_where_the_denominator_may_have_either_sign():
     assert not scale_of(outcome(noise), outcome(np.zeros(40)), ["g"] * 40, 0).can_divide
     assert scale_of(outcome(noise + 1), outcome(np.zeros(40)), ["g"] * 40, 0).can_divide
     assert scale_of(outcome(noise - 1), outcome(np.zeros(40)), ["g"] * 40, 0).can_divide
+
+
+def test_f_is_withheld_of_a_single_prompt_and_of_few_that_disagree():
+    assert not scale_of(outcome([3.0]), outcome([0.0]), "a", 0).can_divide
+    assert not scale_of(outcome([3.0, 0.5]), outcome([0.0, 0.0]), "ab", 0).can_divide
+    assert scale_of(outcome([3.0, 2.9]), outcome([0.0, 0.0]), "ab", 0).can_divide
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 9])
+def test_noise_is_a_denominator_in_one_of_twenty_samples_however_few_the_prompts(n):
+    noise = np.random.default_rng(0).standard_normal((2000, n))
+    taken = sum(can_divide_by(row, np.zeros(n), ["g"] * n, 0) for row in noise)
+    assert taken / 2000 == pytest.approx(0.05, abs=0.015)
 
 
 def test_f_is_withheld_where_the_denominator_is_rounding():
