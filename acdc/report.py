@@ -94,9 +94,9 @@ class KStar:
     """The smallest connected circuit with f in [.8, 1.2] and KL(C) <= KL(empty) / 2, held out.
 
     met: whether any size did. nearest: where none up to 2 % of the edges did, the points up to there that came closest,
-    best first; without any that met, `point` is the first of them. chosen_on: search where the circuit meets the
-    conditions on the search prompts too (the rule), held_out where on the held-out prompts alone. looks: how many
-    circuits met them on the search prompts and were then tried held out.
+    best first; where none did at all, the closest of all sizes, and `point` is the first of them. chosen_on: search
+    where the circuit meets the conditions on the search prompts too (the rule), held_out where on the held-out prompts
+    alone. looks: how many circuits met them on the search prompts and were then tried held out.
     """
 
     met: bool

@@ -49,7 +49,7 @@ class Plan:
     knock_outs: random sets of nodes for completeness, besides those of layers and the greedy ones; 0 leaves it at the
     complement. minimality: edges whose removal is measured. tests: random circuits and paths that the hypothesis tests
     compare with; 0 leaves out those that need any. other_ablations: how many the kept circuit is run under besides.
-    reach: a faithfulness; the smallest circuit of the first rule of k_star_rules that has it is kept, instead of k*.
+    reach: a faithfulness; the smallest circuit by any of k_star_rules that has it is kept, instead of k*.
     """
 
     grid: Sequence[float]
@@ -101,7 +101,7 @@ def n_evaluations(graph: Graph, plan: Plan, *, with_k_star: bool) -> Cost:
     both = 3 + len(rules) * len(sizes)  # the model, the empty circuit, the kept one; then the sizes
     if with_k_star:
         both += most_trials(sizes, graph.n_edges, len(plan.rules_of_k_star))
-        both += reaching.most_trials(sizes) if plan.reach is not None else 0
+        both += reaching.most_trials(sizes, len(plan.rules_of_k_star)) if plan.reach is not None else 0
     held_out = len(_band_sizes(plan, graph)) * plan.band_circuits if plan.rules else 0
     held_out += plan.random_circuits + plan.more_for_tests
     held_out += plan.tests if plan.tests >= FEWEST_CIRCUITS else 0  # what is left without each
@@ -147,7 +147,7 @@ def judge(
     ranked = [rankings[rule] for rule in plan.rules_of_k_star if rule in rankings]
     if kept is None and plan.reach is not None and ranked:
         progress.phase(f"the smallest circuit with f of {plan.reach:g}", 0)
-        kept = reaching.smallest_reaching(judging, ranked[0], sizes, plan.reach)
+        kept = reaching.smallest_reaching(judging, ranked, sizes, plan.reach)
         if kept is None:
             notes.append(f"no size tried has f of {plan.reach:g} on the searched prompts: k* was looked for instead")
             progress.log(notes[-1])
@@ -170,7 +170,7 @@ def _prepare(graph: Graph, search: Split, held_out: Split, plan: Plan, progress:
     for i, (name, ledger) in enumerate(ledgers.items()):
         scales[name] = scale_on(ledger, graph, plan.seed, done_before=2 * i)
         if not scales[name].can_divide:
-            progress.log(f"f is withheld on the {name} prompts: m(M) - m(empty) is too small to divide by")
+            progress.log(f"f is withheld on the {name} prompts: m(M) - m(empty) may as well be zero")
     return Judge(graph, ledgers, scales)
 
 

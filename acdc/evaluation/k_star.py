@@ -98,8 +98,8 @@ def find_k_star(judge: Judge, rankings: Sequence[Ranking], sizes: Sequence[Size]
     """The smallest swept circuit that meets both conditions, over all rules; ties go to the first rule's name.
 
     `point` is its held-out point. Where no size up to 2 % meets them held out, `nearest` holds the three held-out
-    points up to 2 % with the least `shortfall` (k* itself may then be larger). None where f is withheld on either
-    split, or nothing is ranked.
+    points up to 2 % with the least `shortfall` (k* itself may then be larger); where no size meets them at all, those
+    of all sizes, and `point` is the first. None where f is withheld on either split, or nothing is ranked.
     """
     if not rankings or not sizes or not all(scale.can_divide for scale in judge.scales.values()):
         return None
@@ -163,6 +163,7 @@ def _choose(sweep: _Sweep) -> KStar:
             return KStar(True, confirmed[0], nearest, "search", sweep.looks)
         if unconfirmed := list(filter(meets, sweep.held_out(among))):
             return KStar(True, unconfirmed[0], nearest, "held_out", sweep.looks)
+    nearest = tuple(sorted(sweep.held_out(every), key=shortfall)[:N_NEAREST])
     return KStar(False, nearest[0], nearest, "held_out", sweep.looks)
 
 

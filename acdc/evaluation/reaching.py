@@ -1,4 +1,4 @@
-"""The smallest circuit of a ranking that reaches a faithfulness, on the prompts that were searched.
+"""The smallest circuit that reaches a faithfulness, of one or several rankings, on the prompts that were searched.
 
 f is not monotone in size, so this is a search of stated sizes: those of the curve from small to large, and between the
 first that reaches it and the one before, bisection in the logarithm of size. It ends at a size that reaches it, where
@@ -16,13 +16,19 @@ from acdc.selection import Kept, Ranking
 BISECTIONS = 6
 
 
-def most_trials(sizes: Sequence[Size]) -> int:
+def most_trials(sizes: Sequence[Size], n_rules: int) -> int:
     """Circuits that `smallest_reaching` measures on the search prompts, at most."""
-    return len(sizes) + BISECTIONS
+    return n_rules * (len(sizes) + BISECTIONS)
 
 
-def smallest_reaching(judge: Judge, ranking: Ranking, sizes: Sequence[Size], wanted: float) -> Kept | None:
-    """The circuit; None where f is withheld, or no size tried reaches `wanted`. Raises Cancelled."""
+def smallest_reaching(judge: Judge, rankings: Sequence[Ranking], sizes: Sequence[Size], wanted: float) -> Kept | None:
+    """The circuit of fewest connected edges, of the first ranking where several have as few; None where f is withheld,
+    or no size tried reaches `wanted`. Raises Cancelled."""
+    found = [kept for ranking in rankings if (kept := _smallest(judge, ranking, sizes, wanted)) is not None]
+    return min(found, key=lambda kept: kept.selected.connected, default=None)
+
+
+def _smallest(judge: Judge, ranking: Ranking, sizes: Sequence[Size], wanted: float) -> Kept | None:
     low = 0
     for size in sizes:
         if _reaches(judge, ranking, size.n, wanted):

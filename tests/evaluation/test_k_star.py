@@ -127,9 +127,10 @@ def test_where_no_size_meets_at_all_k_star_is_missed_and_its_point_is_the_neares
     scores, search, held_out = measures(MEDIUM, 4)
     judge = judge_of(MEDIUM, search, held_out)
     ranking = rank(MEDIUM, scores, MEDIUM.legal, "absolute")
-    star = find_k_star(judge, [ranking], sizes_of((0.01, 0.02), MEDIUM.n_edges))
+    star = find_k_star(judge, [ranking], sizes_of((0.01, 0.02, 0.05), MEDIUM.n_edges))
     assert not star.met
     assert star.point == star.nearest[0]
+    assert star.point.fraction == pytest.approx(0.05, rel=0.01), "the nearest of all sizes, not of small ones alone"
 
 
 def test_there_is_no_k_star_where_f_is_withheld_or_nothing_is_ranked():

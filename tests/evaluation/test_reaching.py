@@ -37,6 +37,16 @@ def test_on_a_small_graph_it_is_the_smallest_of_all(rule, wanted):
     assert result.report.k_star is None
 
 
+def test_where_no_rule_was_given_the_smallest_by_any_rule_is_kept():
+    scores, search, held_out = case(MEDIUM)
+    signs = np.where(np.random.default_rng(1).random(scores.shape) < 0.5, -1, 1).astype(np.float32)
+    plan = Plan(GRID, rules=("signed", "absolute"), random_circuits=0, band_circuits=0, reach=0.5)
+    splits = {"search": search, "held_out": held_out}  # an edge matters by its size, whatever the sign it was given
+    result = judge(MEDIUM, scores * signs, MEDIUM.legal, **splits, plan=plan, progress=Notes())
+    assert result.kept.selected.rule == "absolute"
+    assert sum(search.measure.calls) <= n_evaluations(MEDIUM, plan, with_k_star=True).search
+
+
 @pytest.mark.parametrize("wanted", [0.05, 0.3, 0.77, 0.99])
 def test_on_a_large_graph_a_slightly_smaller_one_does_not_reach_it(wanted):
     scores, result, search, plan = reached(MEDIUM, wanted)
