@@ -389,19 +389,21 @@ def _number(value: float | None) -> str:
 
 
 def figures_of(by_cell: Mapping[str, Mapping[str, Score | None]]) -> list[Figure]:
-    """Over the cells in which the baseline (and for the default, the default) was run."""
+    """Over the cells in which the baseline was run beside another; of the default, those in which it was run beside at
+    least two, since the best of itself and the baseline says little."""
     ratios, gaps, costs = [], [], []
     for cell, rows_of in by_cell.items():
         scores = {name: score for name, score in rows_of.items() if score is not None}
         known = {n: s.cmd_guarded for n, s in scores.items() if s.cmd_guarded is not None}
         others = {name: value for name, value in known.items() if name != BASELINE}
+        among = f"of the {len(known)} of {len(rows_of)} methods run there"
         if BASELINE in known and others:
             best = min(others, key=lambda name: others[name])
-            ratios.append((others[best] / known[BASELINE], cell, best))
-        if DEFAULT in known:
+            ratios.append((others[best] / known[BASELINE], f"{cell}, {best} {among}"))
+        if DEFAULT in known and len(known) > 2:
             best = min(known, key=lambda name: known[name])
-            gaps.append((known[DEFAULT] - known[best], cell, best))
-            costs.append((scores[DEFAULT].seconds / scores[best].seconds, cell, best))
+            gaps.append((known[DEFAULT] - known[best], f"{cell}, {best} {among}"))
+            costs.append((scores[DEFAULT].seconds / scores[best].seconds, f"{cell}, {best} {among}"))
     found = []
     for name, rows, target, unit, what in (
         ("cmd-best-over-eap-ig-worst-cell", ratios, 0.5, "of EAP-IG's", "best other method's guarded CMD, held out"),
@@ -409,11 +411,11 @@ def figures_of(by_cell: Mapping[str, Mapping[str, Score | None]]) -> list[Figure
         ("cost-default-over-best", costs, 0.1, "of its time", f"CPU time of {DEFAULT} over that of the best"),
     ):
         if rows:
-            value, cell, best = max(rows)
-            how = f"{what}; worst of {len(rows)} in {len(by_cell)} cells: {cell}, {best}"
+            value, where = max(rows)
+            how = f"{what}; worst of {len(rows)} of {len(by_cell)} cells: {where}"
             found.append(Figure(name, value, unit, target, "lower", len(rows), how))
     if ratios:
-        middle, how = statistics.median(ratio for ratio, *_ in ratios), "the same, in the middle of the cells"
+        middle, how = statistics.median(ratio for ratio, _ in ratios), "the same, in the middle of the cells"
         found.append(Figure("cmd-best-over-eap-ig-median", middle, "of EAP-IG's", None, "lower", len(ratios), how))
     return found
 
