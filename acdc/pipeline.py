@@ -21,6 +21,7 @@ from acdc.evaluation.editing import complement, edited
 from acdc.evaluation.judging import Judgement, judge
 from acdc.evaluation.memory import Memory
 from acdc.evaluation.random_circuits import random_circuits
+from acdc.feasible import edges_asked_for, require_feasible
 from acdc.from_spec import (
     held_out_under,
     job_of,
@@ -53,12 +54,14 @@ from acdc.spec import (
     OnCircuit,
     PatchSpec,
     PromptsSpec,
+    Selection,
     TrySpec,
     reference_of,
 )
 from acdc.stages import Stages
 
 PARTLY = "{} of {} edges have a score: circuits of any size are cut from these, and areas and k* are of these alone"
+FEWER_SCORED = "selection.size asks for {} edges and {} have a score: all of these are taken"
 NO_CURVE = "no curve: what edges cost while the search decided on them puts them in no order"
 
 
@@ -103,6 +106,7 @@ def discover(loaded: Loaded, spec: DiscoverSpec, progress: Progress) -> list[Res
     begin = time.monotonic()
     stages = Stages(progress)
     setting = setting_of(loaded, spec, progress)
+    require_feasible(spec, setting.t.graph)
     recorded = recorded_parameters(spec)
     objective = " + ".join(spec.objectives)
     results = []
@@ -114,18 +118,21 @@ def discover(loaded: Loaded, spec: DiscoverSpec, progress: Progress) -> list[Res
         judgement = _judge(setting, spec, found, kept, progress, stages.memory)
         wall_time_s = search_s + time.monotonic() - begin
         method = found.label or spec.method.name
-        notes = [*judgement.notes, *_said_of(setting.t.graph, found)]
+        notes = [*judgement.notes, *_said_of(setting.t.graph, found, spec.selection)]
         provenance = provenance_of(setting, spec, method, recorded, objective, wall_time_s, found, notes)
         results.append(Result(found.key, _circuit(setting, found, judgement, provenance)))
     return results
 
 
-def _said_of(graph: Graph, found: Found) -> list[str]:
-    """What a reader of the curve has to know of the scores behind it."""
+def _said_of(graph: Graph, found: Found, selection: Selection) -> list[str]:
+    """What a reader of the curve and of the circuit's size has to know of the scores behind them."""
     if not found.is_ranking:
         return [NO_CURVE]
     n_scored = int((found.tested & graph.legal).sum())
-    return [] if n_scored == graph.n_edges else [PARTLY.format(f"{n_scored:,}", f"{graph.n_edges:,}")]
+    said = [] if n_scored == graph.n_edges else [PARTLY.format(f"{n_scored:,}", f"{graph.n_edges:,}")]
+    if (asked_for := edges_asked_for(selection, graph.n_edges) or 0) > n_scored:
+        said.append(FEWER_SCORED.format(f"{asked_for:,}", f"{n_scored:,}"))
+    return said
 
 
 def rehearse(spec: DiscoverSpec, *, models: ModelCache, progress: Progress) -> Rehearsal:
@@ -201,6 +208,7 @@ def evaluate(loaded: Loaded, spec: EvaluateSpec, progress: Progress, source: Cir
     graph = setting.t.graph
     if source is not None:
         require_the_same_graph(loaded, graph, source)
+    require_feasible(spec, graph)
     kept, idle = _kept_to_evaluate(graph, spec, source)
     found = _found_before(graph, source)
     judgement = _judge(setting, spec, found, kept, progress, Stages(progress).memory)

@@ -304,9 +304,67 @@ def test_infinite_thresholds_are_stored_and_read_back(
     assert spec.method.thresholds == (threshold,)  # type: ignore[union-attr]
 
 
-def test_more_edges_than_there_are_cannot_be_asked_for(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(TaskError, match="asks for 1,000,000 edges and this graph has 190"):
-        discover(model, tokenizer, selection={"size": 1_000_000})
+class Phases(Quiet):
+    """Keeps the names of the phases that began."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def phase(self, name: str, total: int) -> None:
+        self.names.append(name)
+
+
+@pytest.mark.parametrize(
+    ("asked", "where", "said"),
+    [
+        ({"selection": {"size": 1_000_000}}, "selection.size", "asks for 1,000,000 edges and this graph has 190"),
+        ({"selection": {"size": 0.001}}, "selection.size", "0.001 of 190 edges is less than one edge"),
+        ({"method": {"name": "edge-pruning", "edges": 191}}, "method.edges", "191 edges and the search has 190"),
+        (
+            {"method": {"name": "acdc", "edges": 50, "warm_start": 0.2}, "selection": {}},
+            "method.edges",
+            "asks for 50 edges and the search has 38 to keep: ask for fewer or raise `warm_start`",
+        ),
+        (
+            {"method": {"name": "ensemble", "methods": ["exact", {"name": "edge-pruning", "edges": 300}]}},
+            "method.methods.1.edges",
+            "asks for 300 edges and the search has 190 to keep",
+        ),
+    ],
+)
+def test_what_the_graph_cannot_give_is_refused_before_the_search(
+    model: Any, tokenizer: PreTrainedTokenizerFast, asked: dict[str, Any], where: str, said: str
+) -> None:
+    progress = Phases()
+    with pytest.raises(TaskError, match="graph of 190 edges") as caught:
+        discover(model, tokenizer, progress=progress, **asked)
+    (fault,) = caught.value.faults
+    assert fault.where == where
+    assert said in fault.message
+    assert progress.names[-1] == "clean and ablated runs", "the setting is made and nothing is searched"
+
+
+def test_all_that_the_graph_cannot_give_is_told_at_once(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(TaskError) as caught:
+        discover(model, tokenizer, method={"name": "edge-pruning", "edges": 191}, selection={"size": 200})
+    assert [fault.where for fault in caught.value.faults] == ["selection.size", "method.edges"]
+
+
+def test_a_size_beyond_the_edges_that_have_a_score_is_told(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    found = discover(model, tokenizer, method={"name": "exact", "receivers": 3}, selection={"size": 0.5})
+    n_scored = int(found.tested.sum())
+    assert n_scored < 95 == found.selected.asked_for
+    said = f"selection.size asks for 95 edges and {n_scored} have a score: all of these are taken"
+    assert said in found.provenance.run.notes
+    within = discover(model, tokenizer, method={"name": "exact", "receivers": 3}, selection={"size": 2})
+    assert not any("selection.size" in note for note in within.provenance.run.notes)
+
+
+def test_an_evaluation_refuses_a_size_of_no_edge(tokenizer: PreTrainedTokenizerFast, circuit: Circuit) -> None:
+    asked = {"kind": "evaluate", "circuit": "stored", "selection": {"size": 0.001}}
+    spec = parse_job(with_defaults_of(circuit.provenance.run.spec, asked))
+    with pytest.raises(TaskError, match="less than one edge"):
+        run_on(describe_loaded(tiny("llama", torch.float32), tokenizer), spec, Quiet(), circuit)
 
 
 def test_an_evaluation_on_other_weights_says_so(tokenizer: PreTrainedTokenizerFast, circuit: Circuit) -> None:
