@@ -247,6 +247,59 @@ def _as_method(value: object) -> object:
     return written_out("method", value)
 
 
+ALL = 1.0
+"""The share that is all edges. A number without a point counts: 1 is one edge."""
+
+
+def _size(value: object) -> int | float | None:
+    """A number of edges as an int, a share of them as a float; None for what is neither. JSON and YAML keep 1 and 1.0
+    apart and some languages do not, so all edges have a word besides."""
+    match value:
+        case bool():
+            return None
+        case "all":
+            return ALL
+        case int() if value >= 1:
+            return value
+        case float() if 0 < value <= ALL:
+            return value
+        case float() if value > ALL and value.is_integer():
+            return int(value)
+    return None
+
+
+def _as_size(value: object) -> object:
+    if (size := _size(value)) is None:
+        raise ValueError(
+            f"give a number of edges (100), a share of them (0.01) or all, not {value!r}; 1 is one edge and 1.0 is all"
+        )
+    return size
+
+
+def _as_part(value: object) -> object:
+    size = _size(value)
+    if size is None or (isinstance(size, float) and size == ALL):
+        raise ValueError(
+            f"give a number of edges (100) or a share of them below 1.0 (0.01), not {value!r}; 1 is one edge and 1.0 "
+            "would be all"
+        )
+    return size
+
+
+def _as_count(value: object) -> object:
+    size = _size(value)
+    if not isinstance(size, int):
+        raise ValueError(f"give a number of edges (100), not {value!r}; 1 is one edge")
+    return size
+
+
+_Count = Annotated[int, Field(ge=1)]
+_Share = Annotated[float, Field(gt=0, lt=ALL)]
+# However it is written, one thing reads it: all edges, a part of them, a number of them.
+Size = Annotated[int | float, BeforeValidator(_as_size, json_schema_input_type=_Count | _Share | Literal["all"])]
+Part = Annotated[int | float, BeforeValidator(_as_part, json_schema_input_type=_Count | _Share)]
+Count = Annotated[int, BeforeValidator(_as_count, json_schema_input_type=_Count)]
+
 PER_EXAMPLE = ("eap", "eap-ig-inputs", "eap-ig-activations", "eap-ig-qk", "mask-ig", "relp", "gim")
 """Methods that give the scores of every prompt as well."""
 
@@ -341,7 +394,9 @@ class EdgePruning(Frozen):
     """A mask for every edge, trained until as many are cut as wanted."""
 
     name: Literal["edge-pruning"] = "edge-pruning"
-    edges: float = Field(default=0.02, gt=0, description="to leave open: a number of edges, or below 1 a share of all")
+    edges: Part = Field(
+        default=0.02, description="to leave open: a number of edges (100; 1 is one edge), or a share of them (0.01)"
+    )
     steps: int = Field(default=1000, ge=1, le=100_000)
     rate: float = Field(default=0.1, gt=0, le=10, description="Adam's learning rate of the masks")
     penalty_rate: float = Field(default=0.1, gt=0, le=10, description="that of the penalty on too many open edges")
@@ -433,8 +488,8 @@ class Acdc(Frozen):
 
     name: Literal["acdc"] = "acdc"
     thresholds: tuple[float, ...] = Field(default=(0.01,), max_length=100)
-    edges: int | None = Field(
-        default=None, ge=1, description="instead of thresholds: the one that keeps about so many edges, bisected"
+    edges: Count | None = Field(
+        default=None, description="instead of thresholds: the one that keeps about so many edges, bisected"
     )
     rule: Rule = "signed"
     objective: MetricName | None = Field(default=None, description="kl_divergence by default")
@@ -875,14 +930,6 @@ class EvaluationSpec(Frozen):
         return tuple(sorted(set(value)))
 
 
-def _as_size(value: object) -> object:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    is_share = isinstance(value, float) and 0 < value <= 1
-    if value is not None and not (is_count or is_share):
-        raise ValueError(f"give a number of edges (100) or a share of them (0.01; 1.0 is all), not {value!r}")
-    return value
-
-
 class Selection(Frozen):
     """Which circuit of all scores is kept. Give `size` as a number of edges or a share of them, or `faithfulness` to
     reach; without both it is k*: the smallest connected circuit with f in [.8, 1.2] and KL(C) <= KL(empty) / 2. `acdc`
@@ -891,7 +938,10 @@ class Selection(Frozen):
     rule: Literal["signed", "absolute", "greedy"] | None = Field(
         default=None, description="by default signed with a size, and the one with the smaller k* without"
     )
-    size: Annotated[int | float, BeforeValidator(_as_size)] | None = None
+    size: Size | None = Field(
+        default=None,
+        description="a number of edges (100; 1 is one edge), or a share of them (0.01; 1.0 or `all` is all)",
+    )
     faithfulness: float | None = Field(
         default=None,
         gt=0,

@@ -1,4 +1,4 @@
-import { el, facts, field, number, problemBox, say, select, table, when } from "./dom.js";
+import { el, facts, field, number, problemBox, say, select, table, when, sizeOf } from "./dom.js";
 import { naturalSize, picture, saveButtons } from "./files.js";
 import { dataView } from "./jobs.js";
 import { follow, get, send } from "./service.js";
@@ -133,7 +133,7 @@ function evaluateForm(root, circuit) {
     const body = {};
     for (const name of ["metric", "ablation"]) if (form.get(name)) body[name] = form.get(name);
     if (form.get("extent")) body.evaluation = form.get("extent");
-    if (form.get("size")) body.selection = { size: Number(form.get("size")) };
+    if (form.get("size")) body.selection = { size: sizeOf(form.get("size")) };
     const edit = Object.fromEntries(["add_edges", "remove_edges", "add_nodes", "remove_nodes"].map((name) => [name, lines(form.get(name))]).filter(([, list]) => list.length));
     if (Object.keys(edit).length) body.edit = edit;
     try {
@@ -147,7 +147,7 @@ function evaluateForm(root, circuit) {
     field("Metric", select("metric", same(METRICS)), `It was ${circuit.metric}.`),
     field("Ablation value", select("ablation", same(["resample", "zero", "mean"])), `It was ${circuit.ablation}.`),
     field("How much", select("extent", [["", "as it was"], ["standard", "standard"], ["full", "full: completeness, minimality, tests"]])),
-    field("Size", el("input", { name: "size", type: "number", min: "0", step: "any" }), "A number of edges, or a share below 1."),
+    field("Size", el("input", { name: "size", inputmode: "decimal" }), "A number of edges (100), a share of them (0.01), or all."),
     el("details", {}, el("summary", {}, "Add or remove edges and nodes"),
       field("Add edges", el("input", { name: "add_edges", placeholder: "5.5->9.6.q" })),
       field("Remove edges", el("input", { name: "remove_edges" })),

@@ -19,6 +19,13 @@ export function number(value) {
   return Math.abs(value) >= 0.001 && Math.abs(value) < 1e6 ? String(Number(value.toPrecision(4))) : value.toExponential(2);
 }
 
+// A number of edges or a share of them, as it was typed: 1 is one edge and 1.0 is all, which are one number here, so all
+// edges are sent as the word. What is no number goes as it is: the service says what it wants.
+export function sizeOf(text) {
+  if (/^1\.0*$/.test(text.trim())) return "all";
+  return Number.isFinite(Number(text)) ? Number(text) : text.trim();
+}
+
 export function when(text) {
   return text ? el("time", { datetime: text }, new Date(text).toLocaleString()) : "–";
 }

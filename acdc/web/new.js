@@ -1,4 +1,4 @@
-import { el, facts, field, number, problemBox, select } from "./dom.js";
+import { el, facts, field, number, problemBox, select, sizeOf } from "./dom.js";
 import { get, send } from "./service.js";
 
 // The form writes into the JSON box and the box is what is sent: nothing that a spec can say is out of reach.
@@ -53,19 +53,24 @@ export async function newPage() {
 // Controls for the plain properties of a JSON schema; what is more than that is left to the box.
 function controls(schema) {
   return Object.entries(schema.properties).filter(([name]) => name !== "name").map(([name, property]) => {
-    const options = property.anyOf?.map((one) => one.items ?? one).find((one) => one.enum) ?? property;
-    if (options.enum) return field(name, select(name, [["", "default"], ...options.enum.map((value) => [value, value])], ""), property.description);
+    const ways = property.anyOf ?? [property];
+    const list = ways.find((one) => one.type === "array");
+    const words = (list?.items ?? ways.find((one) => one.enum))?.enum;
+    if (words) return field(name, select(name, [["", "default"], ...words.map((value) => [value, value])], ""), property.description);
     const isNumber = ["integer", "number"].includes(property.type);
     const attributes = isNumber ? { type: "number", min: property.minimum?.toString(), max: property.maximum?.toString(), step: property.type === "integer" ? "1" : "any" } : {};
     const value = Array.isArray(property.default) ? property.default.map((one) => one.name ?? one).join(", ") : String(property.default ?? "");
-    return field(name, el("input", { name, value, "data-type": property.type, ...attributes }), property.description);
+    const kinds = new Set(ways.map((one) => one.type));
+    const kind = list ? "array" : kinds.has("integer") && kinds.has("number") ? "size" : kinds.has("integer") || kinds.has("number") ? "number" : property.type;
+    return field(name, el("input", { name, value, "data-type": kind, ...attributes }), property.description);
   });
 }
 
 function read(input) {
   if (input.value === "") return undefined;
   if (input.dataset.type === "array") return input.value.split(/[\s,]+/).filter(Boolean).map((part) => Number.isFinite(Number(part)) ? Number(part) : part);
-  return input.type === "number" ? Number(input.value) : input.value;
+  if (input.dataset.type === "size") return sizeOf(input.value);
+  return input.dataset.type === "number" && Number.isFinite(Number(input.value)) ? Number(input.value) : input.value;
 }
 
 function costView(cost) {

@@ -160,6 +160,43 @@ def test_search_is_submitted_and_cancelled_by_hand(browser: Browser, store: Stor
     browser.until_text("cancelled")
 
 
+@pytest.mark.parametrize(("typed", "sent"), [("1", 1), ("1.0", 1.0), ("all", 1.0), ("0.5", 0.5), ("20", 20)], ids=str)
+def test_one_edge_and_all_edges_are_told_apart_in_the_form(
+    browser: Browser, store: Store, hostile_circuit: str, typed: str, sent: float
+) -> None:
+    browser.open(f"/circuits/{hostile_circuit}")
+    browser.find("input[name=size]").send_keys(typed, Keys.ENTER)
+    browser.until(lambda _: store.jobs.list().items)
+    (job,) = store.jobs.list().items
+    size = job.spec["selection"]["size"]
+    assert (size, type(size)) == (sent, type(sent))
+
+
+def test_a_size_that_is_none_is_not_taken_for_no_size(browser: Browser, store: Store, hostile_circuit: str) -> None:
+    browser.open(f"/circuits/{hostile_circuit}")
+    browser.find("input[name=size]").send_keys("half", Keys.ENTER)
+    browser.until_text("give a number of edges (100), a share of them (0.01) or all, not 'half'")
+    assert not store.jobs.list().items
+
+
+def test_parameters_that_may_be_left_out_are_sent_as_numbers(browser: Browser, store: Store) -> None:
+    browser.open("/new")
+    for method, changed in {
+        "edge-pruning": {"edges": "100", "warm_start": "0.5"},
+        "acdc": {"edges": "7", "thresholds": ""},
+    }.items():
+        Select(browser.find("select[name=method]")).select_by_value(method)
+        for name, typed in changed.items():
+            browser.find(f"input[name={name}]").clear()
+            browser.find(f"input[name={name}]").send_keys(typed, Keys.SPACE, Keys.BACKSPACE)
+        browser.find("button.main").click()
+        browser.until_text("queued")
+        browser.open("/new")
+    acdc, pruning = (job.spec["method"] for job in store.jobs.list().items)
+    assert (pruning["edges"], pruning["warm_start"]) == (100, 0.5)
+    assert (acdc["edges"], acdc["thresholds"]) == (7, [])
+
+
 def test_faults_of_a_spec_are_all_shown(browser: Browser) -> None:
     browser.open("/new")
     box = browser.find("textarea[name=spec]")
