@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -52,6 +52,21 @@ _WORD_OF = {"task": "name", "method": "name", "map": "name", "ablation": "kind",
 
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="strings")
+
+
+class Contradictions(ValueError):
+    """What a job's validator found, all of it: choices that are right alone and not together. Places count from the top
+    of the job."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        super().__init__("; ".join(map(str, faults)))
+        self.faults = faults
+
+
+def refuse(faults: Iterable[Fault]) -> None:
+    """Raises Contradictions if there are any."""
+    if found := tuple(faults):
+        raise Contradictions(found)
 
 
 def written_out(key: str, value: object) -> object:
@@ -312,14 +327,27 @@ BY_ROLE = (
 # -- methods: one class each; the function's keyword arguments are its fields ------------------------------------------
 
 
-class Eap(Frozen):
+class Method(Frozen):
+    def contradictions(self, n_prompts: int | None) -> Iterator[Fault]:
+        """Its own choices that are not to be had together; places count from the method. n_prompts: searched on, None
+        where it is not known."""
+        yield from ()
+
+
+def _moved_into(where: str, faults: Iterable[Fault]) -> Iterator[Fault]:
+    """The same, their places counted from further out."""
+    for fault in faults:
+        yield Fault(f"{where}.{fault.where}", fault.message)
+
+
+class Eap(Method):
     """Edge attribution patching: gradient times activation difference on every edge."""
 
     name: Literal["eap"] = "eap"
     objective: Objectives | None = Field(default=None, description="by default the job's metric")
 
 
-class EapIgInputs(Frozen):
+class EapIgInputs(Method):
     """EAP with the gradient integrated along the embeddings' path from corrupt to clean."""
 
     name: Literal["eap-ig-inputs"] = "eap-ig-inputs"
@@ -327,7 +355,7 @@ class EapIgInputs(Frozen):
     objective: Objectives | None = None
 
 
-class EapIgActivations(Frozen):
+class EapIgActivations(Method):
     """EAP with the gradient integrated along the path of every node's own output."""
 
     name: Literal["eap-ig-activations"] = "eap-ig-activations"
@@ -335,7 +363,7 @@ class EapIgActivations(Frozen):
     objective: Objectives | None = None
 
 
-class EapIgQk(Frozen):
+class EapIgQk(Method):
     """EAP-IG with attention computed anew for edges into queries and keys, where sharp attention hides gradients."""
 
     name: Literal["eap-ig-qk"] = "eap-ig-qk"
@@ -343,7 +371,7 @@ class EapIgQk(Frozen):
     objective: Objectives | None = None
 
 
-class MaskIg(Frozen):
+class MaskIg(Method):
     """Gradients integrated over the mask itself, every edge faded in together from the empty circuit."""
 
     name: Literal["mask-ig"] = "mask-ig"
@@ -351,14 +379,14 @@ class MaskIg(Frozen):
     objective: Objectives | None = None
 
 
-class NodeAp(Frozen):
+class NodeAp(Method):
     """Node attribution patching: an edge gets the smaller score of its two nodes."""
 
     name: Literal["node-ap"] = "node-ap"
     objective: Objectives | None = None
 
 
-class NodeApIg(Frozen):
+class NodeApIg(Method):
     """Node attribution patching with the gradient integrated along the embeddings' path."""
 
     name: Literal["node-ap-ig"] = "node-ap-ig"
@@ -366,7 +394,7 @@ class NodeApIg(Frozen):
     objective: Objectives | None = None
 
 
-class Relp(Frozen):
+class Relp(Method):
     """Relevance patching: attribution with layer-wise relevance propagation in place of the gradient."""
 
     name: Literal["relp"] = "relp"
@@ -376,7 +404,7 @@ class Relp(Frozen):
     objective: Objectives | None = None
 
 
-class Gim(Frozen):
+class Gim(Method):
     """Attribution with gradients that see past the self-repair of attention (gradient interaction modifications)."""
 
     name: Literal["gim"] = "gim"
@@ -384,13 +412,13 @@ class Gim(Frozen):
     objective: Objectives | None = None
 
 
-class InformationFlowRoutes(Frozen):
+class InformationFlowRoutes(Method):
     """How near what a sender writes is to what a receiver reads; no metric, no ablation, no gradient."""
 
     name: Literal["information-flow-routes"] = "information-flow-routes"
 
 
-class EdgePruning(Frozen):
+class EdgePruning(Method):
     """A mask for every edge, trained until as many are cut as wanted."""
 
     name: Literal["edge-pruning"] = "edge-pruning"
@@ -406,8 +434,16 @@ class EdgePruning(Frozen):
     mask_seed: int = Field(default=0, ge=0, lt=2**63, description="of the masks drawn in every step")
     objective: MetricName | None = Field(default=None, description="kl_divergence by default")
 
+    def contradictions(self, n_prompts: int | None) -> Iterator[Fault]:
+        if self.warm_start is not None and self.warm_start < self.edges < 1:
+            yield Fault(
+                "edges",
+                f"asks for {self.edges:g} of the edges and `warm_start` leaves {self.warm_start:g} of them: lower "
+                "`edges` or raise `warm_start`",
+            )
 
-class NestedPruning(Frozen):
+
+class NestedPruning(Method):
     """A ranking trained so that its circuits are faithful at every size at once."""
 
     name: Literal["nested-pruning"] = "nested-pruning"
@@ -419,7 +455,7 @@ class NestedPruning(Frozen):
     objective: MetricName | None = Field(default=None, description="by default the job's metric")
 
 
-class Exact(Frozen):
+class Exact(Method):
     """Every edge alone, cut from the full graph."""
 
     name: Literal["exact"] = "exact"
@@ -448,7 +484,7 @@ Ranking = Annotated[
 ]
 
 
-class Ensemble(Frozen):
+class Ensemble(Method):
     """The mean rank of edges over several methods, if wanted without edges whose sign depends on the prompts drawn."""
 
     name: Literal["ensemble"] = "ensemble"
@@ -471,19 +507,22 @@ class Ensemble(Frozen):
     resample_seed: int = Field(default=0, ge=0, lt=2**63, description="of these resamples")
     objective: Objectives | None = None
 
-    @model_validator(mode="after")
-    def _methods_take_part_in_it(self) -> Ensemble:
-        if any(getattr(method, "objective", None) is not None for method in self.methods):
-            raise ValueError("the methods of an ensemble share its `objective`: give it there")
-        if any(isinstance(method, Exact) and method.receivers is not None for method in self.methods):
-            raise ValueError("`exact` of some `receivers` leaves edges without a rank: an ensemble needs one of each")
-        silent = [method.name for method in self.methods if method.name not in PER_EXAMPLE]
-        if self.consistency is not None and silent:
-            raise ValueError(f"`consistency` needs scores of every prompt, which {silent[0]} does not give")
-        return self
+    def contradictions(self, n_prompts: int | None) -> Iterator[Fault]:
+        for number, part in enumerate(self.methods):
+            where = f"methods.{number}"
+            yield from _moved_into(where, part.contradictions(n_prompts))
+            if getattr(part, "objective", None) is not None:
+                yield Fault(f"{where}.objective", "the methods of an ensemble share its `objective`: give it there")
+            if isinstance(part, Exact) and part.receivers is not None:
+                yield Fault(
+                    f"{where}.receivers",
+                    "`exact` of some `receivers` leaves edges without a rank: an ensemble needs one of each",
+                )
+            if self.consistency is not None and part.name not in PER_EXAMPLE:
+                yield Fault(where, f"`consistency` needs scores of every prompt, which {part.name} does not give")
 
 
-class Acdc(Frozen):
+class Acdc(Method):
     """Greedy edge pruning from the output to the input (Conmy et al. 2023), decision for decision."""
 
     name: Literal["acdc"] = "acdc"
@@ -542,17 +581,28 @@ class Acdc(Frozen):
             return {"thresholds": (), **data}
         return data
 
-    @model_validator(mode="after")
-    def _thresholds_or_edges(self) -> Acdc:
+    def contradictions(self, n_prompts: int | None) -> Iterator[Fault]:
         if (self.edges is None) == (not self.thresholds):
-            raise ValueError("give either `thresholds`, or `edges`: the number of edges to bisect a threshold for")
-        if self.validation and len(self.thresholds) < 2:
-            raise ValueError("`validation` chooses among several thresholds: give more than one")
+            yield Fault("edges", "give either `thresholds`, or `edges`: the number of edges to bisect a threshold for")
+        if self.validation and (self.edges is not None or len(self.thresholds) < 2):
+            yield Fault("validation", "it chooses among several thresholds: give more than one, and no `edges`")
+        if self.validation and n_prompts is not None and self.validation >= n_prompts:
+            yield Fault(
+                "validation",
+                f"sets {self.validation:,} prompts aside, and the search has {n_prompts:,}: give fewer, or more "
+                "`task.prompts`",
+            )
         if self.objective == "accuracy" and self.warm_start is not None:
-            raise ValueError("`warm_start` needs the objective's gradient and accuracy has none; use logit_diff")
+            yield Fault("warm_start", "it needs the objective's gradient and accuracy has none; use logit_diff")
         if self.objective == "accuracy" and self.stages:
-            raise ValueError("`stages` judge an edge by its mean cost's error, and accuracy only jumps; use logit_diff")
-        return self
+            yield Fault(
+                "stages", "they judge an edge by its mean cost's error, and accuracy only jumps; use logit_diff"
+            )
+
+    @property
+    def decides(self) -> bool:
+        """Whether the circuit is the search's own decisions: nothing is ranked that another could be cut from."""
+        return len(self.thresholds) < 2
 
 
 MethodSpec = Annotated[
@@ -573,7 +623,7 @@ MethodSpec = Annotated[
     | Acdc,
     Field(discriminator="name"),
 ]
-METHOD_SPECS: dict[str, type[Frozen]] = {
+METHOD_SPECS: dict[str, type[Method]] = {
     "eap": Eap,
     "eap-ig-inputs": EapIgInputs,
     "eap-ig-activations": EapIgActivations,
@@ -950,11 +1000,9 @@ class Selection(Frozen):
         "prompts; for rankings only",
     )
 
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Selection:
+    def contradictions(self) -> Iterator[Fault]:
         if self.size is not None and self.faithfulness is not None:
-            raise ValueError("give either `size` or `faithfulness`: the other follows")
-        return self
+            yield Fault("selection", "give either `size` or `faithfulness`: the other follows")
 
     @property
     def is_given(self) -> bool:
@@ -1118,36 +1166,55 @@ class DiscoverSpec(_Measured):
         masks, and the metric for the others."""
         return _objectives(self.method, self.metric)
 
-    @model_validator(mode="after")
-    def _faithfulness_cuts_a_ranking(self) -> DiscoverSpec:
-        if (
-            self.selection.faithfulness is not None
-            and isinstance(self.method, Acdc)
-            and len(self.method.thresholds) < 2
-        ):
-            raise ValueError(
-                "`selection.faithfulness` cuts a ranking, and acdc at one threshold decides on every edge; give "
-                "several `thresholds`, or ask for about so many `edges`"
-            )
-        return self
-
     @field_validator("method")
     @classmethod
-    def _combination_works(cls, method: MethodSpec, info: ValidationInfo) -> MethodSpec:
+    def _choices_go_together(cls, method: MethodSpec, info: ValidationInfo) -> MethodSpec:
+        """It is the last field: all others are known, but for those with faults of their own."""
+        task, selection = info.data.get("task"), info.data.get("selection")
+        faults = list(_moved_into("method", method.contradictions(task.prompts if task else None)))
         objectives = _objectives(method, info.data.get("metric", "logit_diff"))
-        if len(set(objectives)) < len(objectives):
-            raise ValueError(f"an objective is named twice in {', '.join(objectives)}")
-        for part in methods_in(method):
-            if info.data.get("positions", "all") != "all" and part.name not in BY_ROLE:
-                raise ValueError(f"method {part.name!r} does not split edges by position; {', '.join(BY_ROLE)} do")
-            if part.name not in WITHOUT_GRADIENT and "accuracy" in objectives:
-                raise ValueError(f"method {part.name!r} needs a gradient and accuracy has none; use logit_diff")
-            if part.name in AT_THE_CLEAN_RUN and "kl_divergence" in objectives:
-                raise ValueError(
-                    f"method {part.name!r} cannot use kl_divergence: its gradient at the clean run is zero; use "
-                    f"{AT_THE_CLEAN_RUN[part.name]}"
-                )
+        faults += _faults_of_combination(method, objectives, info.data.get("positions", "all"))
+        if selection is not None:
+            faults += selection.contradictions()
+            if isinstance(method, Acdc) and method.decides:
+                faults += _faults_of_cutting_decisions(method, selection, ("faithfulness",))
+        refuse(faults)
         return method
+
+
+def _faults_of_combination(
+    method: MethodSpec, objectives: Sequence[MetricName], positions: str | tuple[str, ...]
+) -> Iterator[Fault]:
+    if len(set(objectives)) < len(objectives):
+        yield Fault("method.objective", f"an objective is named twice in {', '.join(objectives)}")
+    for number, part in enumerate(methods_in(method)):
+        where = f"method.methods.{number}" if isinstance(method, Ensemble) else "method"
+        if positions != "all" and part.name not in BY_ROLE:
+            yield Fault(where, f"method {part.name!r} does not split edges by position; {', '.join(BY_ROLE)} do")
+        if part.name not in WITHOUT_GRADIENT and "accuracy" in objectives:
+            yield Fault(where, f"method {part.name!r} needs a gradient and accuracy has none; use logit_diff")
+        if part.name in AT_THE_CLEAN_RUN and "kl_divergence" in objectives:
+            yield Fault(
+                where,
+                f"method {part.name!r} cannot use kl_divergence: its gradient at the clean run is zero; use "
+                f"{AT_THE_CLEAN_RUN[part.name]}",
+            )
+
+
+def _faults_of_cutting_decisions(method: Acdc, selection: Selection, asked: Sequence[str]) -> Iterator[Fault]:
+    which = "at one threshold" if method.edges is None else "that bisects for `edges`"
+    instead = {
+        "size": "give `method.edges` for about so many" if method.edges is None else "`method.edges` says how many",
+        "rule": "`method.rule` is its own",
+        "faithfulness": "leave it out",
+    }
+    for name in asked:
+        if getattr(selection, name) is not None:
+            yield Fault(
+                f"selection.{name}",
+                f"chooses from a ranking, and acdc {which} decides on every edge: {instead[name]}; several "
+                "`thresholds` make a ranking",
+            )
 
 
 def _objectives(method: MethodSpec, metric: MetricName) -> tuple[MetricName, ...]:
@@ -1181,22 +1248,28 @@ class EvaluateSpec(_Measured):
     kind: Literal["evaluate"] = "evaluate"
     circuit: NonEmpty | None = None
     hypothesis: Hypothesis | None = None
-    edit: Edit = Field(default_factory=Edit)
+    edit: Edit = Field(default_factory=Edit, validate_default=True)
 
-    @model_validator(mode="after")
-    def _one_source(self) -> EvaluateSpec:
-        if (self.circuit is None) == (self.hypothesis is None):
-            raise ValueError("give either `circuit` (an id) or `hypothesis`")
-        return self
+    @field_validator("edit")
+    @classmethod
+    def _choices_go_together(cls, edit: Edit, info: ValidationInfo) -> Edit:
+        """It is the last field: all others are known, but for those with faults of their own."""
+        if {"circuit", "hypothesis", "selection"} <= set(info.data):
+            is_stored, selection = info.data["circuit"] is not None, info.data["selection"]
+            faults: list[Fault] = list(selection.contradictions())
+            if is_stored == (info.data["hypothesis"] is not None):
+                faults.append(Fault("circuit", "give either `circuit` (an id) or `hypothesis`"))
+            faults += _faults_of_cutting_anew(selection, is_stored, any(edit.model_dump().values()))
+            refuse(faults)
+        return edit
 
-    @model_validator(mode="after")
-    def _faithfulness_cuts_a_stored_ranking(self) -> EvaluateSpec:
-        if self.selection.faithfulness is not None and (self.circuit is None or any(self.edit.model_dump().values())):
-            raise ValueError(
-                "`selection.faithfulness` cuts the ranking of a stored circuit anew: a hypothesis or an edited circuit "
-                "is what it is; leave it out"
-            )
-        return self
+
+def _faults_of_cutting_anew(selection: Selection, is_stored: bool, is_edited: bool) -> Iterator[Fault]:
+    if selection.faithfulness is not None and (is_edited or not is_stored):
+        yield Fault(
+            "selection.faithfulness",
+            "cuts the ranking of a stored circuit anew: a hypothesis or an edited circuit is what it is; leave it out",
+        )
 
 
 class TrySpec(_Request):
@@ -1342,11 +1415,14 @@ def parse_job(data: object, *, is_request: bool = False) -> JobSpec:
 # -- faults ------------------------------------------------------------------------------------------------------------
 
 
-def faults_of(error: ValidationError, checked: type[BaseModel]) -> list[Fault]:
+def faults_of(failure: ValidationError, checked: type[BaseModel]) -> list[Fault]:
     """pydantic's findings as our faults, in its order. checked: the model whose validation failed."""
-    faults = []
-    for finding in error.errors(include_url=False):
+    faults: list[Fault] = []
+    for finding in failure.errors(include_url=False):
         if _is_echo(finding):
+            continue
+        if isinstance(error := finding.get("ctx", {}).get("error"), Contradictions):
+            faults += error.faults
             continue
         where = ".".join(str(part) for part in finding["loc"] if part not in _TAGGED)
         faults.append(Fault(where, _message_of(finding, checked)))
