@@ -1177,7 +1177,9 @@ class DiscoverSpec(_Measured):
         if selection is not None:
             faults += selection.contradictions()
             if isinstance(method, Acdc) and method.decides:
-                faults += _faults_of_cutting_decisions(method, selection, ("faithfulness",))
+                # What a stored circuit was asked for can be read again.
+                asked = ("size", "rule", "faithfulness") if info.context == _REQUEST else ("faithfulness",)
+                faults += _faults_of_cutting_decisions(method, selection, asked)
         refuse(faults)
         return method
 
@@ -1260,6 +1262,8 @@ class EvaluateSpec(_Measured):
             if is_stored == (info.data["hypothesis"] is not None):
                 faults.append(Fault("circuit", "give either `circuit` (an id) or `hypothesis`"))
             faults += _faults_of_cutting_anew(selection, is_stored, any(edit.model_dump().values()))
+            if info.context == _REQUEST:  # what a stored circuit was asked for can be read again
+                faults += _faults_of_idle_selection(selection, is_stored)
             refuse(faults)
         return edit
 
@@ -1269,6 +1273,17 @@ def _faults_of_cutting_anew(selection: Selection, is_stored: bool, is_edited: bo
         yield Fault(
             "selection.faithfulness",
             "cuts the ranking of a stored circuit anew: a hypothesis or an edited circuit is what it is; leave it out",
+        )
+
+
+def _faults_of_idle_selection(selection: Selection, is_stored: bool) -> Iterator[Fault]:
+    """Of choices that nothing would come of."""
+    if selection.size is not None and not is_stored:
+        yield Fault("selection.size", "cuts the ranking of a stored circuit, and a hypothesis has none: leave it out")
+    if selection.rule is not None and not selection.is_given:
+        yield Fault(
+            "selection.rule",
+            "orders edges for a `size` or a `faithfulness`, and without one the circuit stays as it is: leave it out",
         )
 
 

@@ -109,3 +109,52 @@ def test_an_evaluation_is_told_all_at_once_too() -> None:
     assert set(told) == {"circuit", "selection.faithfulness", "metric"}
     both = {"kind": "evaluate", "circuit": "c", "hypothesis": {"nodes": ["9.9"]}}
     assert set(faults(both)) == {"circuit"}
+
+
+ONE_THRESHOLD, BISECTED, SEVERAL = "acdc", {"name": "acdc", "edges": 100}, {"name": "acdc", "thresholds": [0.1, 0.01]}
+
+
+@pytest.mark.parametrize(
+    ("method", "which"), [(ONE_THRESHOLD, "at one threshold"), (BISECTED, "that bisects for `edges`")]
+)
+@pytest.mark.parametrize("choice", [{"size": 20}, {"rule": "absolute"}, {"faithfulness": 0.5}])
+def test_a_search_that_decides_on_every_edge_refuses_to_have_a_ranking_cut(
+    method: object, which: str, choice: dict[str, Any]
+) -> None:
+    (where, message), *others = faults({"method": method, "selection": choice}).items()
+    assert not others
+    assert where == f"selection.{next(iter(choice))}"
+    assert f"acdc {which} decides on every edge" in message
+    assert "several `thresholds`" in message
+    assert faults({"method": SEVERAL, "selection": choice}) == {}
+
+
+def test_who_bisects_for_edges_is_not_told_to_do_so() -> None:
+    assert "give `method.edges`" in faults({"method": ONE_THRESHOLD, "selection": {"size": 20}})["selection.size"]
+    assert "give `method.edges`" not in faults({"method": BISECTED, "selection": {"size": 20}})["selection.size"]
+
+
+def test_a_hypothesis_is_not_cut() -> None:
+    asked = {"kind": "evaluate", "hypothesis": {"nodes": ["9.9"]}}
+    assert list(faults({**asked, "selection": {"size": 5}})) == ["selection.size"]
+    assert list(faults({**asked, "selection": {"rule": "signed"}})) == ["selection.rule"]
+    assert faults(asked) == {}
+
+
+def test_a_rule_orders_the_edges_of_a_stored_circuit_only_for_a_size() -> None:
+    asked = {"kind": "evaluate", "circuit": "c"}
+    assert list(faults({**asked, "selection": {"rule": "signed"}})) == ["selection.rule"]
+    assert faults({**asked, "selection": {"rule": "signed", "size": 5}}) == {}
+    assert faults({"selection": {"rule": "signed"}}) == {}, "a search looks for k* by it"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"method": ONE_THRESHOLD, "selection": {"size": 20, "rule": "absolute"}},
+        {"kind": "evaluate", "hypothesis": {"nodes": ["9.9"]}, "selection": {"size": 5, "rule": "signed"}},
+    ],
+)
+def test_a_circuit_that_was_stored_with_an_idle_choice_can_be_read_again(spec: dict[str, Any]) -> None:
+    assert faults(spec)
+    assert faults(spec, is_request=False) == {}
