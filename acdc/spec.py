@@ -7,6 +7,7 @@ default are written, and `acdc.pipeline` the only one that hands them over.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -25,6 +26,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
+    WithJsonSchema,
     WrapValidator,
     field_validator,
     model_validator,
@@ -72,6 +74,28 @@ def refuse(faults: Iterable[Fault]) -> None:
 def written_out(key: str, value: object) -> object:
     """`ioi` as `{"name": "ioi"}`, for the fields that may be written as one word."""
     return {_WORD_OF[key]: value} if key in _WORD_OF and isinstance(value, str) else value
+
+
+def in_a_word(key: str, written: Any) -> BeforeValidator:
+    """Of a field that may be written as one word. written: the type of both forms, for its JSON schema."""
+    return BeforeValidator(functools.partial(written_out, key), json_schema_input_type=written)
+
+
+def one_of(names: Iterable[str]) -> dict[str, Any]:
+    """The JSON schema of a name that a validator of its own looks up, to guess what a mistyped one meant."""
+    return {"type": "string", "enum": list(names)}
+
+
+def with_name(schema: dict[str, Any]) -> None:
+    """Of several models only the name tells which one is meant, so there it has no default."""
+    schema["required"] = ["name", *schema.get("required", [])]
+
+
+def nameless(model: type[BaseModel]) -> Any:
+    """The type, for a JSON schema, of a model's fields without its name: the default model is meant."""
+    schema = model.model_json_schema()
+    fields = {name: field for name, field in schema["properties"].items() if name != "name"}
+    return Annotated[Any, WithJsonSchema({"type": "object", "properties": fields, "additionalProperties": False})]
 
 
 def spell_infinity(value: Any) -> Any:
@@ -156,6 +180,13 @@ class Message(Frozen):
     content: str
 
 
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+_Texts = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
 class CustomPair(Frozen):
     """One row of the user's own prompts. `clean` and `corrupt` are text or chat messages; `corrupt` may be left out
     with `corruption: swap_within_group`, and for maps that need none: knockout, and causes with noise. `spans` names
@@ -163,15 +194,10 @@ class CustomPair(Frozen):
 
     clean: str | tuple[Message, ...]
     corrupt: str | tuple[Message, ...] | None = None
-    answers: tuple[str, ...] = Field(min_length=1)
-    wrong: tuple[str, ...] = ()
+    answers: Annotated[_Texts, BeforeValidator(_as_tuple, json_schema_input_type=str | _Texts)]
+    wrong: Annotated[tuple[str, ...], BeforeValidator(_as_tuple, json_schema_input_type=str | tuple[str, ...])] = ()
     group: str | None = None
     spans: Mapping[str, tuple[int, int]] = Field(default_factory=dict, max_length=MOST_ROLES)
-
-    @field_validator("answers", "wrong", mode="before")
-    @classmethod
-    def _one_is_enough(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
 
     @field_validator("spans")
     @classmethod
@@ -185,7 +211,7 @@ class CustomPair(Frozen):
 class _Task(Frozen):
     """Which prompts, but for how many."""
 
-    name: str = "ioi"
+    name: Annotated[str, WithJsonSchema(one_of((*sorted(TASKS), "custom")))] = "ioi"
     corruption: str | None = Field(default=None, description="one of the task's corruptions; its first by default")
     seed: int = Field(default=0, ge=0, lt=2**63)
     pairs: tuple[CustomPair, ...] | None = Field(
@@ -250,16 +276,12 @@ class MapTaskSpec(_Task):
         return self.prompts or (MAP_PROMPTS if self.pairs is None else len(self.pairs)), 0
 
 
-def _as_tuple(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
+_TaskName = Annotated[str, WithJsonSchema(one_of(sorted(TASKS)))]
 
 
 # What attribution differentiates. Of several objectives the scores are added, each divided by the sum of its sizes.
-Objectives = Annotated[tuple[MetricName, ...], Field(min_length=1, max_length=5), BeforeValidator(_as_tuple)]
-
-
-def _as_method(value: object) -> object:
-    return written_out("method", value)
+_Metrics = Annotated[tuple[MetricName, ...], Field(min_length=1, max_length=5)]
+Objectives = Annotated[_Metrics, BeforeValidator(_as_tuple, json_schema_input_type=MetricName | _Metrics)]
 
 
 ALL = 1.0
@@ -328,6 +350,8 @@ BY_ROLE = (
 
 
 class Method(Frozen):
+    model_config = ConfigDict(json_schema_extra=with_name)
+
     def contradictions(self, n_prompts: int | None) -> Iterator[Fault]:
         """Its own choices that are not to be had together; places count from the method. n_prompts: searched on, None
         where it is not known."""
@@ -484,11 +508,15 @@ Ranking = Annotated[
 ]
 
 
+RANKINGS = tuple(ranking.model_fields["name"].default for ranking in get_args(get_args(Ranking)[0]))
+_RankingName = Annotated[str, WithJsonSchema(one_of(RANKINGS))]
+
+
 class Ensemble(Method):
     """The mean rank of edges over several methods, if wanted without edges whose sign depends on the prompts drawn."""
 
     name: Literal["ensemble"] = "ensemble"
-    methods: tuple[Annotated[Ranking, BeforeValidator(_as_method)], ...] = Field(
+    methods: tuple[Annotated[Ranking, in_a_word("method", _RankingName | Ranking)], ...] = Field(
         default=(EapIgInputs(), MaskIg(), Gim()),
         min_length=1,
         max_length=10,
@@ -522,6 +550,10 @@ class Ensemble(Method):
                 yield Fault(where, f"`consistency` needs scores of every prompt, which {part.name} does not give")
 
 
+_Threshold = float | Literal["Infinity", "-Infinity"]
+_Thresholds = Annotated[tuple[_Threshold, ...], Field(max_length=100)]
+
+
 class Acdc(Method):
     """Greedy edge pruning from the output to the input (Conmy et al. 2023), decision for decision."""
 
@@ -553,7 +585,7 @@ class Acdc(Method):
         description="prompts not searched on: of several thresholds the one with the smallest KL on them comes first",
     )
 
-    @field_validator("thresholds", mode="before")
+    @field_validator("thresholds", mode="before", json_schema_input_type=_Threshold | _Thresholds)
     @classmethod
     def _one_is_enough(cls, value: object) -> object:
         return (value,) if isinstance(value, int | float | str) else value
@@ -640,6 +672,7 @@ METHOD_SPECS: dict[str, type[Method]] = {
     "exact": Exact,
     "acdc": Acdc,
 }
+_MethodName = Annotated[str, WithJsonSchema(one_of(METHOD_SPECS))]
 WITHOUT_GRADIENT = ("exact", "acdc", "information-flow-routes")
 AT_THE_CLEAN_RUN = {"eap": "eap-ig-inputs", "node-ap": "node-ap-ig", "relp": "eap-ig-inputs", "gim": "eap-ig-inputs"}
 """Methods that differentiate there, where KL has no slope, and what to use instead."""
@@ -659,10 +692,15 @@ StateName = Literal["residual_before", "residual_between", "residual_after", "at
 RestoredState = Literal["residual_before", "residual_after", "attention", "mlp"]
 PlacesName = Literal["role", "position", "from_end", "all"]
 Direction = Literal["noising", "denoising"]
-Roles = Annotated[tuple[NonEmpty, ...], Field(min_length=1, max_length=1000), BeforeValidator(_as_tuple)]
+_RoleNames = Annotated[tuple[NonEmpty, ...], Field(min_length=1, max_length=1000)]
+Roles = Annotated[_RoleNames, BeforeValidator(_as_tuple, json_schema_input_type=NonEmpty | _RoleNames)]
 
 
-class _AtPlaces(Frozen):
+class Map(Frozen):
+    model_config = ConfigDict(json_schema_extra=with_name)
+
+
+class _AtPlaces(Map):
     """A map with an axis of places in the prompt."""
 
     places: PlacesName = Field(
@@ -737,21 +775,28 @@ def _label_of(names: Sequence[str]) -> str:
 
 
 _SENDER, _RECEIVER = r"embed|mlp\d+|\d+\.\d+", r"logits|mlp\d+|\d+\.\d+(\.[qkv])?"
-NodeSets = Annotated[
+_Names = Annotated[tuple[NonEmpty, ...], Field(min_length=1, max_length=10_000)]
+_NodeSets = Annotated[
     tuple[
         Annotated[
             Annotated[EveryNode, Tag("EveryNode")] | Annotated[NodeSet, Tag("NodeSet")],
             Discriminator(lambda value: "EveryNode" if isinstance(value, str) else "NodeSet"),
-            BeforeValidator(_as_node_set),
+            BeforeValidator(_as_node_set, json_schema_input_type=NonEmpty | _Names | NodeSet),
         ],
         ...,
     ],
     Field(max_length=10_000),
-    BeforeValidator(lambda value: (value,) if isinstance(value, str | int | float) else value),
+]
+NodeSets = Annotated[
+    _NodeSets,
+    BeforeValidator(
+        lambda value: (value,) if isinstance(value, str | int | float) else value,
+        json_schema_input_type=NonEmpty | _NodeSets,
+    ),
 ]
 
 
-class Paths(Frozen):
+class Paths(Map):
     """Path patching: what one set of nodes tells another, apart from everything else that either of them does. By
     default what every head tells the logits; `receivers: heads` is the matrix of all pairs of heads."""
 
@@ -793,7 +838,13 @@ class Paths(Frozen):
 
 
 SeveredName = Literal["mlp", "attention"]
-Severed = Annotated[tuple[SeveredName, ...], BeforeValidator(lambda value: () if value is None else _as_tuple(value))]
+Severed = Annotated[
+    tuple[SeveredName, ...],
+    BeforeValidator(
+        lambda value: () if value is None else _as_tuple(value),
+        json_schema_input_type=SeveredName | tuple[SeveredName, ...] | None,
+    ),
+]
 
 
 class RestoredSpec(Frozen):
@@ -865,7 +916,7 @@ class Causes(_AtPlaces):
         return tuple(one for one in _PAPER if has_mlp or (one.state != "mlp" and "mlp" not in one.severed))
 
 
-class Knockout(Frozen):
+class Knockout(Map):
     """Attention knockout: positions that may not look at others, in a window of layers."""
 
     name: Literal["knockout"] = "knockout"
@@ -898,12 +949,13 @@ class Knockout(Frozen):
 
 
 MapSpec = Annotated[Activations | Paths | Causes | Knockout, Field(discriminator="name")]
-MAP_SPECS: dict[str, type[Frozen]] = {
+MAP_SPECS: dict[str, type[Map]] = {
     "activations": Activations,
     "paths": Paths,
     "causes": Causes,
     "knockout": Knockout,
 }
+_MapName = Annotated[str, WithJsonSchema(one_of(MAP_SPECS))]
 # What pydantic puts into the place of a fault, and no user wrote.
 _TAGGED: dict[str, type[Frozen]] = {**METHOD_SPECS, **MAP_SPECS, "NodeSet": NodeSet}
 
@@ -926,11 +978,14 @@ class Ablation(Frozen):
         return f"mean per {self.mean_over}" if self.kind == "mean" else self.kind
 
 
+Extent = Literal["standard", "full"]
+
+
 class EvaluationSpec(Frozen):
     """The faithfulness curve, its controls, and what else is asked about the kept circuit. The word `full` alone asks
     for every part."""
 
-    extent: Literal["standard", "full"] = Field(
+    extent: Extent = Field(
         default="standard", description="full: knock_outs, minimality and tests at their usual sizes unless given"
     )
     grid: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=GRID, min_length=1, max_length=200)
@@ -1053,9 +1108,12 @@ def _in_words_of_positions(value: object, check: ValidatorFunctionWrapHandler) -
     return found
 
 
+_Role = Annotated[NonEmpty, Field(json_schema_extra={"not": {"enum": list(get_args(_EveryRole))}})]
+_RolesWanted = Annotated[tuple[_Role, ...], Field(min_length=1, max_length=MOST_ROLES)]
+_InWords = Annotated[str, Field(pattern=r"[^,\s]")]
 Positions = Annotated[
-    _EveryRole | Annotated[tuple[NonEmpty, ...], Field(min_length=1, max_length=MOST_ROLES)],
-    WrapValidator(_in_words_of_positions),
+    _EveryRole | _RolesWanted,
+    WrapValidator(_in_words_of_positions, json_schema_input_type=_EveryRole | _InWords | _RolesWanted),
 ]
 
 
@@ -1106,16 +1164,11 @@ class _OnPrompts(_Request):
     def _model_parses(cls, value: str) -> str:
         return str(ModelRef.parse(value))
 
-    @field_validator(*_WORD_OF, mode="before", check_fields=False)
-    @classmethod
-    def _word_is_enough(cls, value: object, info: ValidationInfo) -> object:
-        return written_out(str(info.field_name), value)
-
 
 class _Measured(_OnPrompts):
     """A job that builds a task's prompts and measures circuits on them."""
 
-    task: TaskSpec = Field(default_factory=TaskSpec)
+    task: Annotated[TaskSpec, in_a_word("task", _TaskName | TaskSpec)] = Field(default_factory=TaskSpec)
     positions: Positions = Field(
         default="all",
         description="all: one mask for all tokens; roles: every edge falls apart into its parts at the tokens of each "
@@ -1125,8 +1178,10 @@ class _Measured(_OnPrompts):
         default=False, description="the position embedding is a sender of its own; for models with learned positions"
     )
     metric: MetricName = "logit_diff"
-    ablation: Ablation = Field(default_factory=Ablation)
-    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
+    ablation: Annotated[Ablation, in_a_word("ablation", AblationName | Ablation)] = Field(default_factory=Ablation)
+    evaluation: Annotated[EvaluationSpec, in_a_word("evaluation", Extent | EvaluationSpec)] = Field(
+        default_factory=EvaluationSpec
+    )
     selection: Selection = Field(default_factory=Selection)
 
     @field_validator("positions")
@@ -1155,10 +1210,10 @@ class DiscoverSpec(_Measured):
     kind: Literal["discover"] = "discover"
     method: MethodSpec = Field(default_factory=EapIgInputs, validate_default=True)
 
-    @field_validator("method", mode="before")
+    @field_validator("method", mode="before", json_schema_input_type=_MethodName | MethodSpec | nameless(EapIgInputs))
     @classmethod
-    def _parameters_are_of_the_default_method(cls, value: object) -> object:
-        return {"name": EapIgInputs().name, **value} if isinstance(value, Mapping) else value
+    def _word_or_parameters_of_the_default_are_enough(cls, value: object) -> object:
+        return {"name": EapIgInputs().name, **value} if isinstance(value, Mapping) else written_out("method", value)
 
     @property
     def objectives(self) -> tuple[MetricName, ...]:
@@ -1328,7 +1383,7 @@ class ChallengeSpec(_Request):
     )
     search: bool = Field(default=True, description="make the search again in every setting, to see which edges survive")
 
-    @field_validator("vary", mode="before")
+    @field_validator("vary", mode="before", json_schema_input_type=str | tuple[Varied, ...])
     @classmethod
     def _words_are_enough(cls, value: object) -> object:
         return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
@@ -1343,7 +1398,7 @@ class PatchSpec(_OnPrompts):
     """Make a patching map: what single states, paths or looks of the model do to a metric."""
 
     kind: Literal["patch"] = "patch"
-    task: MapTaskSpec = Field(default_factory=MapTaskSpec)
+    task: Annotated[MapTaskSpec, in_a_word("task", _TaskName | MapTaskSpec)] = Field(default_factory=MapTaskSpec)
     map: MapSpec = Field(default_factory=Activations)
     metric: MapMetricName = Field(
         default="logit_diff", description="answer_probability is the one of the paper on causal tracing"
@@ -1360,10 +1415,10 @@ class PatchSpec(_OnPrompts):
             case _:
                 return True
 
-    @field_validator("map", mode="before")
+    @field_validator("map", mode="before", json_schema_input_type=_MapName | MapSpec | nameless(Activations))
     @classmethod
-    def _fields_are_of_the_default_map(cls, value: object) -> object:
-        return {"name": Activations().name, **value} if isinstance(value, Mapping) else value
+    def _word_or_fields_of_the_default_are_enough(cls, value: object) -> object:
+        return {"name": Activations().name, **value} if isinstance(value, Mapping) else written_out("map", value)
 
 
 MeasuredSpec = DiscoverSpec | EvaluateSpec

@@ -62,7 +62,9 @@ def type_of(schema: Mapping[str, Any]) -> str:
         return f"[{name}](#{name.lower()})"
     for union in ("anyOf", "oneOf"):
         if union in schema:
-            return " or ".join(dict.fromkeys(map(type_of, schema[union])))
+            kinds = dict.fromkeys(map(type_of, schema[union]))
+            lists = [kind for kind in kinds if kind.removeprefix("list of ") in kinds.keys() - {kind}]
+            return " or ".join("a list of these" if kind in lists else kind for kind in kinds)
     if "enum" in schema:
         return coded(schema["enum"])
     if "const" in schema:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from acdc.api.bodies import CIRCUIT_FILE, JSON
@@ -18,17 +19,36 @@ def _ref(model: type) -> dict[str, str]:
     return {"$ref": _REF.format(model=model.__name__)}
 
 
+def _job() -> dict[str, Any]:
+    """A spec without a kind is a search."""
+    kinds = {kind: _ref(model) for kind, model in KINDS.items()}
+    return {"anyOf": [kinds.pop("discover"), *({"allOf": [ref], "required": ["kind"]} for ref in kinds.values())]}
+
+
+def _about_the_circuit(model: type[BaseModel]) -> dict[str, Any]:
+    """A job whose circuit the path names."""
+    schema = model.model_json_schema(ref_template=_REF)
+    del schema["$defs"]  # which are components
+    return {**schema, "required": [name for name in schema.get("required", []) if name != "circuit"]}
+
+
+def _hypothesis() -> dict[str, Any]:
+    """A job that evaluates it, with its nodes and edges among the fields."""
+    schema = _about_the_circuit(EvaluateSpec)
+    return {**schema, "properties": {**schema["properties"], **Hypothesis.model_json_schema()["properties"]}}
+
+
 _BODIES: dict[str, dict[str, Any]] = {  # by operation id: the schema of each media type
-    "post_job": {JSON: {"anyOf": [_ref(kind) for kind in KINDS.values()]}},
-    "post_plan": {JSON: {"anyOf": [_ref(kind) for kind in KINDS.values()]}},
+    "post_job": {JSON: _job()},
+    "post_plan": {JSON: _job()},
     "post_circuit": {
         CIRCUIT_FILE: {"type": "string", "format": "binary"},
-        JSON: {"anyOf": [_ref(Hypothesis), _ref(EvaluateSpec)]},
+        JSON: _hypothesis(),
     },
     "patch_circuit": {JSON: _ref(Labels)},
-    "evaluate_circuit": {JSON: _ref(EvaluateSpec)},
-    "challenge_circuit": {JSON: _ref(ChallengeSpec)},
-    "try_circuit": {JSON: _ref(TrySpec)},
+    "evaluate_circuit": {JSON: _about_the_circuit(EvaluateSpec)},
+    "challenge_circuit": {JSON: _about_the_circuit(ChallengeSpec)},
+    "try_circuit": {JSON: _about_the_circuit(TrySpec)},
 }
 
 
