@@ -1516,16 +1516,34 @@ def _message_of(finding: Any, checked: type[BaseModel]) -> str:
             known = list(dict.fromkeys(name for model in _models_at(checked, parents) for name in model.model_fields))
             return f"there is no field {field!r} here; {_choice(str(field), known)}"
         case "union_tag_invalid":
-            word, tag = str(finding["ctx"]["tag"]), str(finding["ctx"]["discriminator"]).strip("'")
-            known = [model.model_fields[tag].default for model in _models_at(checked, finding["loc"])]
-            above, last = ("", *finding["loc"])[-2:]
-            what = str(above).removesuffix("s") if isinstance(last, int) else last  # one of `methods` is a method
-            return f"unknown {what} {word!r:.80}; {_choice(word, known)}"
+            word = str(finding["ctx"]["tag"])
+            return (
+                f"unknown {_what_stands_at(finding['loc'])} {word!r:.80}; {_choice(word, _names_at(finding, checked))}"
+            )
+        case "union_tag_not_found":
+            what, known = _what_stands_at(finding["loc"]), _names_at(finding, checked)
+            return f"give the {what} a `name`: nothing else says which one is meant; known: {', '.join(known)}"
+        case "model_type" | "model_attributes_type":
+            return f"give a mapping of fields, not {finding['input']!r:.80}"
+        case "tuple_type":
+            return f"give a list, not {finding['input']!r:.80}"
         case "literal_error" if isinstance(finding["input"], str):
             known = re.findall(r"'([^']*)'", finding["ctx"]["expected"])
             return f"unknown value {finding['input']!r:.80}; {_choice(finding['input'], known)}"
         case _:
             return f"{finding['msg']}, got {finding['input']!r}"[:200]
+
+
+def _what_stands_at(place: Sequence[int | str]) -> str:
+    """One of `methods` is a method."""
+    above, last = ("", *place)[-2:]
+    return str(above).removesuffix("s") if isinstance(last, int) else last
+
+
+def _names_at(finding: Any, checked: type[BaseModel]) -> list[str]:
+    """What the models that may stand there are called."""
+    tag = str(finding["ctx"]["discriminator"]).strip("'")
+    return [model.model_fields[tag].default for model in _models_at(checked, finding["loc"])]
 
 
 def _choice(word: str, known: Sequence[str]) -> str:

@@ -55,6 +55,26 @@ def test_mistyped_name_is_named_with_the_nearest_and_the_known_ones(
     assert "not permitted" not in fault.message
 
 
+def test_a_method_of_several_is_asked_for_its_name() -> None:
+    fault = only_fault({"method": {"name": "ensemble", "methods": ["eap", {"steps": 3}]}})
+    assert fault.where == "method.methods.1"
+    assert fault.message.startswith("give the method a `name`: nothing else says which one is meant; known: eap, ")
+    assert "ensemble" not in fault.message
+
+
+@pytest.mark.parametrize(
+    ("spec", "where", "said"),
+    [
+        ({"task": 3}, "task", "give a mapping of fields, not 3"),
+        ({"method": ["eap"]}, "method", "give a mapping of fields, not ['eap']"),
+        ({"selection": 20}, "selection", "give a mapping of fields, not 20"),
+        ({"method": {"name": "ensemble", "methods": "eap"}}, "method.methods", "give a list, not 'eap'"),
+    ],
+)
+def test_values_of_another_shape_are_told_the_shape_in_words(spec: dict[str, Any], where: str, said: str) -> None:
+    assert only_fault(spec) == Fault(where, said)
+
+
 def test_field_of_another_method_is_not_said_to_be_known() -> None:
     message = only_fault({"method": {"name": "acdc", "steps": 3}}).message
     assert "thresholds" in message
