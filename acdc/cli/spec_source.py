@@ -6,7 +6,9 @@ name is the task even where a file is called so: write ./ioi for the file. Optio
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,7 +84,7 @@ def overlay(data: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
             faults.append(Fault(f"--set {text}", "write KEY=VALUE, like method.steps=5"))
             continue
         try:
-            _put(changed, key.split("."), yaml.safe_load(value))
+            _put(changed, key.split("."), _read_yaml(value))
         except (yaml.YAMLError, SpecError) as error:
             reason = error.message if isinstance(error, SpecError) else "the value is no YAML; quote it"
             faults.append(Fault(f"--set {text}", reason))
@@ -102,6 +104,26 @@ def _put(data: dict[str, Any], path: list[str], value: Any) -> None:
         data[key] = dict(inner or {})  # a copy: what was read is never changed
         data = data[key]
     data[last] = value
+
+
+def _read_yaml(text: str) -> Any:
+    """Raises yaml.YAMLError, ValueError, RecursionError."""
+    import yaml
+
+    return yaml.load(text, _loader())
+
+
+@functools.cache
+def _loader() -> Any:
+    """YAML as it is since 1.2, and JSON: 1e-3 is a number, which the reader that we use takes for text."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    number = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    return Loader
 
 
 def _read_source(source: str) -> dict[str, Any]:
@@ -126,7 +148,7 @@ def _parse(data: bytes, where: str) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(data.decode("utf-8-sig"))  # JSON is YAML
+        content = _read_yaml(data.decode("utf-8-sig"))  # JSON is YAML
     except UnicodeDecodeError:
         raise SpecError(f"{where} is not text in UTF-8") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -310,6 +310,26 @@ def test_an_evaluation_asks_for_what_was_said_and_inherits_the_rest(service: str
     assert (spec["model"], spec["metric"]) == ("gemma3-270m-q4", "prob_diff")
 
 
+@pytest.mark.parametrize(("written", "read"), [("1e-3", 0.001), ("2.5E-1", 0.25), (".5e0", 0.5), ("2e1", 20)])
+def test_numbers_with_an_exponent_are_numbers_on_the_command_line_and_in_files(
+    service: str, tmp_path: Path, written: str, read: float
+) -> None:
+    yaml, as_json = tmp_path / "spec.yaml", tmp_path / "spec.json"
+    yaml.write_text(f"selection:\n  size: {written}\n")
+    as_json.write_text(f'{{"selection": {{"size": {written}}}}}')
+    for words in (["ioi", "--set", f"selection.size={written}"], [str(yaml)], [str(as_json)]):
+        result = invoke("--url", service, "submit", *words, "--json")
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout)["spec"]["selection"]["size"] == read
+
+
+def test_words_that_look_like_numbers_with_an_exponent_stay_words_in_quotes(service: str) -> None:
+    result = invoke("--url", service, "submit", "ioi", "--set", "name='1e-3'", "--set", "notes=e3", "--json")
+    assert result.exit_code == 0, result.stderr
+    spec = json.loads(result.stdout)["spec"]
+    assert (spec["name"], spec["notes"]) == ("1e-3", "e3")
+
+
 def test_an_infinite_threshold_reaches_the_service(service: str) -> None:
     words = ("submit", "ioi", "--method", "acdc", "--set", "method.thresholds=[.inf]", "--json")
     result = invoke("--url", service, *words)
