@@ -184,6 +184,8 @@ class _LocalRun:
                 case Failed():
                     facts = asdict(heard)
                     del facts["run"]
+                    if heard.code == AcdcError.code and self._has_log:
+                        facts["message"] += f": {self._log}"
                     _tell("error", **facts)
                     return FAILED
                 case Died():
