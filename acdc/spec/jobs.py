@@ -28,9 +28,7 @@ from acdc.spec.contradictions import moved_into, refuse
 from acdc.spec.forms import Frozen, MetricName, NonEmpty, in_a_word, nameless, spell_infinity, written_out
 from acdc.spec.maps import Activations, Causes, Knockout, MapMetricName, MapName, MapSpec
 from acdc.spec.methods import (
-    AT_THE_CLEAN_RUN,
     BY_ROLE,
-    WITHOUT_GRADIENT,
     Acdc,
     EapIgInputs,
     Ensemble,
@@ -165,15 +163,15 @@ def _faults_of_combination(
         yield Fault("method.objective", f"an objective is named twice in {', '.join(objectives)}")
     for number, part in enumerate(methods_in(method)):
         where = f"method.methods.{number}" if isinstance(method, Ensemble) else "method"
-        if positions != "all" and part.name not in BY_ROLE:
+        if positions != "all" and not part.splits_by_role:
             yield Fault(where, f"method {part.name!r} does not split edges by position; {', '.join(BY_ROLE)} do")
-        if part.name not in WITHOUT_GRADIENT and "accuracy" in objectives:
+        if part.takes_gradient and "accuracy" in objectives:
             yield Fault(where, f"method {part.name!r} needs a gradient and accuracy has none; use logit_diff")
-        if part.name in AT_THE_CLEAN_RUN and "kl_divergence" in objectives:
+        if part.instead_for_kl is not None and "kl_divergence" in objectives:
             yield Fault(
                 where,
                 f"method {part.name!r} cannot use kl_divergence: its gradient at the clean run is zero; use "
-                f"{AT_THE_CLEAN_RUN[part.name]}",
+                f"{part.instead_for_kl}",
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
@@ -17,18 +17,23 @@ from acdc.spec.sizes import Count, Part
 _Metrics = Annotated[tuple[MetricName, ...], Field(min_length=1, max_length=5)]
 Objectives = Annotated[_Metrics, BeforeValidator(as_tuple, json_schema_input_type=MetricName | _Metrics)]
 
-PER_EXAMPLE = ("eap", "eap-ig-inputs", "eap-ig-activations", "eap-ig-qk", "mask-ig", "relp", "gim")
-"""Methods that give the scores of every prompt as well."""
-
-BY_ROLE = (
-    *("eap", "eap-ig-inputs", "eap-ig-activations", "mask-ig", "relp", "gim"),
-    *("edge-pruning", "nested-pruning", "acdc"),
-)
-"""Methods that can split edges by position role."""
-
 
 class Method(Frozen):
+    """What every method has. Its traits are the same whatever its parameters are.
+
+    gives_examples: it gives the scores of every prompt as well. splits_by_role: edges can be split by position role.
+    takes_gradient: of the objective, so that it must have one. instead_for_kl: for one that takes it at the clean run,
+    where KL has no slope, the method to use there. own_objective: what it improves unless told otherwise, in place of
+    the job's metric.
+    """
+
     model_config = ConfigDict(json_schema_extra=with_name)
+
+    gives_examples: ClassVar[bool] = False
+    splits_by_role: ClassVar[bool] = False
+    takes_gradient: ClassVar[bool] = True
+    instead_for_kl: ClassVar[str | None] = None
+    own_objective: ClassVar[MetricName | None] = None
 
     def contradictions(self, n_prompts: int | None) -> Iterator[Fault]:
         """Its own choices that are not to be had together; places count from the method. n_prompts: searched on, None
@@ -39,12 +44,19 @@ class Method(Frozen):
 class Eap(Method):
     """Edge attribution patching: gradient times activation difference on every edge."""
 
+    gives_examples = True
+    splits_by_role = True
+    instead_for_kl = "eap-ig-inputs"
+
     name: Literal["eap"] = "eap"
     objective: Objectives | None = Field(default=None, description="by default the job's metric")
 
 
 class EapIgInputs(Method):
     """EAP with the gradient integrated along the embeddings' path from corrupt to clean."""
+
+    gives_examples = True
+    splits_by_role = True
 
     name: Literal["eap-ig-inputs"] = "eap-ig-inputs"
     steps: int = Field(default=10, ge=1, le=1000)
@@ -54,6 +66,9 @@ class EapIgInputs(Method):
 class EapIgActivations(Method):
     """EAP with the gradient integrated along the path of every node's own output."""
 
+    gives_examples = True
+    splits_by_role = True
+
     name: Literal["eap-ig-activations"] = "eap-ig-activations"
     steps: int = Field(default=5, ge=1, le=1000)
     objective: Objectives | None = None
@@ -61,6 +76,8 @@ class EapIgActivations(Method):
 
 class EapIgQk(Method):
     """EAP-IG with attention computed anew for edges into queries and keys, where sharp attention hides gradients."""
+
+    gives_examples = True
 
     name: Literal["eap-ig-qk"] = "eap-ig-qk"
     steps: int = Field(default=10, ge=1, le=1000)
@@ -70,6 +87,9 @@ class EapIgQk(Method):
 class MaskIg(Method):
     """Gradients integrated over the mask itself, every edge faded in together from the empty circuit."""
 
+    gives_examples = True
+    splits_by_role = True
+
     name: Literal["mask-ig"] = "mask-ig"
     steps: int = Field(default=10, ge=1, le=1000)
     objective: Objectives | None = None
@@ -77,6 +97,8 @@ class MaskIg(Method):
 
 class NodeAp(Method):
     """Node attribution patching: an edge gets the smaller score of its two nodes."""
+
+    instead_for_kl = "node-ap-ig"
 
     name: Literal["node-ap"] = "node-ap"
     objective: Objectives | None = None
@@ -93,6 +115,10 @@ class NodeApIg(Method):
 class Relp(Method):
     """Relevance patching: attribution with layer-wise relevance propagation in place of the gradient."""
 
+    gives_examples = True
+    splits_by_role = True
+    instead_for_kl = "eap-ig-inputs"
+
     name: Literal["relp"] = "relp"
     attention: Literal["gradient", "frozen"] = Field(
         default="gradient", description="frozen: the pattern is a constant, so edges into queries and keys get nothing"
@@ -103,6 +129,10 @@ class Relp(Method):
 class Gim(Method):
     """Attribution with gradients that see past the self-repair of attention (gradient interaction modifications)."""
 
+    gives_examples = True
+    splits_by_role = True
+    instead_for_kl = "eap-ig-inputs"
+
     name: Literal["gim"] = "gim"
     temperature: float = Field(default=2.0, ge=1, le=100, description="at which the softmax's gradient is taken")
     objective: Objectives | None = None
@@ -111,11 +141,16 @@ class Gim(Method):
 class InformationFlowRoutes(Method):
     """How near what a sender writes is to what a receiver reads; no metric, no ablation, no gradient."""
 
+    takes_gradient = False
+
     name: Literal["information-flow-routes"] = "information-flow-routes"
 
 
 class EdgePruning(Method):
     """A mask for every edge, trained until as many are cut as wanted."""
+
+    splits_by_role = True
+    own_objective = "kl_divergence"
 
     name: Literal["edge-pruning"] = "edge-pruning"
     edges: Part = Field(
@@ -142,6 +177,8 @@ class EdgePruning(Method):
 class NestedPruning(Method):
     """A ranking trained so that its circuits are faithful at every size at once."""
 
+    splits_by_role = True
+
     name: Literal["nested-pruning"] = "nested-pruning"
     steps: int = Field(default=150, ge=1, le=100_000, description="each runs one circuit on a few prompts")
     rate: float = Field(default=0.05, gt=0, le=10, description="Adam's learning rate, of logarithms of sizes")
@@ -154,6 +191,8 @@ class NestedPruning(Method):
 class Exact(Method):
     """Every edge alone, cut from the full graph."""
 
+    takes_gradient = False
+
     name: Literal["exact"] = "exact"
     receivers: int | None = Field(
         default=None, ge=1, description="score only the edges into so many receivers, drawn at random; all by default"
@@ -162,7 +201,7 @@ class Exact(Method):
     objective: MetricName | None = None
 
 
-Ranking = Annotated[
+_Rankings = (
     Eap
     | EapIgInputs
     | EapIgActivations
@@ -175,13 +214,17 @@ Ranking = Annotated[
     | InformationFlowRoutes
     | EdgePruning
     | NestedPruning
-    | Exact,
-    Field(discriminator="name"),
-]
+    | Exact
+)
+Ranking = Annotated[_Rankings, Field(discriminator="name")]
 
 
-RANKINGS = tuple(ranking.model_fields["name"].default for ranking in get_args(get_args(Ranking)[0]))
-_RankingName = Annotated[str, WithJsonSchema(one_of(RANKINGS))]
+def _by_name(methods: Any) -> dict[str, type[Method]]:
+    """The classes of a union, by what specs call them."""
+    return {spec.model_fields["name"].default: spec for spec in get_args(methods)}
+
+
+_RankingName = Annotated[str, WithJsonSchema(one_of(_by_name(_Rankings)))]
 
 
 class Ensemble(Method):
@@ -218,7 +261,7 @@ class Ensemble(Method):
                     f"{where}.receivers",
                     "`exact` of some `receivers` leaves edges without a rank: an ensemble needs one of each",
                 )
-            if self.consistency is not None and part.name not in PER_EXAMPLE:
+            if self.consistency is not None and not part.gives_examples:
                 yield Fault(where, f"`consistency` needs scores of every prompt, which {part.name} does not give")
 
 
@@ -228,6 +271,10 @@ _Thresholds = Annotated[tuple[_Threshold, ...], Field(max_length=100)]
 
 class Acdc(Method):
     """Greedy edge pruning from the output to the input (Conmy et al. 2023), decision for decision."""
+
+    splits_by_role = True
+    takes_gradient = False
+    own_objective = "kl_divergence"
 
     name: Literal["acdc"] = "acdc"
     thresholds: tuple[float, ...] = Field(default=(0.01,), max_length=100)
@@ -309,45 +356,12 @@ class Acdc(Method):
         return len(self.thresholds) < 2
 
 
-MethodSpec = Annotated[
-    Eap
-    | EapIgInputs
-    | EapIgActivations
-    | EapIgQk
-    | MaskIg
-    | NodeAp
-    | NodeApIg
-    | Relp
-    | Gim
-    | InformationFlowRoutes
-    | EdgePruning
-    | NestedPruning
-    | Ensemble
-    | Exact
-    | Acdc,
-    Field(discriminator="name"),
-]
-METHOD_SPECS: dict[str, type[Method]] = {
-    "eap": Eap,
-    "eap-ig-inputs": EapIgInputs,
-    "eap-ig-activations": EapIgActivations,
-    "eap-ig-qk": EapIgQk,
-    "mask-ig": MaskIg,
-    "node-ap": NodeAp,
-    "node-ap-ig": NodeApIg,
-    "relp": Relp,
-    "gim": Gim,
-    "information-flow-routes": InformationFlowRoutes,
-    "edge-pruning": EdgePruning,
-    "nested-pruning": NestedPruning,
-    "ensemble": Ensemble,
-    "exact": Exact,
-    "acdc": Acdc,
-}
+_Methods = _Rankings | Ensemble | Acdc
+MethodSpec = Annotated[_Methods, Field(discriminator="name")]
+METHOD_SPECS = _by_name(_Methods)
 MethodName = Annotated[str, WithJsonSchema(one_of(METHOD_SPECS))]
-WITHOUT_GRADIENT = ("exact", "acdc", "information-flow-routes")
-AT_THE_CLEAN_RUN = {"eap": "eap-ig-inputs", "node-ap": "node-ap-ig", "relp": "eap-ig-inputs", "gim": "eap-ig-inputs"}
-"""Methods that differentiate there, where KL has no slope, and what to use instead."""
+PER_EXAMPLE = tuple(name for name, spec in METHOD_SPECS.items() if spec.gives_examples)
+BY_ROLE = tuple(name for name, spec in METHOD_SPECS.items() if spec.splits_by_role)
 FOUND_WITH = (*METHOD_SPECS, "acdc-hierarchical", "acdc-staged", "acdc-hierarchical-staged", "hypothesis")
 """What a circuit may say that it was found with: a search that is no longer exact is not called by its method's name
 alone."""
@@ -361,5 +375,5 @@ def methods_in(method: MethodSpec) -> tuple[MethodSpec, ...]:
 def objectives_of(method: MethodSpec, metric: MetricName) -> tuple[MetricName, ...]:
     own = None if isinstance(method, InformationFlowRoutes) else method.objective
     if own is None:
-        return ("kl_divergence",) if method.name in ("acdc", "edge-pruning") else (metric,)
+        return (method.own_objective or metric,)
     return (own,) if isinstance(own, str) else own

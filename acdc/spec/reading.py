@@ -46,8 +46,9 @@ def _laid_over(key: str, inherited: object, own: object) -> object:
 def parse_job(data: object, *, is_request: bool = False) -> JobSpec:
     """Check a spec, from JSON or YAML already read. Raises SpecError with every fault in it.
 
-    is_request: somebody asks for just this, so the roles that it names must be its task's. A challenge makes jobs that
-    put a circuit's roles on another task, and tells of them that they cannot be had.
+    is_request: somebody asks for just this, so the roles that it names must be its task's, and all that it chooses must
+    have a use. A challenge makes jobs that put a circuit's roles on another task, and tells of them that they cannot be
+    had; and the jobs of stored circuits are read as they were taken.
     """
     if not isinstance(data, Mapping):
         raise SpecError(f"a job spec is a mapping, like {{'task': 'ioi'}}; this is {type(data).__name__}")
