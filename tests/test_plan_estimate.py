@@ -79,7 +79,7 @@ def test_a_forward_is_two_operations_per_parameter_and_token_with_one_unembeddin
         ({"name": "information-flow-routes"}, 1),
         ({"name": "edge-pruning", "steps": 50}, 2 + 50 * MASKED * 3),  # all prompts fit into one batch
         ({"name": "nested-pruning", "steps": 50}, 2 * MASKED + 2 + WARM_STEPS * 3 + 50 * MASKED * 3),
-        ({"name": "nested-pruning", "examples": 2}, 2 * MASKED + 2 + WARM_STEPS * 3 + 150 * 2 / 8 * MASKED * 3),
+        ({"name": "nested-pruning", "examples": 2}, 2 * MASKED + 2 + WARM_STEPS * 3 + 300 * 2 / 8 * MASKED * 3),
         ({"name": "ensemble", "methods": ["eap", {"name": "mask-ig", "steps": 7}]}, 2 + 3 + 2 + 7 * 3),
         ({"name": "exact"}, 2 + Graph(SIZE.shape).n_edges / 2),
         (

@@ -13,8 +13,10 @@ edge so far from the circuit that only a much larger one has it is judged when a
 blurred by noise before the circuit is cut: what is trained is that circuits near a ranking's are faithful too, and it
 carries over to other prompts far better.
 
-Numbers are logarithms: the edge in place p of N begins at ln(N / p), after attribution's order, and the result is told
-in the same way, by its place. So the circuit of n edges are those with a score of at least ln(N / n).
+Numbers are logarithms: the edge in place p of N begins at ln(N / p), and the result is told in the same way, by its
+place. So the circuit of n edges are those with a score of at least ln(N / n). The order that it begins with is that of
+attribution's root mean square over examples: in the mean what an edge does to one example stands against the opposite
+that it does to another, and circuits without such edges are right on neither.
 """
 
 from __future__ import annotations
@@ -82,8 +84,11 @@ def search_nested_pruning(
 
 
 def _attributed(problem: Problem, progress: Progress) -> Scores:
-    (found,) = score_eap_ig_inputs(replace(problem, keep_examples=False), progress, steps=WARM_STEPS)
-    return found.scores
+    """The root mean square over examples: [senders, receivers]"""
+    (found,) = score_eap_ig_inputs(replace(problem, keep_examples=True), progress, steps=WARM_STEPS)
+    each = found.per_example
+    assert each is not None
+    return problem.t.graph.matrix_of(np.sqrt(np.einsum("ij,ij->j", each, each) / len(each)))
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ class NestedPruning(Method):
     splits_by_role = True
 
     name: Literal["nested-pruning"] = "nested-pruning"
-    steps: int = Field(default=150, ge=1, le=100_000, description="each runs one circuit on a few prompts")
+    steps: int = Field(default=300, ge=1, le=100_000, description="each runs one circuit on a few prompts")
     rate: float = Field(default=0.05, gt=0, le=10, description="Adam's learning rate, of logarithms of sizes")
     kl_weight: float = Field(default=1.0, ge=0, le=100, description="of KL, beside the squared error of the objective")
     examples: int = Field(default=8, ge=1, le=10_000, description="prompts of a step, at most one batch")

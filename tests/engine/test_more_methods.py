@@ -255,6 +255,18 @@ def test_nested_pruning_puts_the_known_edges_first(name: str) -> None:
     assert set(problem.t.graph.names_of(first)) == true
 
 
+def test_nested_pruning_begins_with_the_root_mean_square_of_attribution_over_examples() -> None:
+    problem = make_problem("llama", n=6)
+    graph = problem.t.graph
+    (attributed,) = score_eap_ig_inputs(replace(problem, keep_examples=True), Quiet(), steps=WARM_STEPS)
+    of_examples = np.stack([graph.matrix_of(row) for row in attributed.per_example])
+    begun_with = rank(graph, np.sqrt((of_examples**2).mean(0)), graph.legal, "absolute")
+    (found,) = search_nested_pruning(problem, Quiet(), steps=1, **{**NESTED, "rate": 1e-6})
+    assert (rank(graph, found.scores, graph.legal, "absolute").order == begun_with.order).all()
+    by_mean = rank(graph, attributed.scores, graph.legal, "absolute")
+    assert (by_mean.order != begun_with.order).any()
+
+
 def test_a_score_of_nested_pruning_is_the_logarithm_of_the_edges_place() -> None:
     problem = make_problem("gpt2")
     n = problem.t.graph.n_edges
