@@ -2,11 +2,11 @@
 
 A cell is a model and a task with its corruption. A method makes one ranking of the edges on the cell's searched
 prompts; the faithfulness curve of circuits cut from it, by |score| and by signed score, is measured on held-out
-prompts, which share no template with those. A method in a cell is one process, so that its peak memory is its own, and
-one file under build/bench_methods: what was run stays, run the command again to go on. One that takes longer than
---minutes is told as not run. What was run with other code or another request is not taken: a row is kept by the code of
-the method and all that circuits are run and judged with, and by what was asked, defaults written out. What is stored
-under benchmarks/results counts as run.
+prompts, which share no template with those, and none of the names (nouns, countries) that they are about. A method in a
+cell is one process, so that its peak memory is its own, and one file under build/bench_methods: what was run stays, run
+the command again to go on. One that takes longer than --minutes is told as not run. What was run with other code or
+another request is not taken: a row is kept by the code of the method and all that circuits are run and judged with, and
+by what was asked, defaults written out. What is stored under benchmarks/results counts as run.
 
     python benchmarks/methods.py [--models …] [--tasks …] [--methods …] [--prompts 64] [--minutes 90] [--table]
 
@@ -27,6 +27,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ from acdc.selection import GRID, Ranking, rank, size_of
 from acdc.setting import Setting, peak_memory_bytes
 from acdc.settings import load_settings
 from acdc.spec import DiscoverSpec, methods_in, parse_job, reference_of
+from acdc.tasks.prompts import Pair, PromptSet, Tokens
 
 MODELS = ("smollm2-135m-instruct-q4", "gemma3-270m-q4")
 TASKS = (
@@ -61,6 +63,14 @@ TASKS = (
     ("subject_verb_agreement", None),
     ("country_capital", None),
 )
+NAMES = {
+    "ioi": ("IO", "S1"),
+    "greater_than": ("noun",),
+    "subject_verb_agreement": ("subject", "attractor"),
+    "country_capital": ("country",),
+}
+"""The roles whose words the searched and the held-out prompts of a task do not share."""
+DRAWN = 8  # times as many prompts as wanted: those with a name of the other half fall out
 BASELINE = "eap-ig-inputs"
 DEFAULT = "nested-pruning"  # what the documents recommend where faithfulness is the point
 HELD_OUT = 64
@@ -202,7 +212,8 @@ def _file(cell: Cell, entry: Entry, prompts: int) -> Path:
 
 
 def spec_of(cell: Cell, entry: Entry, prompts: int) -> DiscoverSpec:
-    task = {"name": cell.task, "corruption": cell.corruption, "prompts": prompts, "held_out": HELD_OUT}
+    drawn = {"prompts": DRAWN * prompts, "held_out": DRAWN * HELD_OUT}
+    task = {"name": cell.task, "corruption": cell.corruption, **drawn}
     spec = parse_job({"model": cell.model, "task": task, "method": dict(entry.method)})
     assert isinstance(spec, DiscoverSpec)
     return spec
@@ -211,7 +222,7 @@ def spec_of(cell: Cell, entry: Entry, prompts: int) -> DiscoverSpec:
 def key_of(cell: Cell, entry: Entry, prompts: int) -> str:
     """A hash of all that decides a row: what is asked, and the code that answers."""
     spec = spec_of(cell, entry, prompts)
-    asked = (spec.model_dump_json(include=ASKED), spec.objectives, entry.prompts, SMALL)
+    asked = (spec.model_dump_json(include=ASKED), spec.objectives, entry.prompts or prompts, NAMES[cell.task], SMALL)
     names = frozenset({spec.method.name, *(part.name for part in methods_in(spec.method))})
     return hashlib.sha256(repr((asked, code_of(names))).encode()).hexdigest()[:12]
 
@@ -303,7 +314,7 @@ def score_of(cell: Cell, entry: Entry, prompts: int) -> tuple[Score, Found]:
     models = ModelCache(load_settings().cache_dir)
     loaded = models.load(reference_of(spec.model), dtype="float32", device="auto", progress=progress)
     with torch.inference_mode(False), as_found(loaded.model):
-        setting = setting_of(loaded, spec, progress, change=lambda made: replace(made, search=made.search[:n_prompts]))
+        setting = setting_of(loaded, spec, progress, change=lambda made: parted(made, NAMES[cell.task], n_prompts))
         graph = setting.t.graph
         begin = time.process_time()
         found = next(one for one in search_of(setting, spec, progress) if one.is_ranking)
@@ -312,6 +323,23 @@ def score_of(cell: Cell, entry: Entry, prompts: int) -> tuple[Score, Found]:
         if np.array_equal(found.tested, graph.legal):
             score = _judged(score, setting, spec.metric, found, progress)
     return score, found
+
+
+def parted(made: PromptSet, roles: Sequence[str], n_prompts: int) -> PromptSet:
+    """n_prompts searched and HELD_OUT held-out prompts that share none of the words at these roles. Raises ValueError
+    where there are not enough."""
+    names = sorted(set().union(*(_names(pair, roles) for pair in (*made.search, *made.held_out))))
+    Random(0).shuffle(names)
+    searched = set(names[: len(names) // 2])
+    search = tuple(pair for pair in made.search if _names(pair, roles) <= searched)[:n_prompts]
+    held_out = tuple(pair for pair in made.held_out if not _names(pair, roles) & searched)[:HELD_OUT]
+    if len(search) < n_prompts or len(held_out) < HELD_OUT:
+        raise ValueError(f"{len(search)} and {len(held_out)} prompts without a name in common; draw more than {DRAWN}×")
+    return replace(made, search=search, held_out=held_out)
+
+
+def _names(pair: Pair, roles: Sequence[str]) -> set[Tokens]:
+    return {pair.clean[slice(*pair.roles[role])] for role in roles}
 
 
 def _judged(score: Score, setting: Setting, metric: str, found: Found, progress: Progress) -> Score:

@@ -303,8 +303,8 @@ def scoreboard_page() -> str:
     intro = (
         "What `make bench-methods` printed: every method makes one ranking of the edges of a model on "
         f"{known['prompts']} prompts of a task (fewer where a column says so), and the circuits cut from it are judged "
-        f"on {known['held_out']} held-out prompts of other templates, the same for all in a cell. CMD (the area "
-        "between f and 1, smaller is "
+        f"on {known['held_out']} held-out prompts of other templates and about others (names, nouns, countries), the "
+        "same for all in a cell. CMD (the area between f and 1, smaller is "
         "better; *guarded*: |1 - f| counts as at least 1 where the circuit predicts no better than the empty one) and "
         "KL (the area under the KL share) by |score|, CPR by signed score; k\\*: connected edges of the smallest size "
         "with f within 0.2 of 1 and at most half of the empty one's KL, held out and on the searched prompts; KL at "

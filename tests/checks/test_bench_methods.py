@@ -17,6 +17,7 @@ from acdc.evaluation.measuring import Ledger
 from acdc.progress import Quiet
 from acdc.selection import GRID, rank
 from acdc.spec import parse_job
+from acdc.tasks.prompts import Pair, PromptSet
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -101,6 +102,24 @@ def test_all_methods_in_a_cell_are_judged_on_the_same_held_out_prompts(benchmark
     assert len({entry.prompts for entry in benchmark.ENTRIES}) > 1
     for cell in benchmark.CELLS:
         assert len({benchmark.spec_of(cell, entry, 64).task.model_dump_json() for entry in benchmark.ENTRIES}) == 1
+
+
+def test_searched_and_held_out_prompts_have_no_name_in_common(benchmark: Any) -> None:
+    rng = np.random.default_rng(0)
+
+    def pairs(n: int) -> tuple[Pair, ...]:
+        drawn = [tuple(map(int, rng.choice(20, 2, replace=False))) for _ in range(n)]
+        roles = {"IO": (1, 2), "S1": (2, 3), "end": (3, 4)}
+        return tuple(Pair((0, *two, 0), (0, 99, 99, 0), ((two[0],),), ((two[1],),), "g", roles) for two in drawn)
+
+    made = PromptSet("ioi", "abc", pairs(400), pairs(400))
+    found = benchmark.parted(made, ("IO", "S1"), 16)
+    assert (len(found.search), len(found.held_out)) == (16, benchmark.HELD_OUT)
+    names = [{token for pair in half for token in pair.clean[1:3]} for half in (found.search, found.held_out)]
+    assert not names[0] & names[1]
+    assert len(names[0] | names[1]) == 20
+    with pytest.raises(ValueError, match="prompts without a name in common; draw more"):
+        benchmark.parted(PromptSet("ioi", "abc", pairs(20), pairs(20)), ("IO", "S1"), 16)
 
 
 def test_k_star_is_the_smallest_circuit_that_meets_both_conditions_on_the_searched_prompts_too(
