@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections import Counter
 
 import numpy as np
@@ -127,10 +126,12 @@ def test_a_circuit_with_dead_edges_is_no_model_to_match():
         random_circuits(TINY, TINY.mask_of_edges(["0.0->logits"]), 1, np.random.default_rng(0))
 
 
-def test_twenty_circuits_of_a_thousand_edges_are_drawn_in_seconds():
+def test_circuits_of_a_thousand_edges_of_a_real_models_graph_are_drawn():
     graph = Graph(GraphShape(30, 9, 3))
     matched = rank(graph, random_scores(graph, 0), graph.legal, "greedy").select(1100).mask
     assert matched.sum() > 500
-    start = time.process_time()
-    random_circuits(graph, matched, 20, np.random.default_rng(0))
-    assert time.process_time() - start < 10  # takes about one; the bound is for slow machines
+    drawn = random_circuits(graph, matched, 5, np.random.default_rng(0))
+    assert len({one.tobytes() for one in drawn}) == 5
+    for one in drawn:
+        assert one.sum() == matched.sum()
+        assert (graph.connected(one) == one).all()
