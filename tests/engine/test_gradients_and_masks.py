@@ -69,6 +69,29 @@ def test_one_step_of_integrated_gradients_is_eap() -> None:
         assert relative(torch.from_numpy(integrated(problem, Quiet(), steps=1)[0].scores), plain) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("metric", "at"), [("logit_diff", (1 / 3, 2 / 3, 1)), ("kl_divergence", (1 / 6, 3 / 6, 5 / 6))]
+)
+@pytest.mark.parametrize("ablation", ["resample", "zero"])
+@pytest.mark.parametrize("name", ["gpt2", "gemma3", "gpt-neox"])
+def test_integrated_activations_are_the_masks_gradient_with_one_sublayer_on_its_way(
+    name: str, ablation: str, metric: str, at: tuple[float, ...]
+) -> None:
+    """A mask of alpha at all edges of some senders is their output so far on the way from its ablation value."""
+    problem = make_problem(name, ablation=ablation, metric=metric, lengths=(5, 6))
+    senders = [sender.name for sender in problem.t.graph.senders]
+    sublayers = [name.split(".")[0] for name in senders]  # the heads of a layer are one, and so is every MLP
+    expected = torch.zeros_like(problem.full_mask())
+    for sublayer in set(sublayers):
+        own = torch.tensor([one == sublayer for one in sublayers])
+        for alpha in at:
+            mask = problem.full_mask()
+            mask[own] *= alpha
+            expected[own] += mask_gradient(problem, mask)[own] / len(at)
+    (found,) = score_eap_ig_activations(problem, Quiet(), steps=len(at))
+    assert relative(torch.from_numpy(found.scores), expected) < 1e-5
+
+
 def test_a_tile_of_one_token_gives_the_same_scores() -> None:
     problem = make_problem("gemma2")
     wide = score_eap(problem, Quiet())[0].scores
