@@ -199,14 +199,10 @@ class Circuit:
     def nodes(self) -> list[str]:
         """Names of the embedding, heads and MLPs that a kept edge leaves, in forward order.
 
-        Not those that one only enters: a key or value input is shared by a group of heads of which some write nothing.
-        Under a norm that spans the heads of a layer these count too, as their outputs move their siblings' shares.
+        Not those that one only enters: a key or value input is shared by a group of heads of which some write nothing,
+        and under a norm that spans the heads of a layer a head may count for its siblings' shares alone.
         """
-        named = {self.graph.senders[s].name for s in np.nonzero(self.kept.any(axis=1))[0]}
-        if self.graph.shape.heads_share_norm:
-            for r in np.nonzero(self.kept.any(axis=0))[0]:
-                named |= set(self.graph.nodes_read_by(int(r)))
-        return [sender.name for sender in self.graph.senders if sender.name in named]
+        return [self.graph.senders[s].name for s in np.flatnonzero(self.kept.any(axis=1))]
 
     def to_dataframe(self) -> Any:
         """The kept edges as a pandas DataFrame: sender, receiver, score, and inclusion where stability was measured;

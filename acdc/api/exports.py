@@ -55,10 +55,11 @@ def as_attribution_graph(circuit: Circuit, circuit_id: str) -> bytes:
     A node is a head or an MLP, not a feature, and stands for all positions, so there is one column. The viewer wants
     layers above 0 and tells nodes apart by (layer, feature, ctx_idx): layer l is l + 1, a head's feature is its number,
     the MLP's the number after the last head. A link's weight is the sum of the kept edges' scores between two nodes;
-    a key or value that several heads share counts for each of them that is in the circuit.
+    a key or value that several heads share counts for each of them that has a node.
     """
     choices = circuit.provenance.choices
-    known = {node["clerp"]: node for node in _viewer_nodes(circuit)}
+    weights = _weights(circuit)
+    known = {node["clerp"]: node for node in _viewer_nodes(circuit, {target for _, target in weights})}
     metadata = {
         "slug": circuit_id,
         "scan": re.sub(r"[^A-Za-z0-9_.-]+", "-", circuit.provenance.model.title) or "model",
@@ -73,8 +74,7 @@ def as_attribution_graph(circuit: Circuit, circuit_id: str) -> bytes:
     }
     links = [
         {"source": known[source]["node_id"], "target": known[_viewer_name(target)]["node_id"], "weight": weight}
-        for (source, target), weight in _weights(circuit).items()
-        if _viewer_name(target) in known  # a head that shares a kept key or value may itself write nothing
+        for (source, target), weight in weights.items()
     ]
     return _dump({"metadata": metadata, "qParams": {"linkType": "both"}, "nodes": list(known.values()), "links": links})
 
@@ -86,12 +86,12 @@ def _viewer_name(node: str) -> str:
     return _LOGITS if node == "logits" else node
 
 
-def _viewer_nodes(circuit: Circuit) -> list[dict[str, Any]]:
+def _viewer_nodes(circuit: Circuit, entered: set[str]) -> list[dict[str, Any]]:
     shape = circuit.graph.shape
-    by_name = {sender.name: sender for sender in circuit.graph.senders}
+    named = {"embed", *circuit.nodes(), *entered}
     nodes = []
-    for name in dict.fromkeys(["embed", *circuit.nodes()]):
-        sender = by_name[name]
+    for sender in (sender for sender in circuit.graph.senders if sender.name in named):
+        name = sender.name
         if sender.kind in ("embed", "pos"):
             feature = int(sender.kind == "pos")
             nodes.append(_viewer_node(f"E_{feature}_0", "E", feature, "embedding", name))
@@ -117,10 +117,12 @@ def _viewer_node(node_id: str, layer: str, feature: int, kind: str, label: str) 
 
 def _weights(circuit: Circuit) -> dict[tuple[str, str], float]:
     """Node to node; untested edges weigh nothing but are there."""
+    graph, writing = circuit.graph, set(circuit.nodes())
     weights: dict[tuple[str, str], float] = {}
     for edge in circuit.edges():
-        source = circuit.graph.senders[edge.sender].name
-        for target in circuit.graph.nodes_read_by(edge.receiver):
+        source, readers = graph.senders[edge.sender].name, graph.nodes_read_by(edge.receiver)
+        # Some heads of a group may write nothing. Where none writes, its input counts through a norm over the layer.
+        for target in [name for name in readers if name in writing] or readers:
             weights[source, target] = weights.get((source, target), 0.0) + (_score(circuit, edge) or 0.0)
     return weights
 

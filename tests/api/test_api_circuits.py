@@ -13,6 +13,7 @@ from api_samples import HOSTILE, SPEC, Connect, finish, make_circuit
 from fastapi.testclient import TestClient
 
 from acdc.circuit import Circuit, Selected
+from acdc.graph import Graph
 from acdc.report import Stability
 from acdc.store import Artefacts, Store
 
@@ -161,6 +162,19 @@ def test_attribution_graph_leaves_out_heads_that_only_share_a_kept_value(client:
     names = {node["node_id"]: node["clerp"] for node in response.json()["nodes"]}
     links = {(names[link["source"]], names[link["target"]]) for link in response.json()["links"]}
     assert links == {("embed", "0.1"), ("0.1", "logits (p=1.000)")}
+
+
+def test_attribution_graph_shows_a_head_that_counts_for_its_siblings_alone(client: TestClient) -> None:
+    """Under a norm over a layer's heads, what enters one that writes nothing moves the shares of those that do."""
+    made = make_circuit()
+    graph = Graph(replace(made.graph.shape, heads_share_norm=True))
+    kept = graph.mask_of_edges(["embed->0.0.q", "embed->0.1.v", "0.3->logits"])
+    assert np.array_equal(graph.connected(kept), kept)
+    circuit = replace(made, graph=graph, kept=kept, selected=Selected("absolute", 3, 3))
+    response = client.get(f"/v1/circuits/{put(client, circuit)}/export", params={"format": "neuronpedia"})
+    names = {node["node_id"]: node["clerp"] for node in response.json()["nodes"]}
+    links = {(names[link["source"]], names[link["target"]]) for link in response.json()["links"]}
+    assert links == {("embed", "0.0"), ("embed", "0.3"), ("0.3", "logits (p=1.000)")}
 
 
 def test_pictures_are_inert_svg(client: TestClient) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from rich.console import Console
 from store_samples import GRAPH, circuit
 
-from acdc.cli.summary import summarise, summary_data
-from acdc.graph import Graph
+from acdc.cli.summary import heads_of, summarise, summary_data
+from acdc.graph import Graph, GraphShape
 from acdc.report import Stability
 
 
@@ -55,6 +56,16 @@ def test_a_summary_says_that_edges_are_split_by_role() -> None:
     assert f"kept       3 of {graph.n_edges:,} edges split by role (" in lines[split]
     assert f"kept       5 of {whole.graph.n_edges:,} edges (" in lines[whole]
     assert summary_data(whole)["positions"] == "all"
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_the_heads_told_are_those_that_send_on_a_kept_path(shares: bool) -> None:
+    """Not those that share a key or value, or a norm, with one that does."""
+    graph = Graph(GraphShape(n_layers=2, n_heads=4, n_kv_heads=1, heads_share_norm=shares))
+    one = circuit(("embed->0.0.v", "0.1->1.0.k", "0.1->1.2.q", "1.2->logits"), graph=graph)
+    assert np.array_equal(graph.connected(one.kept), one.kept)
+    assert heads_of(one) == summary_data(one)["heads"] == ["0.1", "1.2"]
+    assert any("heads      2 kept, with 0 MLPs: 0.1 1.2" in part for part in summarise(one) if isinstance(part, str))
 
 
 def test_a_summary_tells_what_the_search_did() -> None:

@@ -15,10 +15,10 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
-from store_samples import claimed, sql, submit
+from store_samples import circuit, claimed, sql, submit
 
 from acdc.errors import BadDatabase, DatabaseError, SchemaMismatch
-from acdc.store import State, Store, migrate
+from acdc.store import CircuitFilter, State, Store, migrate
 from acdc.store.database import Database
 from acdc.store.migration import alembic_config
 from acdc.store.tables import metadata
@@ -60,6 +60,21 @@ def test_migrating_again_keeps_what_is_there(empty_url: str) -> None:
     migrate(empty_url)
     with Store.open(empty_url) as store:
         assert store.jobs.get(job.id) == job
+
+
+def test_nodes_that_no_kept_edge_leaves_are_taken_out(empty_url: str) -> None:
+    migrate(empty_url)
+    with Store.open(empty_url) as store:
+        row = store.circuits.add(circuit(), "d" * 64, user="ada")
+        sql(store, "INSERT INTO circuit_nodes (circuit_id, node) VALUES (:id, '1.0')", id=row.id)
+    database = Database(empty_url)
+    with database.write() as connection:
+        command.downgrade(alembic_config(connection), "0002")
+    database.close()
+    migrate(empty_url)
+    with Store.open(empty_url) as store:
+        assert store.circuits.list(CircuitFilter(nodes=("1.0",))).items == ()
+        assert [found.id for found in store.circuits.list(CircuitFilter(nodes=("1.1", "mlp0"))).items] == [row.id]
 
 
 def test_two_processes_migrate_at_once(empty_url: str) -> None:
