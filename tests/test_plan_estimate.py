@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -284,6 +288,18 @@ def test_a_plan_made_beside_other_work_is_doubted(
 
 def test_speed_is_measured_quickly() -> None:
     assert measure_speed(0.01).flops_per_s > 1e8
+
+
+def test_speed_is_the_same_while_other_programs_use_every_cpu() -> None:
+    alone = measure_speed(0.1).flops_per_s
+    spinning = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+    with contextlib.ExitStack() as others:
+        for _ in range(2 * (os.cpu_count() or 1)):
+            other = others.enter_context(subprocess.Popen(spinning, stdout=subprocess.PIPE))
+            others.callback(other.kill)
+            assert other.stdout is not None
+            other.stdout.readline()  # it runs
+        assert 1 / UNCERTAINTY < measure_speed().flops_per_s / alone < UNCERTAINTY
 
 
 def test_facts_come_from_the_catalogue_or_from_the_directory_that_holds_the_model(tmp_path: Path) -> None:
