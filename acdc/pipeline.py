@@ -17,7 +17,7 @@ from acdc.circuit import Circuit, Provenance
 from acdc.discovery.problem import Found, Problem
 from acdc.discovery.rehearsal import Rehearsal, rehearse_acdc
 from acdc.errors import TaskError
-from acdc.evaluation.editing import complement, edited
+from acdc.evaluation.editing import complement
 from acdc.evaluation.judging import Judgement, judge
 from acdc.evaluation.memory import Memory
 from acdc.evaluation.random_circuits import random_circuits
@@ -30,7 +30,6 @@ from acdc.from_spec import (
     recorded_parameters,
     require_the_same_graph,
     require_the_same_weights,
-    require_whole_edges,
     search_of,
     setting_of,
 )
@@ -40,6 +39,7 @@ from acdc.metrics import METRICS
 from acdc.models.cache import ModelCache
 from acdc.models.loading import Loaded
 from acdc.models.transformer import as_found
+from acdc.on_circuits import kept_of_hypothesis, kept_of_stored, require_whole_edges
 from acdc.plan import evaluation_plan
 from acdc.progress import Progress
 from acdc.result import Result
@@ -59,6 +59,8 @@ from acdc.spec import (
     reference_of,
 )
 from acdc.stages import Stages
+from acdc.tasks.encoding import Encoder
+from acdc.tasks.prompts import Tokenizer
 
 PARTLY = "{} of {} edges have a score: circuits of any size are cut from these, and areas and k* are of these alone"
 FEWER_SCORED = "selection.size asks for {} edges and {} have a score: all of these are taken"
@@ -235,28 +237,8 @@ def _found_before(graph: Graph, source: Circuit | None) -> Found:
 
 
 def _kept_to_evaluate(graph: Graph, spec: EvaluateSpec, source: Circuit | None) -> tuple[Kept | None, list[str]]:
-    """The circuit to judge, None where its size is to be found first, and a note on each name of the edit that changes
-    nothing."""
-    if source is None:
-        assert spec.hypothesis is not None
-        mask = graph.mask_of_edges(spec.hypothesis.edges)
-        if spec.hypothesis.nodes:
-            mask |= graph.mask_of_nodes(spec.hypothesis.nodes)
-        kept = Kept.of(graph, mask, "hypothesis")
-    elif spec.selection.is_given:
-        if not source.tested.any():
-            raise TaskError("this circuit has no scores to cut another size from: leave `selection` out")
-        sized = kept_of(graph, Found(source.scores, source.tested), spec.selection)
-        if sized is None:
-            return None, []  # a faithfulness to reach: found by measuring
-        kept = sized
-    else:
-        kept = Kept(source.kept, source.selected)
-    changes = spec.edit.model_dump()
-    if not any(changes.values()):
-        return kept, []
-    edit = edited(graph, kept.mask, **changes)
-    return Kept.of(graph, edit.mask, "edited"), [f"the edit's {fault}: that changed nothing" for fault in edit.idle]
+    """The circuit to judge, None where its size is to be found first, and notes on its edit."""
+    return kept_of_hypothesis(graph, spec) if source is None else kept_of_stored(source, spec)
 
 
 def _notes(loaded: Loaded, source: Circuit | None) -> list[str]:
@@ -273,6 +255,7 @@ def try_prompt(loaded: Loaded, spec: TrySpec, progress: Progress, source: Circui
     require_whole_edges(source)
     asked = job_of(source)
     require_the_same_weights(loaded, source)
+    _require_equal_lengths(loaded.tokenizer, spec)
     setting = setting_of(loaded, asked, progress, prompts_for_mean=spec.corrupt is None, circuit=source)
     graph = setting.t.graph
     require_the_same_graph(loaded, graph, source)
@@ -286,3 +269,12 @@ def try_prompt(loaded: Loaded, spec: TrySpec, progress: Progress, source: Circui
     ablation = "mean over the searched prompts" if spec.corrupt is None else "resample"
     data = {"prompt": spec.prompt, "corrupt": spec.corrupt, "ablation": ablation, "edges": source.n_edges}
     return Result("try", data={**data, "columns": dict(zip(masks, columns, strict=True))})
+
+
+def _require_equal_lengths(tokenizer: Tokenizer, spec: TrySpec) -> None:
+    """Before the prompts of the task are made and run. Raises TaskError."""
+    if spec.corrupt is None:
+        return
+    clean, corrupt = (len(Encoder(tokenizer).prompt(text)) for text in (spec.prompt, spec.corrupt))
+    if clean != corrupt:
+        raise TaskError(f"the prompt has {clean} tokens and the corrupt one {corrupt}: make them equal")

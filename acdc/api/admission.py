@@ -10,8 +10,9 @@ from acdc.api.services import Services, checked_id
 from acdc.circuit import Provenance
 from acdc.errors import Fault, Forbidden, SpecError, UnknownModel
 from acdc.models.allowed import AllowList
+from acdc.on_circuits import require_possible
 from acdc.settings import Settings
-from acdc.spec import JobSpec, OnCircuit, PromptsSpec, parse_job, reference_of, with_defaults_of
+from acdc.spec import EvaluateSpec, JobSpec, OnCircuit, PromptsSpec, TrySpec, parse_job, reference_of, with_defaults_of
 
 _ABOUT_CIRCUITS = ("evaluate", "try", "challenge")
 
@@ -20,7 +21,8 @@ def admitted(services: Services, data: object) -> tuple[JobSpec, PromptsSpec]:
     """The job that `data` asks for, and the one whose model and prompts it works with: itself, or for one on a
     circuit the job that found it.
 
-    Raises SpecError, NotFound for the circuit, UnknownModel or Forbidden for the model.
+    Raises SpecError, NotFound for the circuit, TaskError or GraphMismatch for what cannot be had of it, UnknownModel or
+    Forbidden for the model.
     """
     behind: Mapping[str, Any] = {}
     if isinstance(data, Mapping) and data.get("kind") in _ABOUT_CIRCUITS and isinstance(data.get("circuit"), str):
@@ -31,6 +33,8 @@ def admitted(services: Services, data: object) -> tuple[JobSpec, PromptsSpec]:
     measured = parse_job(behind) if isinstance(spec, OnCircuit) else spec
     if isinstance(measured, OnCircuit):  # in a file that was written by hand
         raise SpecError("the circuit names no search that found it, so there is no model and no task to try it with")
+    if isinstance(spec, TrySpec | EvaluateSpec) and spec.circuit is not None:
+        require_possible(spec, services.circuit(spec.circuit))
     _check_model(measured.model, services.settings)
     _check_prompts(measured, services.settings.max_prompts)
     return spec, measured

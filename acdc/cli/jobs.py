@@ -84,6 +84,7 @@ def plan(
 def _planned_here(request: dict[str, Any], source: Path | None, measure: bool) -> dict[str, Any]:
     from acdc.cli.measuring import rehearse, with_measured
     from acdc.errors import SpecError
+    from acdc.on_circuits import require_possible
     from acdc.plan import cached_directory, doubts_now, estimate, facts_of, measure_speed
     from acdc.settings import load_settings
     from acdc.spec import EvaluateSpec, OnCircuit, parse_job, reference_of
@@ -94,6 +95,8 @@ def _planned_here(request: dict[str, Any], source: Path | None, measure: bool) -
             f"what that takes depends on circuit {spec.circuit!r}: ask the service that has it, with --url, or give "
             "its file as --source"
         )
+    if source is not None:
+        require_possible(spec, Circuit.load(source))
     measured = _job_behind(source) if source is not None and isinstance(spec, OnCircuit) else spec
     assert not isinstance(measured, OnCircuit)
     reference = reference_of(measured.model)

@@ -60,10 +60,13 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Search a circuit or make a map here and now, without a service. Ctrl-C stops it; --resume goes on."""
+    from acdc.on_circuits import require_possible
     from acdc.spec import parse_job
 
     request = read_request(spec, sets=set_, model=model, method=method, map_name=map_, name=name, tags=tag)
     job = parse_job(request if source is None else with_source(request, source), is_request=True)
+    if source is not None:
+        require_possible(job, Circuit.load(source))
     with sigterm_as_interrupt(), tempfile.TemporaryDirectory(prefix="acdc-run-") as scratch:
         file = write_file(Path(scratch) / "spec.json", job.canonical_json)
         place = out or OUT / _called(job)

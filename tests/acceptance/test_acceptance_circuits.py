@@ -98,12 +98,13 @@ def test_hypothesis_is_judged_and_stored(stack: Stack, model: Path) -> None:
 
 
 def test_hypothesis_on_another_graph_fails_with_every_name(stack: Stack, model: Path) -> None:
-    spec = {"model": f"path:{model}", "task": task(), "nodes": ["9.9", "mlp0", "mlp7"]}
-    said = stack.failed(stack.client.hypothesis(spec))
+    named = {"nodes": ["9.9", "mlp0", "mlp7"], "edges": ["embed->mlp1", "embed->mlp99"]}
+    said = stack.failed(stack.client.hypothesis({"model": f"path:{model}", "task": task(), **named}))
     assert said.startswith("invalid_task")
-    assert "9.9" in said
-    assert "mlp7" in said
+    for name in ("9.9", "mlp7", "mlp99"):
+        assert name in said
     assert "mlp0:" not in said
+    assert "mlp1:" not in said
 
 
 def test_circuit_of_another_graph_is_not_evaluated(stack: Stack, model: Path) -> None:
@@ -137,8 +138,11 @@ def test_prompt_is_tried_on_model_circuit_complement_and_random_circuit(
     assert ("resample" in result.data["ablation"]) == (corrupt is not None)
 
 
-def test_prompts_of_unequal_length_are_refused(stack: Stack, circuit_id: str) -> None:
-    assert "8 tokens and the corrupt one 3" in stack.failed(stack.client.try_prompt(circuit_id, "ijklefgh", "efg"))
+def test_prompts_of_unequal_length_are_refused_before_any_is_run(stack: Stack, circuit_id: str) -> None:
+    job = stack.client.try_prompt(circuit_id, "ijklefgh", "efg")
+    assert "8 tokens and the corrupt one 3" in stack.failed(job)
+    progress = stack.client.job(job.id).progress
+    assert progress is None or progress.phase not in ("building the task", "parity", "clean and ablated runs")
 
 
 def test_exported_file_comes_back_to_the_byte(stack: Stack, circuit_id: str) -> None:

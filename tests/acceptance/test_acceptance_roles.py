@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from acceptance_kit import Stack, quick, task
 
-from acdc.errors import SpecError
+from acdc.errors import GraphMismatch, SpecError, TaskError
 
 NAMED = {"late": [4, 7], "early": [0, 3]}
 ROLES = ("early", "late", "end", "other")
@@ -104,8 +104,9 @@ def test_edges_and_nodes_are_taken_out_by_plain_names_and_by_those_at_a_role(sta
         gone = circuit.graph.mask_of_edges([edge])
         assert not (circuit.kept & gone).any()
         assert "mlp1" not in circuit.nodes()
-    said = stack.failed(stack.client.evaluate(split_id, {"edit": {"remove_edges": ["embed->1.0.v@S2"]}}))
-    assert "as 0.0.q@end: early, late, end, other" in said
+    with pytest.raises(GraphMismatch) as refused:
+        stack.client.evaluate(split_id, {"edit": {"remove_edges": ["embed->1.0.v@S2"]}})
+    assert "as 0.0.q@end: early, late, end, other" in str(refused.value)
 
 
 def test_a_hypothesis_says_where(stack: Stack, model: Path) -> None:
@@ -120,7 +121,8 @@ def test_a_hypothesis_says_where(stack: Stack, model: Path) -> None:
 
 
 def test_what_cannot_be_had_of_it_is_refused_with_the_reason(stack: Stack, split_id: str, model: Path) -> None:
-    assert "split by position role" in stack.failed(stack.client.try_prompt(split_id, "ijklefgh"))
+    with pytest.raises(TaskError, match="split by position role"):
+        stack.client.try_prompt(split_id, "ijklefgh")
     with pytest.raises(SpecError, match="method 'exact' does not split edges by position"):
         stack.client.submit(split(model, method="exact"))
 

@@ -6,6 +6,7 @@ import io
 import json
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -339,6 +340,54 @@ def test_job_on_a_circuit_that_is_not_there_is_refused(client: TestClient, store
     for circuit_id in ("cir_0000", "no id \x00"):
         response = client.post("/v1/jobs", json={**body, "circuit": circuit_id})
         assert (response.status_code, response.json()["code"]) == (404, "not_found")
+    assert store.jobs.list().items == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "wheres"),
+    [
+        (
+            {"edit": {"remove_nodes": ["mlp99", "mlp0"], "add_edges": ["5.5->9.6"], "add_nodes": ["0.9"]}},
+            ["add_edges", "add_nodes", "remove_nodes"],
+        ),
+        ({"edit": {"remove_edges": ["0.0->mlp99"]}, "selection": {"size": 50}}, ["remove_edges"]),
+        ({"selection": {"size": 5000}}, ["selection.size"]),
+    ],
+)
+@pytest.mark.parametrize("through", ["circuit", "jobs", "plan"])
+def test_what_the_circuit_to_evaluate_has_not_is_refused_at_once(
+    client: TestClient, store: Store, through: str, asked: dict[str, Any], wheres: list[str]
+) -> None:
+    circuit_id = put(client, make_circuit(spec=SPEC))
+    if through == "circuit":
+        response = client.post(f"/v1/circuits/{circuit_id}/evaluate", json=asked)
+    else:
+        response = client.post(f"/v1/{through}", json={"kind": "evaluate", "circuit": circuit_id, **asked})
+    assert response.status_code == 422
+    assert [error["where"] for error in response.json()["errors"]] == wheres
+    assert store.jobs.list().items == ()
+
+
+def test_an_edit_that_would_change_nothing_is_refused_at_once(client: TestClient, store: Store) -> None:
+    circuit = make_circuit(spec=SPEC)
+    absent = next(circuit.graph.edge_name(e) for e in circuit.graph.edges() if not circuit.kept[e.sender, e.receiver])
+    root = f"/v1/circuits/{put(client, circuit)}"
+    response = client.post(f"{root}/evaluate", json={"edit": {"remove_edges": [absent]}})
+    assert response.status_code == 422
+    assert "leaves the circuit as it is" in response.json()["detail"]
+    assert store.jobs.list().items == ()
+
+
+def test_trying_a_circuit_split_by_role_is_refused_at_once(client: TestClient, store: Store) -> None:
+    made = make_circuit(spec=SPEC)
+    graph = Graph(made.graph.shape.split_by(("S",)))
+    kept = graph.mask_of_edges(["embed->0.0.v@S", "0.0->logits"])
+    nothing = np.zeros(kept.shape, np.float32)
+    selected = Selected("hypothesis", 2, 2)
+    split = Circuit(graph, nothing, kept & False, kept, selected, made.provenance)
+    response = client.post(f"/v1/circuits/{put(client, split)}/try", json={"prompt": "x"})
+    assert response.status_code == 422
+    assert "split by position role (S, end, other)" in response.json()["detail"]
     assert store.jobs.list().items == ()
 
 

@@ -385,6 +385,22 @@ def test_a_challenge_tells_first_what_it_will_take(service: str) -> None:
     assert invoke("--url", service, "challenge", circuit_id, "--json").stderr == ""
 
 
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_names_that_the_circuit_in_a_file_has_not_are_refused_before_anything_is_started(
+    tmp_path: Path, command: str
+) -> None:
+    source, spec = tmp_path / "one.safetensors", tmp_path / "spec.yaml"
+    found_circuit(FOUND_BY).save(source)
+    spec.write_text("kind: evaluate\nmodel: path:/nowhere\nedit: {remove_nodes: [mlp99], add_edges: [5.5->9.6]}\n")
+    out = ("--out", str(tmp_path / "out")) if command == "run" else ()
+    result = invoke(command, str(spec), "--source", str(source), *out)
+    assert result.exit_code == WRONG
+    assert "mlp99" in result.stderr
+    assert "5.5" in result.stderr
+    assert "nowhere" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_local_run_on_a_circuit_takes_its_file(tmp_path: Path) -> None:
     spec, source, out = tmp_path / "spec.yaml", tmp_path / "one.safetensors", tmp_path / "out"
     spec.write_text("kind: evaluate\ntask: {seed: 3}\nmodel: path:/nowhere\n")

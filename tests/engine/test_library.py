@@ -208,9 +208,10 @@ def test_a_hypothesis_of_nodes_becomes_a_circuit(model: Any, tokenizer: PreTrain
     assert result.circuit is not None
     assert result.circuit.selected.rule == "hypothesis"
     assert set(result.circuit.nodes()) == {"embed", "0.1", "mlp1"}
-    wrong = parse_job({**data, "hypothesis": {"nodes": ["9.9"], "edges": ["embed->mlp77"]}})
-    with pytest.raises(GraphMismatch, match=r"no receiver .mlp77.; it has heads layer.head, 0.0 to 2.3"):
+    wrong = parse_job({**data, "hypothesis": {"nodes": ["9.9", "mlp1"], "edges": ["embed->mlp77", "embed->mlp0"]}})
+    with pytest.raises(GraphMismatch, match=r"no receiver .mlp77.; it has heads layer.head, 0.0 to 2.3") as caught:
         run_on(loaded, wrong, Quiet())
+    assert [fault.where for fault in caught.value.faults] == ["embed->mlp77", "9.9"]
 
 
 def test_a_circuit_means_nothing_on_another_graph(circuit: Circuit, tokenizer: PreTrainedTokenizerFast) -> None:
