@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from acdc.numerals import two_digits
 from acdc.plain import from_plain
 
 
@@ -22,11 +23,6 @@ class Behaviour:
     chance: float
     n_examples: int
     clustered_by: str = "example"
-
-
-def two_digits(value: float | None) -> str:
-    """As people read it; a figure that is not there was withheld."""
-    return "withheld" if value is None else f"{value:.2f}"
 
 
 @dataclass(frozen=True)

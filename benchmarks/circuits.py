@@ -22,9 +22,9 @@ from figures import SAY_EVERY_S, engine_hash, environment
 
 from acdc.circuit import Circuit
 from acdc.models.cache import ModelCache
+from acdc.numerals import two_digits
 from acdc.pipeline import run_job
 from acdc.progress import Checkpoint, Quiet
-from acdc.report import two_digits
 from acdc.selection import rank
 from acdc.settings import load_settings
 from acdc.spec import parse_job, reference_of

@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from acdc import numerals
 from acdc.cli import interrupts
 from acdc.errors import SpecError
 
@@ -113,16 +114,12 @@ def number(value: Any) -> str:
     """Three digits are enough for people; nothing is a dash."""
     if value is None:
         return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return numerals.figure(value) if isinstance(value, float) else str(value)
 
 
 def duration(seconds: float | None) -> str:
     """In the unit that people would say it in."""
-    if seconds is None:
-        return "-"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return "-" if seconds is None else numerals.duration(seconds)
 
 
 def moment(timestamp: str | None) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from acdc.cli.console import number, table
+from acdc.numerals import count
 from acdc.patch_map import PatchMap
 
 SHOWN = 10
@@ -25,7 +26,8 @@ def summarise_map(made: PatchMap, title: str = "map") -> Iterator[RenderableType
     for i, metric in enumerate(cells.metrics):
         total = made.total(metric)
         corrupt = "" if total is None else f", {cells.corrupt[i].mean():.3f} corrupt"
-        yield f"unchanged  {metric} {cells.clean[i].mean():.3f} clean{corrupt}, over {len(cells.groups)} prompts"
+        over = count(len(cells.groups), "prompt")
+        yield f"unchanged  {metric} {cells.clean[i].mean():.3f} clean{corrupt}, over {over}"
         if total is not None:
             interval = _interval(made, total.low, total.high)
             yield f"total      {total.effect:.3f}, 95 % interval {interval}"

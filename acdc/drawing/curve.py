@@ -18,14 +18,13 @@ from acdc.drawing.svg import (
     RULE,
     Drawing,
     Point,
-    count,
     number,
-    percent,
     polyline,
     text_width,
     wrap,
 )
-from acdc.report import Areas, KStar, Report, two_digits
+from acdc.numerals import count, percent, two_digits
+from acdc.report import Areas, KStar, Report
 from acdc.report import Point as Judged
 
 MARGIN, AXIS = 20.0, 46.0  # AXIS: room for the numbers left of a panel

@@ -27,7 +27,6 @@ from acdc.drawing.svg import (
     RULE,
     STRIPE,
     Drawing,
-    count,
     number,
     polyline,
     signed,
@@ -35,6 +34,7 @@ from acdc.drawing.svg import (
     wrap,
 )
 from acdc.graph import Edge
+from acdc.numerals import count
 
 POSITIVE, NEGATIVE, UNSCORED = "#14497f", "#c2410c", "#6b7280"
 DASH, SOLID = "6 4", "none"

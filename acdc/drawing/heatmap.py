@@ -24,12 +24,12 @@ from acdc.drawing.svg import (
     QUIET,
     RULE,
     Drawing,
-    count,
     number,
     signed,
     text_width,
     wrap,
 )
+from acdc.numerals import count
 from acdc.patch_map import NO_OTHER_RUN, Flags, Numbers, PatchMap
 
 MARGIN, GAP = 20.0, 26.0

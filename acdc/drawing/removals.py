@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from acdc.drawing.svg import LINE_HEIGHT, QUIET, RULE, Drawing, count, number, signed, text_width
+from acdc.drawing.svg import LINE_HEIGHT, QUIET, RULE, Drawing, number, signed, text_width
+from acdc.numerals import count
 from acdc.report import Minimality, Removal
 
 MARGIN, ROW, GAP = 20.0, 18.0, 8.0

@@ -44,15 +44,6 @@ def signed(value: float) -> str:
     return text.replace("-", "\u2212")
 
 
-def count(n: int, noun: str) -> str:
-    """12 edges, 1 edge."""
-    return f"{n:,} {noun}{'s' * (n != 1)}"
-
-
-def percent(fraction: float) -> str:
-    return f"{fraction * 100:.3g} %"
-
-
 def text_width(text: str, size: float) -> float:
     """An upper bound of the drawn width, in pixels."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
