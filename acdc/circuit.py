@@ -18,6 +18,7 @@ import numpy.typing as npt
 from acdc.container import pack, read_file, unpack
 from acdc.errors import CircuitFileError, GraphMismatch
 from acdc.graph import BoolMatrix, Edge, Graph, GraphShape
+from acdc.numerals import count
 from acdc.plain import from_plain
 from acdc.report import Report
 
@@ -136,6 +137,16 @@ class Selected:
     rule: str
     asked_for: int
     connected: int
+
+    @property
+    def emptiness(self) -> str | None:
+        """What to know of a circuit without edges; None of any other."""
+        if self.connected:
+            return None
+        asked = (
+            f"none of {count(self.asked_for, 'edge')} asked for lies" if self.asked_for else "no edge is left that lies"
+        )
+        return f"the circuit is empty: {asked} on a path from embed to the logits, so every edge is cut"
 
 
 # -- the circuit -------------------------------------------------------------------------------------------------------

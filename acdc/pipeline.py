@@ -120,7 +120,7 @@ def discover(loaded: Loaded, spec: DiscoverSpec, progress: Progress) -> list[Res
         judgement = _judge(setting, spec, found, kept, progress, stages.memory)
         wall_time_s = search_s + time.monotonic() - begin
         method = found.label or spec.method.name
-        notes = [*judgement.notes, *_said_of(setting.t.graph, found, spec.selection)]
+        notes = [*_emptiness(judgement.kept), *judgement.notes, *_said_of(setting.t.graph, found, spec.selection)]
         provenance = provenance_of(setting, spec, method, recorded, objective, wall_time_s, found, notes)
         results.append(Result(found.key, _circuit(setting, found, judgement, provenance)))
     return results
@@ -223,7 +223,7 @@ def evaluate(loaded: Loaded, spec: EvaluateSpec, progress: Progress, source: Cir
         choices.objective if choices else spec.metric,
         time.monotonic() - begin,
         None,
-        [*_notes(loaded, source), *idle, *judgement.notes],
+        [*_notes(loaded, source), *idle, *_emptiness(judgement.kept), *judgement.notes],
     )
     return Result("evaluation", _circuit(setting, found, judgement, provenance))
 
@@ -239,6 +239,11 @@ def _found_before(graph: Graph, source: Circuit | None) -> Found:
 def _kept_to_evaluate(graph: Graph, spec: EvaluateSpec, source: Circuit | None) -> tuple[Kept | None, list[str]]:
     """The circuit to judge, None where its size is to be found first, and notes on its edit."""
     return kept_of_hypothesis(graph, spec) if source is None else kept_of_stored(source, spec)
+
+
+def _emptiness(kept: Kept) -> list[str]:
+    said = kept.selected.emptiness
+    return [] if said is None else [said]
 
 
 def _notes(loaded: Loaded, source: Circuit | None) -> list[str]:

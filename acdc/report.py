@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from acdc.numerals import two_digits
+from acdc.numerals import count, two_digits
 from acdc.plain import from_plain
 
 
@@ -23,6 +23,17 @@ class Behaviour:
     chance: float
     n_examples: int
     clustered_by: str = "example"
+
+    @property
+    def drawn_over(self) -> str:
+        return drawn_over(self.clustered_by)
+
+
+def drawn_over(unit: str) -> str:
+    """What an interval speaks of, from what was drawn again for it: group or example."""
+    if unit == "group":
+        return "over templates (groups of prompts)"
+    return "over prompts, as there are fewer than ten templates: nothing is said of other templates"
 
 
 @dataclass(frozen=True)
@@ -128,14 +139,23 @@ class Stability:
     interval: tuple[float, float] | None = None
 
     @property
+    def drawn_over(self) -> str | None:
+        """None where nothing was drawn."""
+        return None if self.jaccard is None else drawn_over(self.unit)
+
+    @property
+    def _unit(self) -> str:
+        return "group" if self.unit == "group" else "prompt"
+
+    @property
     def sentence(self) -> str:
         """The whole of it for people, in one line."""
         if self.jaccard is None or self.jaccard_with_kept is None:
             return f"{self.verdict}: {self.reason}"
         verdict = f"{self.verdict} ({self.reason})" if self.reason else self.verdict
-        drawn = f"{self.n_units} {self.unit}s"
+        drawn = count(self.n_units, self._unit)
         if self.unit == "group":
-            drawn += f" ({self.n_examples} prompts)"
+            drawn += f" ({count(self.n_examples, 'prompt')})"
         return (
             f"{verdict}: mean Jaccard {self.jaccard:.2f} over {self.n_resamples} resamples of {drawn}, "
             f"{self.jaccard_with_kept:.2f} with the circuit itself; more than half of them have {self.kept_in_half:,} "
@@ -148,7 +168,7 @@ class Stability:
             return ""
         low, high = self.interval
         return (
-            f"; circuits from disjoint halves of the {self.unit}s overlap by {self.split_half:.2f} "
+            f"; circuits from disjoint halves of the {self._unit}s overlap by {self.split_half:.2f} "
             f"(95 % interval {low:.2f} to {high:.2f})"
         )
 
@@ -306,4 +326,4 @@ class Report:
 
 
 def _size_of_k_star(star: KStar) -> str:
-    return f"{star.point.connected:,} edges" if star.met else "missed"
+    return count(star.point.connected, "edge") if star.met else "missed"

@@ -20,7 +20,7 @@ from acdc.report import Stability
     [
         (
             Stability("unstable", "", 0.706, 0.8, 200, 64, "example", 64, 1200, 3),
-            "unstable: mean Jaccard 0.71 over 200 resamples of 64 examples, 0.80 with the circuit itself; more than "
+            "unstable: mean Jaccard 0.71 over 200 resamples of 64 prompts, 0.80 with the circuit itself; more than "
             "half of them have 1,200 of its edges and 3 others",
         ),
         (
@@ -31,7 +31,7 @@ from acdc.report import Stability
         ),
         (
             Stability("no verdict", "8 search prompts are fewer than 32", 1.0, 1.0, 200, 8, "example", 8, 5, 0),
-            "no verdict (8 search prompts are fewer than 32): mean Jaccard 1.00 over 200 resamples of 8 examples",
+            "no verdict (8 search prompts are fewer than 32): mean Jaccard 1.00 over 200 resamples of 8 prompts",
         ),
         (Stability("not measured", "too little memory"), "not measured: too little memory"),
         (Stability(), "not measured: its report is from before it was"),

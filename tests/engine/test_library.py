@@ -177,6 +177,20 @@ def test_a_name_of_an_edit_that_changes_nothing_is_noted(
     assert note == f"the edit's remove_edges: '{absent}' is not in the circuit: that changed nothing"
 
 
+def test_a_circuit_that_an_edit_leaves_empty_is_noted(
+    model: Any, tokenizer: PreTrainedTokenizerFast, circuit: Circuit
+) -> None:
+    to_logits = [circuit.graph.edge_name(edge) for edge in circuit.edges()]
+    to_logits = [name for name in to_logits if name.endswith("->logits")]
+    data = {"kind": "evaluate", "circuit": "stored", "edit": {"remove_edges": to_logits}}
+    spec = parse_job(with_defaults_of(circuit.provenance.run.spec, data))
+    (result,) = run_on(describe_loaded(model, tokenizer), spec, Quiet(), circuit)
+    assert result.circuit is not None
+    assert result.circuit.n_edges == 0
+    (note,) = result.circuit.provenance.run.notes
+    assert note.startswith("the circuit is empty: none of ")
+
+
 def test_an_edit_that_changes_nothing_is_not_evaluated(
     model: Any, tokenizer: PreTrainedTokenizerFast, circuit: Circuit
 ) -> None:
