@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from acdc.numerals import count
 from acdc.plain import from_plain
 
 LOW, HIGH = 0.8, 1.2  # f of a circuit that holds
@@ -113,7 +114,7 @@ class Challenge:
     @property
     def sentence(self) -> str:
         held = sum(bool(one.holds) for one in self.told)
-        parts = [f"f in [{LOW}, {HIGH}] in {held} of {len(self.told)} settings"]
+        parts = [f"f in [{LOW}, {HIGH}] in {held} of {count(len(self.told), 'setting')}"]
         if left := len(self.tried) - len(self.told):
             parts[0] += f" ({left} more could not be told)"
         own = next((one for one in self.tried if one.kind == "own"), None)
@@ -126,7 +127,8 @@ class Challenge:
         elif any(one.kind in ("one", "group") for one in self.told):
             parts.append("no single change makes it fail")
         if 0 < self.n_searches < FEWEST_SEARCHES:
-            parts.append(f"{self.n_searches} searches are too few to tell what survives")
+            searches = "1 search is" if self.n_searches == 1 else f"{self.n_searches} searches are"
+            parts.append(f"{searches} too few to tell what survives")
         elif self.n_searches:
             n = sum(one.share >= SURVIVES for one in self.edges)
             parts.append(f"{n} of {self.n_edges} edges survive in at least 90 % of {self.n_searches} searches")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from acdc.drawing.svg import (
     INK,
@@ -23,9 +24,10 @@ from acdc.drawing.svg import (
     text_width,
     wrap,
 )
-from acdc.numerals import count, percent, two_digits
+from acdc.numerals import count, fixed, listed, percent, two_digits
 from acdc.report import Areas, KStar, Report
 from acdc.report import Point as Judged
+from acdc.swept import Swept
 
 MARGIN, AXIS = 20.0, 46.0  # AXIS: room for the numbers left of a panel
 PANEL_WIDTH, F_HEIGHT, KL_HEIGHT = 380.0, 250.0, 130.0
@@ -99,11 +101,14 @@ def _caption(report: Report) -> list[str]:
     behaviour = report.behaviour
     low, high = behaviour.interval
     parts = [
-        f"behaviour {behaviour.verdict}: m(clean) − m(corrupt) in [{low:.2f}, {high:.2f}], accuracy "
-        f"{behaviour.accuracy_clean:.2f} (chance {behaviour.chance:.2f}), {behaviour.n_examples} prompts"
+        f"behaviour {behaviour.verdict}: m(clean) − m(corrupt) in [{two_digits(low)}, {two_digits(high)}] "
+        f"{behaviour.drawn_over}; accuracy {two_digits(behaviour.accuracy_clean)} (chance "
+        f"{two_digits(behaviour.chance)}), {count(behaviour.n_examples, 'prompt')}"
     ]
     areas = [_area(area) for area in report.areas if area.split == "held_out"]
-    parts += [f"held out: {' · '.join(areas)}"] if areas else []
+    swept = Swept.of(report)
+    own = "" if swept.is_of_mib else "; not MIB's sizes, so not to compare with published ones"
+    parts += [f"held out, areas over {swept.span}: {' · '.join(areas)}{own}"] if areas else []
     return parts + ([_star(report.k_star)] if report.k_star else [])
 
 
@@ -115,7 +120,7 @@ def _area(area: Areas) -> str:
 def _star(star: KStar) -> str:
     point = star.point
     f = f"f {two_digits(point.f)}"
-    kl = "KL share unknown" if point.kl_share is None else f"KL share {point.kl_share:.2f}"
+    kl = "KL share unknown" if point.kl_share is None else f"KL share {two_digits(point.kl_share)}"
     size = f"{point.connected:,} connected edges ({point.rule}, {percent(point.fraction)} asked for): {f}, {kl}"
     return f"k*: {size}" if star.met else f"k* was missed: no size has f in [.8, 1.2] and KL share ≤ .5; nearest {size}"
 
@@ -126,6 +131,8 @@ def _notes(report: Report, rules: Sequence[str]) -> list[str]:
     no_kl = sum(point.kl_share is None for point in shown)
     outside = sum(_is_outside(point.f, F_LIMITS) + _is_outside(point.kl_share, KL_LIMITS) for point in shown)
     notes = [] if rules else ["The report has no point to draw."]
+    if without := _rules_without_band(report, rules):
+        notes.append(f"No random circuits were measured beside the sizes of selection {listed(without)}.")
     if no_f:
         where = f"{no_f} of {count(len(shown), 'point')}"
         notes.append(f"f withheld at {where} (gaps in the line): |m(M) − m(∅)| is too small to divide by.")
@@ -137,6 +144,12 @@ def _notes(report: Report, rules: Sequence[str]) -> list[str]:
     return notes
 
 
+def _rules_without_band(report: Report, rules: Sequence[str]) -> list[str]:
+    """Where others have one; a reader would look for it."""
+    drawn = {band.rule for band in report.bands if any(f is not None for f in band.f)}
+    return [rule for rule in rules if rule not in drawn] if drawn else []
+
+
 def _is_outside(value: float | None, limits: tuple[float, float]) -> bool:
     return value is not None and not limits[0] <= value <= limits[1]
 
@@ -146,7 +159,7 @@ def _described(report: Report, rules: Sequence[str]) -> list[str]:
     said = []
     for rule in rules:
         points = [p for p in report.points if p.rule == rule and p.split == "held_out"]
-        values = (f"{percent(p.fraction)}: {'withheld' if p.f is None else format(p.f, '.2f')}" for p in points)
+        values = (f"{percent(p.fraction)}: {two_digits(p.f)}" for p in points)
         said.append(f"f held out by {rule} selection: {', '.join(values)}")
     return said
 
@@ -253,13 +266,13 @@ def _draw_line(drawing: Drawing, panel: Panel, points: Sequence[Judged], value: 
     is_held_out = points[0].split == "held_out"
     colour, dash = (HELD_OUT, SOLID) if is_held_out else (IN_SAMPLE, IN_SAMPLE_DASH)
     for run in _runs([(p.fraction, value(p)) for p in points]):
-        d = polyline([(panel.x(x), panel.y(y)) for x, y in run])
-        drawing.path(d, stroke=colour, stroke_width="2", stroke_dasharray=dash)
+        for part in _within(panel, run):
+            drawing.path(polyline(part), stroke=colour, stroke_width="2", stroke_dasharray=dash)
     split = "held out" if is_held_out else "in sample"
     for point in points:
         y = value(point)
         if y is not None:
-            title = f"{what} {y:.3f} at {percent(point.fraction)}, {point.connected:,} connected edges, {split}"
+            title = f"{what} {fixed(y, 3)} at {percent(point.fraction)}, {point.connected:,} connected edges, {split}"
             place = panel.x(point.fraction), panel.y(y)
             d = _circle(place, 3.2) if panel.holds(y) else _triangle(place, is_up=y > 0)
             drawing.path(d, title=title, fill=colour if is_held_out else PAGE, stroke=colour, stroke_width="1.5")
@@ -274,6 +287,33 @@ def _runs(values: Sequence[tuple[float, float | None]]) -> list[list[Point]]:
         else:
             runs[-1].append((x, y))
     return [run for run in runs if run]
+
+
+def _within(panel: Panel, run: Sequence[Point]) -> list[list[Point]]:
+    """The parts of a line of values that lie inside the frame, in pixels: a line leaves it and comes back, and never
+    runs along it. A single value is a part where the frame holds it."""
+    if len(run) == 1:
+        return [[(panel.x(x), panel.y(y))] for x, y in run if panel.holds(y)]
+    parts: list[list[Point]] = []
+    goes_on = False  # the part before ends inside, where this one begins
+    for (x0, y0), (x1, y1) in pairwise(run):
+        inside = _clipped(y0, y1, panel.y_range)
+        if inside is not None:
+            left, right = panel.x(x0), panel.x(x1)
+            start, end = ((left + t * (right - left), panel.y(y0 + t * (y1 - y0))) for t in inside)
+            parts = [*parts[:-1], [*parts[-1], end]] if goes_on else [*parts, [start, end]]
+        goes_on = inside is not None and inside[1] == 1
+    return parts
+
+
+def _clipped(y0: float, y1: float, limits: tuple[float, float]) -> tuple[float, float] | None:
+    """From where to where, as shares of the way from y0 to y1, a straight line lies between the limits."""
+    low, high = limits
+    if y0 == y1:
+        return (0.0, 1.0) if low <= y0 <= high else None
+    at = sorted((limit - y0) / (y1 - y0) for limit in (low, high))
+    start, end = max(at[0], 0.0), min(at[1], 1.0)
+    return (start, end) if start < end else None
 
 
 def _circle(centre: Point, r: float) -> str:

@@ -55,8 +55,9 @@ def marks():
     root = ET.fromstring(draw_challenge(FULL))
     found = {}
     for group in root.iter(f"{SVG}g"):
-        name = group.find(f"{SVG}title").text.rpartition(": f ")[0]
-        found.setdefault(name, []).append(group.find(f"{SVG}circle"))
+        name, is_row, _ = group.find(f"{SVG}title").text.rpartition(": f ")
+        if is_row:
+            found.setdefault(name, []).append(group[1])
     return found
 
 
@@ -67,8 +68,24 @@ def test_what_holds_is_filled_and_what_fails_is_open():
     assert [c.get("fill") != "#ffffff" for c in found["matched random circuits"]] == [i >= 16 for i in range(20)]
 
 
+def test_a_control_that_fails_looks_unlike_a_setting_that_fails():
+    """It should fail: red is what should not be."""
+    found = marks()
+    settings, controls = found["ablation zero"], found["matched random circuits"]
+    assert {mark.tag for mark in settings} == {f"{SVG}circle"}
+    assert {mark.tag for mark in controls} == {f"{SVG}path"}
+    red = settings[0].get("stroke")
+    assert [mark.get("stroke") == red for mark in controls] == [i >= 16 for i in range(20)]
+
+
+@pytest.mark.parametrize(("case", "n"), [("full", 4), ("no controls", 2)])
+def test_a_legend_tells_the_marks_that_can_be_there(case, n):
+    texts = [text.text for text in ET.fromstring(draw_challenge(CASES[case])).iter(f"{SVG}text")]
+    assert texts[-n:] == ["holds", "fails", "control that fails, as it should", "control that holds"][:n]
+
+
 def test_marks_stand_in_the_order_of_f_and_stop_at_the_rim():
-    x = {name: float(circles[0].get("cx")) for name, circles in marks().items()}
+    x = {name: float(found[0].get("cx")) for name, found in marks().items() if found[0].tag == f"{SVG}circle"}
     assert x["ablation zero"] < x["group after"] < x["as it was found"] < x["zero, kl_divergence"]
     assert x["corruption s2_io_flip <b>"] - x["ablation zero"] == pytest.approx(380, abs=0.2)
 
@@ -94,21 +111,23 @@ def test_the_answer_in_a_sentence():
     )
     withheld = Tried("as it was found", "own", skipped="m(M) - m(empty) is too small to divide by")
     assert Challenge(3, (withheld, Tried("ablation zero", "one", 1.0))).sentence == (
-        "f in [0.8, 1.2] in 1 of 1 settings (1 more could not be told); in its own setting it could not be told: m(M) "
+        "f in [0.8, 1.2] in 1 of 1 setting (1 more could not be told); in its own setting it could not be told: m(M) "
         "- m(empty) is too small to divide by; no single change makes it fail"
     )
-    assert Challenge(3, FULL.tried[:1]).sentence == "f in [0.8, 1.2] in 1 of 1 settings", "nothing was changed"
+    assert Challenge(3, FULL.tried[:1]).sentence == "f in [0.8, 1.2] in 1 of 1 setting", "nothing was changed"
     unchanged = (Tried("as it was found", "own", 1.0), Tried("ablation zero", "one", 1.1))
     assert Challenge(3, unchanged).sentence.endswith("2 of 2 settings; no single change makes it fail")
     few = Challenge(3, unchanged, edges=FULL.edges, n_searches=9)
     assert "9 searches are too few to tell what survives" in few.sentence
+    one = Challenge(3, unchanged, edges=FULL.edges, n_searches=1)
+    assert "1 search is too few to tell what survives" in one.sentence
 
 
 def test_controls_whose_f_is_withheld_are_not_counted_as_failing():
     silent = Control("answers", (None, None), (3, 3), 0.1, "m(M) - m(empty) is too small to divide by")
     told = Control("random", (0.1, None, 1.0), (3, 3, 3), 0.1)
     assert (silent.told, silent.n_hold) == ((), 0)
-    assert Challenge(3, FULL.tried[:1], (silent,)).sentence == "f in [0.8, 1.2] in 1 of 1 settings"
+    assert Challenge(3, FULL.tried[:1], (silent,)).sentence == "f in [0.8, 1.2] in 1 of 1 setting"
     assert Challenge(3, FULL.tried[:1], (silent, told)).sentence.endswith("1 of 2 controls hold")
 
 

@@ -112,6 +112,36 @@ def test_the_random_band_spans_least_to_largest() -> None:
     assert sum(title.startswith("random circuits") for title in titles(draw_curve(lonely(report)))) == 0
 
 
+def test_a_line_that_leaves_the_frame_does_not_run_along_it() -> None:
+    values = (0.5, 4.5, 8.5, 0.5)
+    points = tuple(
+        make_point("held_out", "signed", x, f, 0.5) for x, f in zip((0.001, 0.01, 0.1, 1.0), values, strict=True)
+    )
+    root = ET.fromstring(draw_curve(replace(lonely(make_report()), points=points)))
+    f_lines = [path_points(p.get("d") or "") for p in root.iter(f"{SVG}path") if p.get("stroke-width") == "2"][:2]
+    (start, out), (back, end) = f_lines  # it leaves, it comes back
+    assert out[1] == back[1] < start[1] == end[1]
+    decade = (end[0] - start[0]) / 3
+    assert out[0] - start[0] == pytest.approx(decade / 2, abs=0.2)  # 2.5 lies half way from 0.5 to 4.5
+    assert end[0] - back[0] == pytest.approx(decade / 4, abs=0.2)
+
+
+def test_a_panel_without_random_circuits_says_so_where_another_has_them() -> None:
+    report = make_report()
+    one = replace(report, bands=tuple(band for band in report.bands if band.rule == "signed"))
+    said = "No random circuits were measured beside the sizes of selection absolute."
+    assert said in draw_curve(one)
+    assert "No random circuits" not in draw_curve(report)
+    assert "No random circuits" not in draw_curve(replace(report, bands=()))
+
+
+def test_the_areas_say_what_they_are_over() -> None:
+    usual = re.sub(r"\s+", " ", " ".join(draw_curve(make_report()).split("<")))
+    assert "areas over 0.1 % to 100 % of the edges" in usual
+    assert "published" not in usual
+    assert "published" in draw_curve(make_report(grid=(0.01, 0.1)))
+
+
 def test_rules_choose_the_panels_and_an_unknown_one_is_named() -> None:
     svg = draw_curve(make_report(), rules=["absolute"])
     assert "selection: absolute" in svg
