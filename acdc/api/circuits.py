@@ -28,7 +28,7 @@ from acdc.api.views import (
     circuit_summary,
     circuit_view,
 )
-from acdc.card import Card, also, card_of, challenged, conditions_of, in_words, to_markdown, to_page
+from acdc.card import Card, also, card_of, challenged, conditions_of, to_markdown, to_page
 from acdc.challenge import Challenge
 from acdc.circuit import Circuit
 from acdc.drawing import draw_challenge, draw_circuit, draw_curve
@@ -241,7 +241,7 @@ def get_card_page(services: Deps, circuit_id: CircuitId) -> Response:
 
 
 def _card(services: Services, row: CircuitRow, circuit: Circuit) -> Card:
-    card = card_of(row.name or row.id, circuit, row.notes or "")
+    card = card_of(circuit, row.name, row.notes or "", id=row.id, derived_from=row.derived_from)
     later = services.store.circuits.evaluations(row.id, limit=_LATER_EVALUATIONS)
     if later.next_cursor is not None:
         card = replace(card, lead=(*card.lead, f"Of its later evaluations, the newest {_LATER_EVALUATIONS} are below."))
@@ -282,9 +282,10 @@ def _plain(card: Card) -> list[dict[str, Any]]:
             "title": section.title,
             "text": section.text,
             "columns": section.table and section.table.columns,
-            "rows": section.table and [[in_words(cell) for cell in row] for row in section.table.rows],
+            "rows": section.table and section.table.written,
+            "is_part": section.is_part,
         }
-        for section in card.sections
+        for section in card.all_sections
     ]
 
 

@@ -1,152 +1,159 @@
-"""What a card says, as titles, sentences and tables of plain text: no markup, whoever shows it escapes it."""
+"""What a card says of a circuit: its summary, and every part of its evaluation."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from acdc.challenge import Challenge, Tried
-from acdc.circuit import Circuit, Provenance
-from acdc.drawing import draw_challenge, draw_curve, draw_removals
+from acdc import numerals
+from acdc.card.challenges import challenge_sections, mean_and_range
+from acdc.card.edges import circuit_section, edges_section, nodes_in_words
+from acdc.card.origin import choices_sentence, origin_of, provenance_tables, title_of
+from acdc.card.parts import FACTS, Card, Cell, Section, Table
+from acdc.card.parts import yes as _yes
+from acdc.challenge import Challenge
+from acdc.circuit import Circuit
+from acdc.drawing import draw_curve, draw_removals
+from acdc.numerals import figure, two_digits
 from acdc.report import (
     Band,
     Behaviour,
     Completeness,
     GroupFigures,
     HypothesisTest,
+    KnockOut,
     KStar,
     Minimality,
     Point,
     Report,
+    Stability,
 )
+from acdc.selection import RULES
+from acdc.swept import Swept
 
 COSTLIEST = 15  # removed edges that a card lists
 WIDEST = 5  # gaps of completeness
-MOST_SURVIVORS = 50
+CONDITIONS = "these numbers hold for"
 SPLITS = {"search": "searched", "held_out": "held out"}
 
-Cell = str | float | int | None
 
-
-@dataclass(frozen=True)
-class Table:
-    """A column whose name begins with `#` holds numbers. A cell of None was withheld or not asked for."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-
-
-@dataclass(frozen=True)
-class Section:
-    """picture: draws its SVG, for whoever can show one."""
-
-    title: str
-    text: tuple[str, ...] = ()
-    table: Table | None = None
-    picture: Callable[[], str] | None = None
-
-
-@dataclass(frozen=True)
-class Card:
-    """lead: what stands under the title, before any section."""
-
-    title: str
-    lead: tuple[str, ...]
-    sections: tuple[Section, ...]
-
-
-def card_of(title: str, circuit: Circuit, notes: str = "") -> Card:
-    """A circuit's whole card; `also` adds later evaluations."""
-    kept, n_edges, made = circuit.selected, circuit.graph.n_edges, circuit.provenance
-    size = (
-        f"{kept.connected:,} of {n_edges:,} {circuit.edges_in_words} ({kept.connected / n_edges:.2%}), "
-        f"chosen by rule {kept.rule}: {kept.asked_for:,} asked for, those on a path to the logits kept."
-    )
-    lead = (size, notes, choices_sentence(made, kept.rule))
+def card_of(
+    circuit: Circuit,
+    name: str | None = None,
+    notes: str = "",
+    *,
+    id: str | None = None,
+    derived_from: str | None = None,
+) -> Card:
+    """A circuit's whole card; `also` adds later evaluations, `challenged` a challenge. name: what people call it. id,
+    derived_from: its own in a store, and that of the circuit that it was made of."""
+    made = circuit.provenance
+    titled = f"{title_of(made)}." if name else ""
+    lead = (titled, _size(circuit, id), origin_of(circuit, derived_from) or "", _emptiness(circuit), notes)
     unjudged = [Section("Judgement", ("Not evaluated yet.",))]
     judged = unjudged if circuit.report is None else judgement(circuit.report)
-    return Card(title, tuple(line for line in lead if line), (*judged, *provenance_tables(asdict(made))))
+    return Card(
+        name or title_of(made),
+        tuple(line for line in lead if line),
+        Section("Summary", table=Table(FACTS, tuple(_summary(circuit)))),
+        circuit_section(circuit),
+        edges_section(circuit),
+        (*judged, *provenance_tables(made)),
+    )
+
+
+def _size(circuit: Circuit, id: str | None) -> str:
+    kept = circuit.selected
+    return (
+        f"{f'Circuit {id}' if id else 'Kept'}: {kept.connected:,} of {circuit.graph.n_edges:,} "
+        f"{circuit.edges_in_words} ({numerals.percent(kept.connected / circuit.graph.n_edges)}), chosen by rule "
+        f"{kept.rule}: {kept.asked_for:,} asked for, {kept.connected:,} of them on a path to the logits."
+    )
+
+
+def _emptiness(circuit: Circuit) -> str:
+    return f"Note: {circuit.selected.emptiness}." if circuit.selected.emptiness else ""
+
+
+def _summary(circuit: Circuit) -> Iterable[tuple[str, str]]:
+    kept, report = circuit.selected, circuit.report
+    nodes = nodes_in_words(circuit) if circuit.n_edges else "the circuit is empty"
+    yield "edges kept", f"{kept.connected:,} of {circuit.graph.n_edges:,}; {nodes}"
+    if report is not None:
+        yield from _verdicts(report)
+    yield CONDITIONS, choices_sentence(circuit.provenance, kept.rule)
+    if circuit.provenance.run.notes:
+        yield "notes", "; ".join(circuit.provenance.run.notes)
+
+
+def _verdicts(report: Report) -> Iterable[tuple[str, str]]:
+    own, b = report.kept_held_out, report.behaviour
+    if own is not None:
+        yield "f, held out", two_digits(own.f)
+        yield "KL share, held out", two_digits(own.kl_share)
+        yield "accuracy, held out", f"{two_digits(own.accuracy)}, where chance is {two_digits(b.chance)}"
+    if report.kept_random is not None:
+        mean, least, most = map(two_digits, mean_and_range(report.kept_random.f))
+        yield "f of random circuits of its size", f"{mean} on average, {least} to {most}"
+    yield "behaviour", f"{b.verdict}, its interval {b.drawn_over}"
+    stability = report.stability
+    why = f" ({stability.reason})" if stability.reason else ""
+    yield (
+        "stability",
+        stability.verdict + why + (f", its resamples {stability.drawn_over}" if stability.drawn_over else ""),
+    )
+    if report.k_star is not None:
+        yield "k*", _verdict_on(report.k_star, own)
+
+
+def _verdict_on(star: KStar, own: Point | None) -> str:
+    if not star.met:
+        return f"missed: no size tried has {WANTED}"
+    if own is not None and _is_the_circuit(star, own):
+        return "met: this circuit is the smallest of the sizes tried"
+    of = "" if _is_ranked(own) else ", by the scores and not of this circuit"
+    return f"met with {numerals.count(star.point.connected, 'edge')}{of}"
 
 
 def also(card: Card, title: str, said: str, report: Report) -> Card:
     """The card with an evaluation that was made later. said: what its numbers hold for."""
-    sections = [replace(section, title=f"{title}: {section.title}") for section in judgement(report)]
-    return replace(card, sections=(*card.sections, Section(title, (said,)), *sections))
+    parts = [replace(section, is_part=True) for section in judgement(report)]
+    return replace(card, sections=(*card.sections, Section(title, (said,)), *parts))
 
 
 def challenged(card: Card, challenge: Challenge, by: str = "") -> Card:
-    """The card of a circuit with a challenge of it before all else. by: which job made it."""
-    return replace(card, sections=(*challenge_sections(challenge, by), *card.sections))
-
-
-def challenge_sections(challenge: Challenge, by: str = "") -> list[Section]:
-    """by: which job made it."""
-    said = [f"{challenge.sentence[:1].upper()}{challenge.sentence[1:]}.", by]
-    if challenge.core_edges:
-        said.append(f"The surviving core has {challenge.core_edges:,} connected edges, stored as a circuit of its own.")
-    if challenge.n_searches:
-        said.append("Jaccard and the f beside it are of the circuit that the same search finds in that setting.")
-    if challenge.not_varied:
-        left_out = "; ".join(f"{one.factor} ({one.why})" for one in challenge.not_varied)
-        said.append(f"Asked for and not varied: {left_out}.")
-    tried = tuple(
-        (t.kind, t.name, t.f, _yes(t.holds), t.kl_share, t.accuracy, t.n_examples, t.jaccard, t.found_f, _remark_on(t))
-        for t in challenge.tried
-    )
-    columns = (
-        *("kind", "setting", "#f", "holds", "#KL share", "#accuracy", "#prompts", "#Jaccard", "#f of that one"),
-        "remark",
-    )
-    controls = tuple(
-        (c.name, len(c.told), c.n_hold, _spread_of(c.f), in_words(sorted(set(c.edges))), c.jaccard, c.skipped)
-        for c in challenge.controls
-    )
-    of_controls = ("control", "#circuits", "#hold", "f", "edges", "#Jaccard", "not told because")
-    edges = tuple((one.edge, one.share) for one in challenge.edges[:MOST_SURVIVORS])
-    draw = functools.partial(draw_challenge, challenge)
-    sections = [Section("Challenge", tuple(line for line in said if line), Table(columns, tried), draw)]
-    if controls:
-        sections.append(Section("Challenge: controls", table=Table(of_controls, controls)))
-    if edges:
-        more = len(challenge.edges) - len(edges)
-        told = f"Share of {challenge.n_searches} searches that found the edge again" + (
-            f"; {more} more." if more else "."
-        )
-        sections.append(Section("Challenge: edges", (told,), Table(("edge", "#share"), edges)))
-    return sections
-
-
-def _remark_on(one: Tried) -> str:
-    shared = f"same search as in: {one.shares_search_with}" if one.shares_search_with else ""
-    return "; ".join(part for part in (one.skipped, shared) if part)
-
-
-def _spread_of(values: Sequence[float | None]) -> str | None:
-    mean, least, most = _range(values)
-    if mean is None or len(values) == 1:
-        return None if mean is None else in_words(mean)
-    return f"{in_words(mean)} ({in_words(least)} to {in_words(most)})"
+    """The card of a circuit with a challenge of it before its own judgement. by: which job made it."""
+    n_held, settings = sum(bool(one.holds) for one in challenge.told), numerals.count(len(challenge.told), "setting")
+    assert card.summary.table is not None
+    rows = card.summary.table.rows
+    at = [row[0] for row in rows].index(CONDITIONS)
+    verdict = ("challenge", f"holds in {n_held:,} of {settings}")
+    summary = replace(card.summary, table=replace(card.summary.table, rows=(*rows[:at], verdict, *rows[at:])))
+    return replace(card, summary=summary, sections=(*challenge_sections(challenge, by), *card.sections))
 
 
 def judgement(report: Report) -> list[Section]:
     """Everything that the evaluation says, most important first."""
     sections = [_behaviour(report.behaviour)]
     if report.kept:
-        sections.append(Section("The circuit itself", table=_points(report.kept)))
+        sections += [Section("The circuit's figures", table=_points(report.kept)), _spread(report.kept)]
+    of_scores = () if _is_ranked(report.kept_held_out) else (OF_SCORES,)
     if report.k_star is not None:
-        sections.append(_k_star(report.k_star))
+        sections.append(_k_star(report.k_star, report.kept_held_out, of_scores))
     if report.points:
-        sections.append(Section("Faithfulness over size", picture=functools.partial(draw_curve, report)))
-    bands = [*([report.kept_random] if report.kept_random else []), *report.bands]
-    if bands:
-        sections.append(_random(bands))
+        sections.append(Section("Faithfulness over size", of_scores, picture=functools.partial(draw_curve, report)))
+    if report.kept_random or report.bands:
+        sections.append(_random(report))
     sections += closer_look(report)
-    sections.append(Section("Stability under resampling", (f"{report.stability.sentence}.",)))
+    sections.append(_stability(report.stability))
     if report.areas:
         sections.append(_areas(report))
     return sections
+
+
+OF_SCORES = "These sizes are cut from the scores: none of them is this circuit, which no ranking made."
+WANTED = "f in 0.8 to 1.2 and a KL share of at most 0.5, held out"
 
 
 def closer_look(report: Report) -> list[Section]:
@@ -165,81 +172,24 @@ def closer_look(report: Report) -> list[Section]:
     return sections
 
 
-def choices_sentence(provenance: Provenance, rule: str) -> str:
-    """What the numbers hold for, in one line."""
-    made = provenance.choices
-    return (
-        f"These numbers hold for: {made.granularity}; positions {made.positions}; {made.direction}; ablation "
-        f"{made.ablation}; metric {made.metric}; found by {made.method} on {made.objective}; chosen by rule {rule}; "
-        f"{provenance.task.n_search} prompts searched, {provenance.task.n_held_out} held out, corruption "
-        f"{provenance.task.corruption}."
-    )
-
-
-def provenance_tables(provenance: Mapping[str, Any]) -> list[Section]:
-    """Model, prompts, choices and run, field by field. provenance: `asdict` of one."""
-    return [
-        Section(title, table=Table(("what", "value"), tuple(_facts(provenance[part]))))
-        for title, part in (("Choices", "choices"), ("Model", "model"), ("Prompts", "task"), ("Run", "run"))
-    ]
-
-
-def _facts(part: Mapping[str, Any]) -> Iterator[tuple[Cell, Cell]]:
-    return ((name.replace("_", " "), in_words(value)) for name, value in part.items() if name != "spec")
-
-
-def conditions_of(spec: Mapping[str, Any]) -> str:
-    """What the numbers of a job hold for, from its spec as JSON."""
-    task, ablation, positions = spec["task"], spec["ablation"], spec.get("positions", "all")
-    over = f" per {ablation['mean_over']}" if ablation["kind"] == "mean" else ""
-    return (
-        f"ablation {ablation['kind']}{over}; metric {spec['metric']}; task {task['name']}, corruption "
-        f"{task['corruption'] or 'its first'}, prompts of seed {task['seed']}; seed {spec['seed']}"
-        f"{'' if positions == 'all' else f'; positions {in_words(positions)}'}"
-    )
-
-
-def in_words(value: Any) -> str:
-    """A number to four digits, a collection as its items; nothing is a dash."""
-    match value:
-        case None:
-            return "-"
-        case bool():
-            return "yes" if value else "no"
-        case float():
-            return f"{value:.4g}"
-        case int():
-            return f"{value:,}"
-        case Mapping():
-            return ", ".join(f"{key} {in_words(item)}" for key, item in value.items()) or "none"
-        case list() | tuple():
-            return ", ".join(map(in_words, value)) or "none"
-        case _:
-            return str(value)
-
-
 # -- the parts ---------------------------------------------------------------------------------------------------------
 
 
 def _behaviour(b: Behaviour) -> Section:
-    low, high = map(in_words, b.interval)
-    return Section(
-        "Behaviour",
-        (
-            f"The behaviour is {b.verdict}: metric {in_words(b.metric_clean)} on clean prompts, "
-            f"{in_words(b.metric_corrupt)} on corrupt ones (interval of the difference {low} to {high}), accuracy "
-            f"{in_words(b.accuracy_clean)} where chance is {in_words(b.chance)}, {b.n_examples} prompts.",
-        ),
+    low, high = map(figure, b.interval)
+    said = (
+        f"The behaviour is {b.verdict}: metric {figure(b.metric_clean)} on clean prompts, {figure(b.metric_corrupt)} "
+        f"on corrupt ones, accuracy {figure(b.accuracy_clean)} where chance is {figure(b.chance)}, "
+        f"{numerals.count(b.n_examples, 'prompt')}. The difference is {low} to {high} (95 % interval, {b.drawn_over})."
     )
+    return Section("Behaviour", (said,))
 
 
-_POINT = ("prompts", "rule", "#connected", "#f", "#KL share", "#metric", "#KL", "#accuracy", "#answer log-prob")
+_POINT = ("prompts", "rule", "#edges", "#f", "#KL share", "#metric", "#KL", "#accuracy", "#log P of the answer")
 
 
 def _points(points: Iterable[Point]) -> Table:
-    """With the spread over examples: 5, 50 and 95 % of the metric and of KL."""
-    columns = (*_POINT, "metric at 5, 50, 95 %", "KL at 5, 50, 95 %")
-    return Table(columns, tuple((*_point(p), _spread(p.quantiles), _spread(p.kl_quantiles)) for p in points))
+    return Table.of(_POINT, map(_point, points))
 
 
 def _point(p: Point) -> tuple[Cell, ...]:
@@ -247,34 +197,62 @@ def _point(p: Point) -> tuple[Cell, ...]:
     return split, p.rule, p.connected, p.f, p.kl_share, p.metric, p.kl, p.accuracy, p.answer_logprob
 
 
-def _spread(quantiles: Sequence[float] | None) -> str | None:
-    return None if quantiles is None else " ".join(in_words(quantiles[i]) for i in (0, 2, 4))
-
-
-def _k_star(star: KStar) -> Section:
-    wanted = "f in 0.8 to 1.2 and a KL share of at most 0.5"
-    if star.met:
-        title = "k*, the smallest circuit that meets both conditions"
-        chosen = "and before on the searched ones" if star.chosen_on == "search" else "though not on the searched ones"
-        said = f"Of the sizes tried, the smallest with {wanted} on held-out prompts, {chosen}."
-        return Section(title, (said,), Table(_POINT, (_point(star.point),)))
+def _spread(points: Iterable[Point]) -> Section:
+    """Over examples."""
+    rows = [
+        (SPLITS.get(p.split, p.split), name, *quantiles)
+        for p in points
+        for name, quantiles in (("metric", p.quantiles), ("KL", p.kl_quantiles))
+        if quantiles is not None
+    ]
+    columns = ("prompts", "of", "#5 %", "#25 %", "#50 %", "#75 %", "#95 %")
     return Section(
-        "No size met both conditions",
-        (f"No size tried has {wanted} on held-out prompts; these came nearest.",),
-        Table(_POINT, tuple(map(_point, star.nearest or (star.point,)))),
+        "Spread over prompts",
+        ("What 5 % to 95 % of the prompts do not exceed.",),
+        Table.of(columns, rows),
+        is_part=True,
     )
 
 
-def _random(bands: Sequence[Band]) -> Section:
-    rows = tuple((b.rule, b.connected, b.n_circuits, *_range(b.f), *_range(b.kl_share)) for b in bands)
-    columns = ("rule", "#edges", "#circuits", "#f mean", "#f least", "#f most", "#KL share mean", "#least", "#most")
-    said = "Connected random circuits of the same size and layer profile, held out; the first row is the circuit's own."
-    return Section("Random circuits", (said,), Table(columns, rows))
+def _k_star(star: KStar, own: Point | None, of_scores: tuple[str, ...]) -> Section:
+    if not star.met:
+        said = f"No size tried has {WANTED}; these came nearest."
+        return Section("No size met both conditions", (said, *of_scores), _points(star.nearest or (star.point,)))
+    title = "k*, the smallest circuit that meets both conditions"
+    chosen = (
+        "and on the searched prompts before" if star.chosen_on == "search" else "though not on the searched prompts"
+    )
+    said = f"Of the sizes tried, the smallest with {WANTED}, {chosen}."
+    if own is not None and _is_the_circuit(star, own):
+        return Section(title, (f"{said} It is this circuit.",))
+    return Section(title, (said, *of_scores), _points((star.point,)))
 
 
-def _range(values: Sequence[float | None]) -> tuple[float | None, float | None, float | None]:
-    known = [value for value in values if value is not None]
-    return (sum(known) / len(known), min(known), max(known)) if known else (None, None, None)
+def _is_the_circuit(star: KStar, own: Point) -> bool:
+    found = star.point
+    return (found.rule, found.connected, found.metric) == (own.rule, own.connected, own.metric)
+
+
+def _is_ranked(own: Point | None) -> bool:
+    """Whether the circuit is the first edges of a ranking, as the circuits of the curve are."""
+    return own is None or own.rule in RULES
+
+
+def _random(report: Report) -> Section:
+    own = [("the circuit", report.kept_random)] if report.kept_random else []
+    bands = [*own, *((f"the curve at {numerals.percent(band.fraction)}", band) for band in report.bands)]
+    said = "Connected random circuits, held out: of as many edges as what they stand beside, in the same layers."
+    return Section("Random circuits", (said,), Table.of(_BAND, (_band(beside, band) for beside, band in bands)))
+
+
+_BAND = (
+    *("beside", "rule", "#edges", "#circuits", "#f mean", "#f least", "#f most"),
+    *("#KL share mean", "#KL share least", "#KL share most"),
+)
+
+
+def _band(beside: str, b: Band) -> tuple[Cell, ...]:
+    return beside, b.rule, b.connected, b.n_circuits, *mean_and_range(b.f), *mean_and_range(b.kl_share)
 
 
 def _elsewhere(report: Report) -> Section:
@@ -288,45 +266,51 @@ def _elsewhere(report: Report) -> Section:
         ends = one.metric_full, one.metric_empty
         rows.append((one.ablation, p.f, p.kl_share, p.metric, *ends, p.accuracy, p.answer_logprob))
     columns = (
-        "ablation",
-        "#f",
-        "#KL share",
-        "#metric",
-        "#of the model",
-        "#of nothing",
-        "#accuracy",
-        "#answer log-prob",
+        *("ablation", "#f", "#KL share", "#metric", "#metric of the model", "#metric of the empty circuit"),
+        *("#accuracy", "#log P of the answer"),
     )
     said = "The same circuit, held out, where cut edges carry something else; each f is in its own ablation's scale."
-    return Section("Under other ablations", (said,), Table(columns, tuple(rows)))
+    return Section("Under other ablations", (said,), Table.of(columns, rows))
 
 
 def _groups(groups: Sequence[GroupFigures]) -> Section:
-    rows = tuple(
+    rows = (
         (SPLITS.get(g.split, g.split), g.group, g.n_examples, g.f, g.kl_share, g.metric, g.metric_full, g.accuracy)
         for g in groups
     )
-    columns = ("prompts", "group", "#prompts", "#f", "#KL share", "#metric", "#of the model", "#accuracy")
+    columns = ("prompts", "group", "#how many", "#f", "#KL share", "#metric", "#metric of the model", "#accuracy")
     held_out = [g.f for g in groups if g.split == "held_out" and g.f is not None]
-    said = [f"f on the held-out groups, each in its own scale: {min(held_out):.2f} to {max(held_out):.2f}."]
-    return Section("Groups of prompts", tuple(said if held_out else []), Table(columns, rows))
+    said: list[str] = []
+    if held_out:
+        low, high = two_digits(min(held_out)), two_digits(max(held_out))
+        said = [f"f on the held-out groups, each in its own scale: {low} to {high}."]
+    return Section("Groups of prompts", tuple(said), Table.of(columns, rows))
 
 
 def _completeness(part: Completeness) -> Section:
     rest = part.complement
     said = [
-        f"The model without the circuit, held out: {rest.figures}, accuracy {in_words(rest.accuracy)}. f is near 0 "
+        f"The model without the circuit, held out: {rest.figures}, accuracy {two_digits(rest.accuracy)}. f is near 0 "
         "where nothing of the behaviour is left outside the circuit."
     ]
-    widest = sorted(part.knock_outs, key=lambda one: -one.metric_gap)[:WIDEST]
-    if not widest:
+    if not part.knock_outs:
         return Section("Completeness", tuple(said))
-    said.append(
-        f"{len(part.knock_outs)} sets of the circuit's nodes were cut from it and from the model; the widest gaps:"
-    )
-    rows = tuple((one.how, _names(one.nodes), one.f_circuit, one.f_model, one.gap, one.metric_gap) for one in widest)
-    columns = ("drawn", "nodes cut", "#f circuit", "#f model", "#gap", "#gap of the metric")
-    return Section("Completeness", tuple(said), Table(columns, rows))
+    once = _each_set_once(part.knock_outs)
+    sets = numerals.count(len(once), "set")
+    verb = "was" if len(once) == 1 else "were"
+    said.append(f"{sets} of the circuit's nodes {verb} cut from it and from the model; the widest gaps:")
+    widest = sorted(once, key=lambda one: -one.metric_gap)[:WIDEST]
+    rows = ((one.how, _names(one.nodes), one.f_circuit, one.f_model, one.gap, one.metric_gap) for one in widest)
+    columns = ("drawn", "nodes cut", "#f of the circuit", "#f of the model", "#gap", "#gap of the metric")
+    return Section("Completeness", tuple(said), Table.of(columns, rows))
+
+
+def _each_set_once(knock_outs: Iterable[KnockOut]) -> list[KnockOut]:
+    """A set that was drawn in several ways says so."""
+    by_set: dict[frozenset[str], list[KnockOut]] = {}
+    for one in knock_outs:
+        by_set.setdefault(frozenset(one.nodes), []).append(one)
+    return [replace(same[0], how=", ".join(dict.fromkeys(one.how for one in same))) for same in by_set.values()]
 
 
 def _names(nodes: Sequence[str], most: int = 12) -> str:
@@ -336,7 +320,11 @@ def _names(nodes: Sequence[str], most: int = 12) -> str:
 
 def _minimality(part: Minimality) -> Section:
     n = len(part.removals)
-    of = f"all {n:,} edges" if n == part.n_edges else f"{n:,} edges drawn from its {part.n_edges:,}"
+    of = (
+        f"all {numerals.count(n, 'edge')}"
+        if n == part.n_edges
+        else f"{numerals.count(n, 'edge')} drawn from its {part.n_edges:,}"
+    )
     idle = sum(one.cost <= 0 for one in part.removals)
     said = [
         f"Each of {of} was removed from the circuit alone, held out. {idle:,} of them cost the metric nothing or less. "
@@ -344,19 +332,14 @@ def _minimality(part: Minimality) -> Section:
     ]
     if part.n_superfluous is not None:
         said.append(
-            f"{part.n_superfluous:,} are superfluous: their removal exceeds clearly fewer than nine in ten removals of "
-            f"an edge from a path added at random ({part.n_random} paths, 5 % over all edges tested)."
+            f"Superfluous: {part.n_superfluous:,}. The removal of such an edge exceeds clearly fewer than nine in ten "
+            f"removals of an edge from a path added at random ({numerals.count(part.n_random, 'path')}, 5 % over all "
+            "edges tested)."
         )
-    rows = tuple(
-        (one.edge, one.cost, one.cost_f, one.cost_kl, one.moved, one.exceeds, _yes(one.superfluous))
-        for one in sorted(part.removals, key=lambda one: -abs(one.cost))[:COSTLIEST]
-    )
-    columns = ("edge", "#cost", "#in f", "#in KL", "#moved", "#random edges exceeded", "superfluous")
-    return Section("Minimality", tuple(said), Table(columns, rows), functools.partial(draw_removals, part))
-
-
-def _yes(value: bool | None) -> str | None:
-    return None if value is None else in_words(value)
+    costliest = sorted(part.removals, key=lambda one: -abs(one.cost))[:COSTLIEST]
+    rows = ((o.edge, o.cost, o.cost_f, o.cost_kl, o.moved, o.exceeds, _yes(o.superfluous)) for o in costliest)
+    columns = ("edge", "#cost", "#cost in f", "#cost in KL", "#moved", "#random edges exceeded", "superfluous")
+    return Section("Minimality", tuple(said), Table.of(columns, rows), functools.partial(draw_removals, part))
 
 
 def _tests(tests: Sequence[HypothesisTest]) -> Section:
@@ -370,13 +353,24 @@ def _tests(tests: Sequence[HypothesisTest]) -> Section:
     return Section("Hypothesis tests", (said,), Table(columns, rows))
 
 
+def _stability(stability: Stability) -> Section:
+    said = [f"{stability.sentence}."]
+    said += [f"Drawn {stability.drawn_over}."] if stability.drawn_over else []
+    return Section("Stability under resampling", tuple(said))
+
+
+_AREAS = {
+    "cpr": "CPR",
+    "cmd": "CMD",
+    "cmd_guarded": "CMD guarded",
+    "kl_area": "KL area",
+    "cpr_log": "CPR log",
+    "cmd_log": "CMD log",
+}
+
+
 def _areas(report: Report) -> Section:
-    names = [field.name for field in fields(report.areas[0]) if field.name not in ("split", "rule")]
-    rows = tuple((SPLITS.get(a.split, a.split), a.rule, *(getattr(a, name) for name in names)) for a in report.areas)
-    titles = {"cpr": "CPR", "cmd": "CMD", "cpr_log": "CPR log", "cmd_log": "CMD log", "cmd_guarded": "CMD guarded"}
-    columns = (
-        "prompts",
-        "rule",
-        *(f"#{titles.get(name, name.replace('_', ' ').replace('kl', 'KL'))}" for name in names),
-    )
-    return Section("Areas over all sizes", table=Table(columns, rows))
+    swept = Swept.of(report)
+    rows = ((SPLITS.get(a.split, a.split), a.rule, *(getattr(a, name) for name in _AREAS)) for a in report.areas)
+    columns = ("prompts", "rule", *(f"#{title}" for title in _AREAS.values()))
+    return Section(f"Areas over {swept.span}", swept.sentences, Table.of(columns, rows))

@@ -26,7 +26,6 @@ from acdc.cli.summary import summarise, summary_data
 from acdc.errors import AcdcError, Cancelled
 
 if TYPE_CHECKING:
-    from acdc.card import Card
     from acdc.spec import JobSpec
 
 OUT = Path("acdc-out")
@@ -174,7 +173,7 @@ def _finish(result: dict[str, Any], out: Path, source: Path | None = None) -> tu
         return _finish_map(data, Path(result["map"]), out)
     if result["circuit"] is None:
         return _finish_table(data, out, source)
-    from acdc.card import to_page
+    from acdc.card import card_of, to_page
     from acdc.drawing import draw_circuit, draw_curve
 
     file = Path(result["circuit"])
@@ -184,21 +183,15 @@ def _finish(result: dict[str, Any], out: Path, source: Path | None = None) -> tu
     pictures = [write_file(out / f"{stem}.svg", diagram)]
     if circuit.report is not None and circuit.report.points:
         pictures.append(write_file(out / f"{stem}.curve.svg", draw_curve(circuit.report)))
-    page = write_file(out / f"{stem}.html", to_page(_card(circuit), diagram))
+    page = write_file(out / f"{stem}.html", to_page(card_of(circuit), diagram))
     shown = list(summarise(circuit, [str(path) for path in pictures], title=result["key"]))
     shown += [f"card       {page}", f"file       {file}"]
     return {**data, "pictures": [str(path) for path in pictures], "card": str(page), **summary_data(circuit)}, shown
 
 
-def _card(circuit: Circuit) -> Card:
-    from acdc.card import card_of
-
-    return card_of(f"{circuit.provenance.task.name} on {circuit.provenance.model.title}", circuit)
-
-
 def _finish_table(data: dict[str, Any], out: Path, source: Path | None) -> tuple[dict[str, Any], list[Any]]:
     """Of a challenge the picture too, and the card of the circuit that was challenged with the challenge on it."""
-    from acdc.card import challenged, to_markdown, to_page
+    from acdc.card import card_of, challenged, to_markdown, to_page
     from acdc.challenge import Challenge
     from acdc.cli.tables import tables
     from acdc.drawing import draw_challenge, draw_circuit
@@ -208,7 +201,7 @@ def _finish_table(data: dict[str, Any], out: Path, source: Path | None) -> tuple
     if source is None or "challenge" not in found:
         return data, shown
     made, circuit = Challenge.from_dict(found["challenge"]), Circuit.load(source)
-    card, stem = challenged(_card(circuit), made), data["key"]
+    card, stem = challenged(card_of(circuit), made), data["key"]
     picture = write_file(out / f"{stem}.svg", draw_challenge(made))
     page = write_file(out / f"{stem}.html", to_page(card, draw_circuit(circuit)))
     text = write_file(out / f"{stem}.md", to_markdown(card))

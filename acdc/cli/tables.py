@@ -32,7 +32,7 @@ def as_text(section: Section) -> Iterator[RenderableType]:
     """A section of a card."""
     yield "\n".join([section.title.lower(), *(f"           {line}" for line in section.text)])
     if section.table is not None:
-        yield table(section.table.columns, section.table.rows)
+        yield table(section.table.columns, section.table.written)
 
 
 def tried(data: Mapping[str, Any]) -> Iterator[RenderableType]:

@@ -19,9 +19,9 @@ export async function circuitPage(circuitId, signal) {
     circuit.report ? null : el("p", {}, "Not evaluated yet: use the form below."),
     circuit.lead.map((line) => el("p", {}, line)),
     circuit.sections.some(({ title }) => title === "Challenge") ? picture(`${root}/challenge.svg`, "f in every setting that was tried; the numbers are in the table below", signal) : null,
-    circuit.sections.map(section),
+    circuit.sections.filter(({ title }) => title !== EDGES).map(section),
     circuit.report ? el("details", {}, el("summary", {}, `Every point of the curve (${circuit.report.points.length})`), table("Points", POINT, circuit.report.points)) : null,
-    el("h3", {}, "Edges"), edgeTable(root, circuit, edges),
+    el("h3", {}, "Edges"), hints(circuit), edgeTable(root, circuit, edges),
     isSplit(circuit) ? null : [el("h3", {}, "Try it on a prompt"), tryForm(root, signal)],
     el("h3", {}, "Evaluate it again"), evaluateForm(root, circuit), evaluationTable(evaluations.items),
     el("h3", {}, "Try to break it"), challengeForm(root),
@@ -70,12 +70,17 @@ const POINT = [
 // As the card has it; what speaks of model, prompts and run is folded.
 const FOLDED = ["Model", "Prompts", "Run"];
 
-function section({ title, text, columns, rows }) {
+// Listed whole further down, where what the card says of them stands too.
+const EDGES = "Its edges";
+const hints = (circuit) => circuit.sections.find(({ title }) => title === EDGES).text.slice(1).map((line) => el("p", { class: "hint" }, line));
+
+function section({ title, text, columns, rows, is_part: isPart }) {
+  if (!text.length && !rows?.length) return null; // a picture alone, which stands further up
   const cells = columns?.map((name, place) => [name.replace(/^#/, ""), (row) => row[place], name.startsWith("#")]);
   const said = [...text.map((line) => el("p", {}, line)), rows?.length ? table(title, cells, rows) : null];
   return FOLDED.includes(title)
     ? el("details", {}, el("summary", {}, title), said)
-    : el("section", {}, el("h3", {}, title), said);
+    : el("section", {}, el(isPart ? "h4" : "h3", {}, title), said);
 }
 
 function edgeTable(root, circuit, first) {

@@ -39,9 +39,9 @@ def test_a_full_evaluation_stands_on_the_circuits_card(stack: Stack, circuit_id:
     assert "sufficiency" in said
     page = tmp_path / "card.html"
     stack.ask("circuits", "show", circuit_id, "--card", str(page))
-    assert [part for part in parts if f": {part}</h2>" not in page.read_text()] == []
+    assert [part for part in parts if f"<h3>{part}</h3>" not in page.read_text()] == []
     assert page.read_text().count("<svg") >= 3
-    assert [part for part in parts if f": {part}" not in stack.client.card(circuit_id)] == []
+    assert [part for part in parts if f"### {part}" not in stack.client.card(circuit_id)] == []
 
 
 def test_circuit_is_evaluated_again(stack: Stack, circuit_id: str) -> None:

@@ -199,6 +199,20 @@ def test_card_shows_foreign_text_as_text(client: TestClient) -> None:
     assert client.get(f"{root}/card", headers={"accept": "application/json"}).json()["report"]["k_star"]["met"] is True
 
 
+def test_card_names_its_model_and_task_and_what_it_was_derived_from(client: TestClient, store: Store) -> None:
+    one, circuit = put(client, make_circuit()), make_circuit(5)
+    (digest,) = {client.get(f"/v1/circuits/{one}").json()["artefact"]}
+    two = store.circuits.add(circuit, digest, user="local", derived_from=one).id
+    card = client.get(f"/v1/circuits/{two}/card", headers={"accept": "application/json"}).json()
+    assert f"Derived from circuit {one}." in card["lead"]
+    assert any(line.startswith(f"Circuit {two}: ") for line in card["lead"])
+    summary, _, edges = card["sections"][:3]
+    assert summary["columns"] == ["what", "value"]
+    assert any(row[1].startswith("custom on Tiny; ") for row in summary["rows"])
+    assert (edges["title"], edges["is_part"]) == ("Its edges", True)
+    assert client.get(f"/v1/circuits/{one}/card").text.startswith("# custom circuit of Tiny\n")
+
+
 def test_card_says_whether_the_circuit_stays_under_resampling(client: TestClient) -> None:
     root = f"/v1/circuits/{put(client, make_circuit())}"
     card = client.get(f"{root}/card").text

@@ -14,10 +14,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import acdc
+from acdc.card import origin_of
 from acdc.circuit import Circuit
 from acdc.drawing import draw_curve
 from acdc.errors import CircuitFileError, GraphMismatch, ParityFailed, SpecError, TaskError, UnsupportedModel
 from acdc.models.loading import describe_loaded
+from acdc.numerals import listed
 from acdc.pipeline import run_on
 from acdc.progress import Quiet
 from acdc.spec import DiscoverSpec, parse_job, with_defaults_of
@@ -189,6 +191,7 @@ def test_a_circuit_that_an_edit_leaves_empty_is_noted(
     assert result.circuit.n_edges == 0
     (note,) = result.circuit.provenance.run.notes
     assert note.startswith("the circuit is empty: none of ")
+    assert origin_of(result.circuit) == f"Circuit stored, edited: removed {listed(to_logits)}."
 
 
 def test_an_edit_that_changes_nothing_is_not_evaluated(
