@@ -89,6 +89,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """The summary of one circuit, with every choice that its numbers depend on."""
+    from acdc.card import shared_inputs
     from acdc.cli.following import circuit_summary
     from acdc.cli.summary import summary_data
 
@@ -104,14 +105,24 @@ def show(
             remark(f"wrote {write_file(card, client.card_page(circuit_id))}")
         listed = client.edges(circuit_id, limit=edges) if edges else []
         grid = table(("#", "edge", "#score"), [[e.rank, f"{e.sender}->{e.receiver}", e.score] for e in listed])
+        circuit = client.circuit_file(circuit_id)
+        shared = shared_inputs(circuit)
         challenges = client.challenges(circuit_id)
         told = [f"challenge  {one.challenge.sentence} (job {one.job_id})" for one in challenges[:1]]
         data = {
             **info.raw,
-            "summary": summary_data(client.circuit_file(circuit_id)),
+            "summary": summary_data(circuit),
             "challenges": [{"job": one.job_id, "core": one.core, **one.challenge.to_dict()} for one in challenges],
         }
-        answer(data, lambda: [*circuit_summary(client, circuit_id), *told, *([grid] if listed else [])])
+        answer(
+            data,
+            lambda: [
+                *circuit_summary(client, circuit_id),
+                *told,
+                *([grid] if listed else []),
+                *([shared] if listed and shared else []),
+            ],
+        )
 
 
 @app.command()

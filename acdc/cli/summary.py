@@ -12,11 +12,13 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from acdc.card import closer_look, conditions_of
+from acdc.card import closer_look, conditions_of, heads_of, nodes_in_words, origin_of
 from acdc.circuit import Circuit
 from acdc.cli.console import number, table
 from acdc.cli.tables import as_text
-from acdc.report import Areas, Band, KStar, Point, Report
+from acdc.numerals import count, figure, percent, significant
+from acdc.report import Band, KStar, Point, Report
+from acdc.swept import LINEAR, LOG, Swept
 
 BAR = 24  # characters that f = 1 takes in the text curve
 _SPLIT = {"search": "search", "held_out": "held out"}
@@ -25,6 +27,7 @@ _SPLIT = {"search": "search", "held_out": "held out"}
 def summarise(circuit: Circuit, pictures: Sequence[str] = (), title: str = "circuit") -> Iterator[RenderableType]:
     """Everything, from top to bottom. pictures: where they are, as files or URLs."""
     yield _headline(circuit, title)
+    yield from _warnings(circuit)
     if circuit.report is None:
         yield "not evaluated yet: `acdc circuits evaluate ID` does that"
     else:
@@ -44,11 +47,6 @@ def summarise_evaluation(
     yield _headline(circuit, title)
     yield from _judgement(judged, report)
     yield f"choices    these numbers hold for:\n           {conditions_of(spec)}"
-
-
-def heads_of(circuit: Circuit) -> list[str]:
-    """The kept heads, in forward order, as `layer.head`."""
-    return [name for name in circuit.nodes() if name[0].isdigit()]
 
 
 def k_star_data(circuit: Circuit) -> dict[str, Any] | None:
@@ -98,6 +96,14 @@ def _headline(circuit: Circuit, title: str) -> str:
     )
 
 
+def _warnings(circuit: Circuit) -> Iterator[str]:
+    """What it was made of, and that it is empty."""
+    if (origin := origin_of(circuit)) is not None:
+        yield f"origin     {origin}"
+    if circuit.selected.emptiness is not None:
+        yield f"EMPTY      {circuit.selected.emptiness}"
+
+
 def share(n_edges: int, circuit: Circuit) -> str:
     return f"{100 * n_edges / circuit.graph.n_edges:.2f} %"
 
@@ -106,12 +112,15 @@ def _judgement(circuit: Circuit, report: Report) -> Iterator[RenderableType]:
     yield _behaviour(circuit, report)
     if report.k_star is not None:
         yield from _k_star(circuit, report.k_star)
-    yield _heads(circuit)
+    if circuit.n_edges:
+        yield _heads(circuit)
     yield f"stability  {report.stability.sentence}"
+    if report.stability.drawn_over is not None:
+        yield f"           drawn {report.stability.drawn_over}"
     if report.points:
         yield curve(report.points)
     if len({point.fraction for point in report.points}) > 1:
-        yield _areas(report.areas, [point.fraction for point in report.points])
+        yield from _areas(report)
     yield from _random(report)
     if report.kept:
         yield _kept(report.kept)
@@ -122,9 +131,10 @@ def _judgement(circuit: Circuit, report: Report) -> Iterator[RenderableType]:
 def _behaviour(circuit: Circuit, report: Report) -> str:
     b = report.behaviour
     return (
-        f"behaviour  {b.verdict}: {circuit.provenance.choices.metric} {b.metric_clean:.3f} clean, "
-        f"{b.metric_corrupt:.3f} corrupt (difference {b.interval[0]:.3f} to {b.interval[1]:.3f}); "
-        f"accuracy {b.accuracy_clean:.3f}, chance {b.chance:.3f}, {b.n_examples} prompts"
+        f"behaviour  {b.verdict}: {circuit.provenance.choices.metric} {figure(b.metric_clean)} clean, "
+        f"{figure(b.metric_corrupt)} corrupt (difference {figure(b.interval[0])} to {figure(b.interval[1])}); "
+        f"accuracy {figure(b.accuracy_clean)}, chance {figure(b.chance)}, {count(b.n_examples, 'prompt')}\n"
+        f"           the interval is drawn {b.drawn_over}"
     )
 
 
@@ -145,14 +155,12 @@ def _k_star(circuit: Circuit, star: KStar) -> Iterator[str]:
 def _point(point: Point, circuit: Circuit) -> str:
     return (
         f"{point.connected:,} connected edges ({share(point.connected, circuit)}, {point.rule}): "
-        f"f {number(point.f)}, KL share {number(point.kl_share)}, accuracy {point.accuracy:.3f}"
+        f"f {number(point.f)}, KL share {number(point.kl_share)}, accuracy {figure(point.accuracy)}"
     )
 
 
 def _heads(circuit: Circuit) -> str:
-    heads = heads_of(circuit)
-    mlps = sum(name.startswith("mlp") for name in circuit.nodes())
-    return f"heads      {len(heads)} kept, with {mlps} MLPs: {' '.join(heads) or '-'}"
+    return f"heads      {nodes_in_words(circuit)}: {' '.join(heads_of(circuit)) or 'no heads'}"
 
 
 def curve(points: Sequence[Point]) -> Table:
@@ -203,32 +211,25 @@ def _bar(point: Point | None) -> str:
     return f"{cells:{BAR}}"[:BAR] + "|" + cells[BAR:] + arrow
 
 
-def _areas(areas: Sequence[Areas], sizes: Sequence[float]) -> Table:
+def _areas(report: Report) -> Iterator[RenderableType]:
     """Area under f (CPR), under |1 - f| (CMD, 0 is best; guarded: at least 1 where KL is no less than the empty
-    circuit's) and under the KL share. The best CPR is the length of the range of sizes, 1 only where that goes up to
-    all edges; so the range is told. The log forms are divided by it.
-    """
+    circuit's) and under the KL share, with the sizes that they are over."""
     rows = [
         [_SPLIT.get(a.split, a.split), a.rule, a.cpr, a.cmd, a.cmd_guarded, a.kl_area, a.cpr_log, a.cmd_log]
-        for a in areas
+        for a in report.areas
     ]
-    span_of = f"{100 * min(sizes):g} % to {100 * max(sizes):g} % of the edges" if sizes else "the sizes measured"
-    return table(
-        ("prompts", "rule", "#CPR", "#CMD", "#CMD guarded", "#KL area", "#CPR log", "#CMD log"),
-        rows,
-        title=f"areas over {span_of} (log: over log size, divided by its range)",
-    )
+    swept, columns = Swept.of(report), ("prompts", "rule", *(f"#{title}" for title in (*LINEAR, *LOG)))
+    yield table(columns, rows, title=f"areas over {swept.span}")
+    yield "\n".join(f"           {line}" for line in swept.sentences)
 
 
 def _random(report: Report) -> Iterator[RenderableType]:
-    bands = [*report.bands, *([report.kept_random] if report.kept_random else [])]
+    own = [("the circuit", report.kept_random)] if report.kept_random else []
+    bands = [*own, *((f"the curve at {percent(band.fraction)}", band) for band in report.bands)]
     if not bands:
         return
-    rows = [
-        [b.rule, f"{100 * b.fraction:.3g} %", f"{b.connected:,}", b.n_circuits, *map(span, (b.f, b.kl_share))]
-        for b in bands
-    ]
-    columns = ("rule", "#edges", "#connected", "#circuits", "f, mean (range)", "KL share, mean (range)")
+    rows = [[beside, b.rule, f"{b.connected:,}", b.n_circuits, *map(span, (b.f, b.kl_share))] for beside, b in bands]
+    columns = ("beside", "rule", "#connected", "#circuits", "f, mean (range)", "KL share, mean (range)")
     yield table(columns, rows, title="random circuits, matched in connected edges and layer profile, held out")
 
 
@@ -240,7 +241,7 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 def span(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
-    return f"{mean(known):.3f} ({min(known):.3f} to {max(known):.3f})" if known else "-"
+    return f"{figure(sum(known) / len(known))} ({figure(min(known))} to {figure(max(known))})" if known else "-"
 
 
 def random_at_k_star(report: Report) -> Band | None:
@@ -269,8 +270,9 @@ def _choices(circuit: Circuit) -> Iterator[RenderableType]:
         + (f"; {parameters}\n" if parameters else "\n")
         + f"           model {made.model.reference}, weights {made.model.quantisation or 'not quantised'}, "
         f"{made.model.tuning or 'not tuned'}, parity {_parity(made.model.parity)}\n"
-        f"           prompts {made.task.n_search} searched, {made.task.n_held_out} held out, {made.task.n_dropped} "
-        f"dropped; corruption {made.task.corruption}; seed {made.run.seed}; {made.run.wall_time_s:.0f} s"
+        f"           task {made.task.name}; prompts {made.task.n_search} searched, {made.task.n_held_out} held out, "
+        f"{made.task.n_dropped} dropped; corruption {made.task.corruption}; seed {made.run.seed}; "
+        f"{made.run.wall_time_s:.0f} s"
     )
     if made.run.facts:
         told = (f"{name.replace('_', ' ')} {_fact(value)}" for name, value in made.run.facts.items())
@@ -280,7 +282,7 @@ def _choices(circuit: Circuit) -> Iterator[RenderableType]:
 
 
 def _fact(value: float) -> str:
-    return f"{value:,.0f}" if value == round(value) else f"{value:.4g}"
+    return f"{value:,.0f}" if value == round(value) else significant(value)
 
 
 def _parity(value: float | None) -> str:

@@ -22,7 +22,7 @@ def test_stored_circuits_are_listed_shown_and_drawn(stack: Stack, circuit_id: st
     picture, curve = tmp_path / "graph.svg", tmp_path / "curve.svg"
     drawn = ["--svg", str(picture), "--curve-svg", str(curve)]
     said = stack.ask("circuits", "show", circuit_id, "--edges", "3", *drawn).output
-    for word in (circuit_id, "faithfulness curve", "random circuits", "ablation resample", "k*"):
+    for word in (circuit_id, "faithfulness curve", "random circuits", "ablation resample", "k*", "by key/value head"):
         assert word in said
     for file in (picture, curve):
         ElementTree.parse(file)

@@ -1,4 +1,4 @@
-"""The line on stability in what `acdc run`, `submit --wait`, `demo` and `circuits show` print."""
+"""What `acdc run`, `submit --wait`, `demo` and `circuits show` print of a circuit."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import pytest
 from rich.console import Console
 from store_samples import GRAPH, circuit
 
-from acdc.cli.summary import heads_of, summarise, summary_data
+from acdc.card import heads_of
+from acdc.circuit import Circuit, Selected
+from acdc.cli.summary import summarise, summary_data
 from acdc.graph import Graph, GraphShape
-from acdc.report import Stability
+from acdc.report import Areas, Band, Stability
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,7 @@ def test_the_heads_told_are_those_that_send_on_a_kept_path(shares: bool) -> None
     one = circuit(("embed->0.0.v", "0.1->1.0.k", "0.1->1.2.q", "1.2->logits"), graph=graph)
     assert np.array_equal(graph.connected(one.kept), one.kept)
     assert heads_of(one) == summary_data(one)["heads"] == ["0.1", "1.2"]
-    assert any("heads      2 kept, with 0 MLPs: 0.1 1.2" in part for part in summarise(one) if isinstance(part, str))
+    assert any("heads      2 heads and 0 MLPs: 0.1 1.2" in part for part in summarise(one) if isinstance(part, str))
 
 
 def test_a_summary_tells_what_the_search_did() -> None:
@@ -75,3 +77,49 @@ def test_a_summary_tells_what_the_search_did() -> None:
     one = replace(one, provenance=replace(one.provenance, run=run))
     said = [part for part in summarise(one) if isinstance(part, str)]
     assert "the search edges tested 25,858; acceptance rate 0.9371; row error 6.3e-08" in said
+
+
+def said_of(one: Circuit) -> str:
+    text = io.StringIO()
+    console = Console(file=text, width=400)
+    for part in summarise(one):
+        console.print(part)
+    return text.getvalue()
+
+
+def test_an_edited_circuit_that_is_empty_says_both() -> None:
+    one = circuit()
+    spec = {"kind": "evaluate", "circuit": "cir_1", "edit": {"remove_nodes": ["mlp0"], "add_edges": []}}
+    made = replace(one.provenance, run=replace(one.provenance.run, spec=spec))
+    kept, selected = np.zeros_like(one.kept), Selected("edited", 3, 0)
+    said = said_of(replace(one, kept=kept, selected=selected, provenance=made))
+    assert "origin     Circuit cir_1, edited: removed mlp0." in said
+    assert "EMPTY      the circuit is empty: none of 3 edges asked for lies on a path" in said
+    assert "origin" not in said_of(one)
+    assert "EMPTY" not in said_of(one)
+
+
+def test_the_summary_says_what_areas_are_over_and_what_random_circuits_stand_beside() -> None:
+    one = circuit()
+    assert one.report is not None
+    points = tuple(replace(p, fraction=fraction) for p in one.report.points for fraction in (0.01, 0.1))
+    own = Band("signed", 0.0123, 5, 2, (-1e-9, 0.2), (1.0, 0.9))
+    report = replace(
+        one.report,
+        points=points,
+        areas=(Areas("held_out", "signed", 0.05, 0.04, 0.6, 0.4),),
+        bands=(replace(own, fraction=0.1),),
+        kept_random=own,
+    )
+    lines = said_of(replace(one, report=report)).splitlines()
+    assert "areas over 1 % to 10 % of the edges" in [line.strip() for line in lines]
+    assert any("f = 1 at every size gives a CPR of 0.090" in line for line in lines)
+    assert any("do not compare with published ones" in line for line in lines)
+    assert any(line.startswith("the circuit ") and "0.100 (0.000 to 0.200)" in line for line in lines)
+    assert any(line.startswith("the curve at 10 % ") for line in lines)
+
+
+def test_the_summary_counts_nodes_and_says_what_the_verdict_is_drawn_over() -> None:
+    said = said_of(circuit())
+    assert "heads      2 heads and 1 MLP: 0.0 1.1" in said
+    assert "           the interval is drawn over prompts, as there are fewer than ten templates" in said

@@ -24,11 +24,9 @@ from acdc.cli.local_run import _called, _command
 from acdc.cli.maps import Kind
 from acdc.cli.measuring import with_measured
 from acdc.cli.spec_source import with_source
-from acdc.cli.summary import _areas
 from acdc.client import CircuitInfo
 from acdc.patch_map import MapKind
 from acdc.plan import BISECTION, DOUBTED_TESTS, Speed, estimate, facts_of
-from acdc.report import Areas
 from acdc.spec import parse_job
 
 CIRCUIT_ID = "cir_06gzsqm6xhd32t10pvajzm"
@@ -160,11 +158,6 @@ def test_every_job_has_a_directory_of_its_own() -> None:
     assert re.fullmatch("discover-ioi-eap-[0-9a-f]{8}", one)
     assert one != two
     assert re.fullmatch("patch-ioi-paths-[0-9a-f]{8}", mapped)
-
-
-def test_areas_tell_the_sizes_that_they_span() -> None:
-    title = _areas([Areas("held_out", "signed", 0.01, 0.0, 0.9, 0.1)], [0.005, 0.02]).title
-    assert str(title).startswith("areas over 0.5 % to 2 % of the edges")
 
 
 def row(group: str) -> dict[str, Any]:
