@@ -1,4 +1,4 @@
-"""A mistyped name in a spec is answered with what was probably meant."""
+"""A mistyped name in a spec is answered with what was probably meant, a fault in a row with its number."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pydantic import ValidationError
 from acdc.api.circuits import Labels
 from acdc.challenge_settings import controls_of
 from acdc.errors import Fault, SpecError
+from acdc.metrics import METRICS
 from acdc.spec import KINDS, ChallengeSpec, DiscoverSpec, faults_of, parse_job
+from acdc.spec.forms import COMPARES_WITH_WRONG
 from acdc.suggestions import did_you_mean
 
 
@@ -89,6 +91,52 @@ def test_mistyped_field_of_a_custom_pair_is_told_those_of_a_pair() -> None:
     assert "held_out" not in told["task.pairs.0.gruop"]
 
 
+ROW = {"clean": "a", "corrupt": "b", "answers": " c", "wrong": " d"}
+WITHOUT = {**ROW, "wrong": []}
+
+
+def of_rows(*rows: object, **fields: object) -> list[Fault]:
+    with pytest.raises(SpecError) as caught:
+        parse_job({"task": {"name": "custom", "pairs": list(rows)}, **fields}, is_request=True)
+    return list(caught.value.faults)
+
+
+def test_a_fault_in_a_row_names_the_row_counted_from_1() -> None:
+    faults = of_rows(ROW, {**ROW, "answers": []}, {**ROW, "gruop": "g"})
+    assert [fault.where for fault in faults] == ["task.pairs.1.answers", "task.pairs.2.gruop"]
+    assert faults[0].message == "is empty: give at least 1 (row 2)"
+    assert faults[1].message.endswith("(row 3)")
+
+
+def test_rows_without_wrong_answers_are_named_where_the_metric_compares_with_them() -> None:
+    (fault,) = of_rows(ROW, WITHOUT, ROW, WITHOUT)
+    assert fault.where == "metric"
+    assert "rows 2, 4 of 4 have none: give `wrong`" in fault.message
+    assert "answer_logprob" in fault.message
+    (fault,) = of_rows(*[WITHOUT] * 12, metric="prob_diff", method={"name": "eap", "objective": "answer_logprob"})
+    assert "rows 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 2 more of 12" in fault.message
+    (fault,) = of_rows(WITHOUT, metric="answer_logprob", method={"name": "eap", "objective": "logit_diff"})
+    assert (fault.where, "row 1 of 1 has none" in fault.message) == ("method.objective", True)
+    (fault,) = of_rows(WITHOUT, kind="patch")
+    assert fault.where == "metric"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"metric": "answer_logprob"},
+        {"kind": "patch", "metric": "answer_probability"},
+        {"task": {"name": "custom", "pairs": [WITHOUT], "corruption": "swap_within_group"}},
+    ],
+)
+def test_rows_without_wrong_answers_are_taken_where_nothing_needs_them(fields: dict[str, Any]) -> None:
+    parse_job({"task": {"name": "custom", "pairs": [WITHOUT]}, **fields}, is_request=True)
+
+
+def test_metrics_that_compare_with_wrong_answers_are_those_of_the_engine() -> None:
+    assert {name for name, metric in METRICS.items() if metric.needs_wrong} == COMPARES_WITH_WRONG
+
+
 def test_mistyped_job_kind_is_told_the_nearest() -> None:
     known = ", ".join(KINDS)
     with pytest.raises(SpecError, match=rf"'discovr'; did you mean discover\? known kinds: {known}"):
@@ -114,7 +162,7 @@ def test_value_that_is_no_word_is_shown_as_it_was_given() -> None:
 
 
 def custom(**spans: tuple[int, int]) -> dict[str, Any]:
-    return {"name": "custom", "pairs": [{"clean": "a b", "answers": [" c"], "spans": spans}]}
+    return {"name": "custom", "pairs": [{"clean": "a b", "answers": [" c"], "wrong": [" d"], "spans": spans}]}
 
 
 @pytest.mark.parametrize("positions", [5, None, "", ",", [], [""], {"S2": 1}, [f"role {i}" for i in range(21)]])

@@ -14,7 +14,7 @@ from acdc.spec import MAP_SPECS, METHOD_SPECS, parse_job
 from acdc.tasks import TASKS
 
 STORED = {"kind": "evaluate", "circuit": "c"}
-PAIR = {"clean": "a b", "corrupt": "a c", "answers": " d"}
+PAIR = {"clean": "a b", "corrupt": "a c", "answers": " d", "wrong": " e"}
 
 
 def method(**fields: Any) -> dict[str, Any]:

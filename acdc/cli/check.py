@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from acdc.cli.console import Json, answer
+from acdc.cli.failures import WRONG
 from acdc.cli.processes import sigterm_as_interrupt, spawn, stop
 from acdc.errors import AcdcError
 
@@ -25,14 +26,22 @@ def check(
     ],
     model: Annotated[str, typer.Option("--model", help="short name, or hub:… path:… gguf:… pypi:…")],
     corruption: Annotated[str, typer.Option("--corruption", help="given or swap_within_group")] = "given",
+    metric: Annotated[str, typer.Option("--metric", help="the one that the job will have")] = "logit_diff",
     as_json: Json = False,
 ) -> None:
-    """Show tokens, answers, alignment and metric of every row as the model sees them, with suggested repairs."""
+    """Show tokens, answers, alignment and metric of every row as the model sees them, with suggested repairs.
+
+    Refuses what a job with these pairs would be refused for. Ends with status 2 where too few rows can be used.
+    """
+    from acdc.cli.spec_source import pairs_in
     from acdc.spec import parse_job
 
-    parse_job({"model": model})  # the reference's grammar, before anything is fetched
-    data = _ask(["workers.check", str(pairs), "--model", model, "--corruption", corruption])
+    task = {"name": "custom", "pairs": pairs_in(pairs), "corruption": corruption}
+    parse_job({"model": model, "metric": metric, "task": task}, is_request=True)  # before anything is fetched
+    data = _ask(["workers.check", str(pairs), "--model", model, "--corruption", corruption, "--metric", metric])
     answer(data, lambda: _rows(data))
+    if not data["is_enough"]:
+        raise typer.Exit(WRONG)
 
 
 def _ask(command: list[str]) -> dict[str, Any]:
@@ -63,7 +72,7 @@ def _rows(data: Mapping[str, Any]) -> Iterator[Any]:
         yield from _row(row, data["metric"])
     groups = {row["group"] for row in data["rows"] if row["is_usable"]}
     yield f"{data['n_usable']} of {len(data['rows'])} rows can be used, of {_count(len(groups), 'group')}"
-    if len(groups) < 2:
+    if not data["is_enough"]:
         yield "too few: a search needs two groups, one of them to be held out; `group` of a row says which it is of"
 
 
@@ -74,9 +83,9 @@ def _row(row: Mapping[str, Any], metric: str) -> Iterator[str]:
     for name in ("clean", "corrupt"):
         yield f"  {name:8} {_tokens(row[name], differs)}"
     for form in row["answers"]:
-        n, other = len(form["tokens"]), form["other_form_tokens"]
-        kind = "answer" if form["is_right"] else "wrong"
-        yield f"  {kind:8} {form['text']!r}: {_count(n, 'token')}; as {form['other_form']!r}: {other}"
+        kind, n = "answer" if form["is_right"] else "wrong", len(form["tokens"])
+        pieces = f": {_tokens(form['tokens'], set())}" if n > 1 else ""
+        yield f"  {kind:8} {form['text']!r}, {_count(n, 'token') if n else 'no token of its own'}{pieces}"
     for key in ("reasons", "suggestions"):
         for text in row[key]:
             yield f"  {key.removesuffix('s'):8} {text}"

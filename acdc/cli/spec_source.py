@@ -140,7 +140,7 @@ def _read_source(source: str) -> dict[str, Any]:
         known = ", ".join(sorted(TASKS))
         raise SpecError(f"{source!r} is neither a file nor a task; known tasks: {known}")
     if path.suffix == ".jsonl":
-        return {"task": {"name": "custom", "pairs": _pairs(path)}}
+        return {"task": {"name": "custom", "pairs": pairs_in(path)}}
     return _parse(read_file(path), source)
 
 
@@ -161,7 +161,8 @@ def _parse(data: bytes, where: str) -> dict[str, Any]:
     return content
 
 
-def _pairs(path: Path) -> list[dict[str, Any]]:
+def pairs_in(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of custom pairs. Raises TaskError."""
     from dataclasses import asdict
 
     from acdc.tasks.pair_files import read_pairs

@@ -29,8 +29,17 @@ def faults_of(failure: ValidationError, checked: type[BaseModel]) -> list[Fault]
             faults += error.faults
             continue
         where = ".".join(str(part) for part in finding["loc"] if part not in _TAGGED)
-        faults.append(Fault(where, _message_of(finding, checked)))
+        faults.append(Fault(where, _message_of(finding, checked) + _row_of(finding["loc"])))
     return faults
+
+
+def _row_of(place: Sequence[int | str]) -> str:
+    """Which of the user's own prompts it is, as `acdc task check` counts them: from 1."""
+    match place:
+        case ("task", "pairs", int(index), *_):
+            return f" (row {index + 1})"
+        case _:
+            return ""
 
 
 def _is_echo(finding: Any) -> bool:
@@ -59,6 +68,8 @@ def _message_of(finding: Any, checked: type[BaseModel]) -> str:
             return f"give the {what} a `name`: nothing else says which one is meant; known: {', '.join(known)}"
         case "model_type" | "model_attributes_type":
             return f"give a mapping of fields, not {finding['input']!r:.80}"
+        case "too_short" if not finding["input"]:
+            return f"is empty: give at least {finding['ctx']['min_length']}"
         case "tuple_type":
             return f"give a list, not {finding['input']!r:.80}"
         case "literal_error" if isinstance(finding["input"], str):

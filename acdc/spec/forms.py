@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 MetricName = Literal["logit_diff", "prob_diff", "kl_divergence", "answer_logprob", "accuracy"]
+COMPARES_WITH_WRONG = frozenset({"logit_diff", "prob_diff"})  # metrics that need a wrong answer of every prompt
 Rule = Literal["signed", "absolute"]
 
 NonEmpty = Annotated[str, Field(min_length=1, max_length=200)]

@@ -25,7 +25,16 @@ from acdc.spec.choices import (
     Selection,
 )
 from acdc.spec.contradictions import moved_into, refuse
-from acdc.spec.forms import Frozen, MetricName, NonEmpty, in_a_word, nameless, spell_infinity, written_out
+from acdc.spec.forms import (
+    COMPARES_WITH_WRONG,
+    Frozen,
+    MetricName,
+    NonEmpty,
+    in_a_word,
+    nameless,
+    spell_infinity,
+    written_out,
+)
 from acdc.spec.maps import Activations, Causes, Knockout, MapMetricName, MapName, MapSpec
 from acdc.spec.methods import (
     BY_ROLE,
@@ -38,8 +47,10 @@ from acdc.spec.methods import (
     objectives_of,
 )
 from acdc.spec.references import ModelRef
-from acdc.spec.tasks import MapTaskSpec, TaskName, TaskSpec, roles_of
+from acdc.spec.tasks import MapTaskSpec, TaskName, TaskSpec, roles_of, rows_without_wrong
 from acdc.suggestions import did_you_mean
+
+_ROWS_NAMED = 10  # in one message
 
 
 class _Request(Frozen):
@@ -81,6 +92,29 @@ class _OnPrompts(_Request):
     def _model_parses(cls, value: str) -> str:
         return str(ModelRef.parse(value))
 
+    @field_validator("metric", check_fields=False)
+    @classmethod
+    def _rows_have_what_it_compares(cls, value: str, info: ValidationInfo) -> str:
+        if info.context == REQUEST and (fault := _fault_of_rows(value, info.data.get("task"))):
+            raise ValueError(fault)
+        return value
+
+
+def _fault_of_rows(metric: str, task: TaskSpec | MapTaskSpec | None) -> str | None:
+    """Of a metric on custom pairs that have nothing to compare."""
+    rows = rows_without_wrong(task) if task is not None and metric in COMPARES_WITH_WRONG else []
+    if task is None or not rows:
+        return None
+    one = len(rows) == 1
+    named = ", ".join(map(str, rows[:_ROWS_NAMED]))
+    more = f" and {len(rows) - _ROWS_NAMED:,} more" if len(rows) > _ROWS_NAMED else ""
+    return (
+        f"{metric} compares right with wrong answers, and {'row' if one else 'rows'} {named}{more} of "
+        f"{len(task.pairs or ()):,} {'has' if one else 'have'} none: give `wrong` there or leave "
+        f"{'it' if one else 'them'} out; or ask for a metric that takes right answers alone, like answer_logprob or "
+        "kl_divergence"
+    )
+
 
 class _Measured(_OnPrompts):
     """A job that builds a task's prompts and measures circuits on them."""
@@ -94,7 +128,7 @@ class _Measured(_OnPrompts):
     split_position: bool = Field(
         default=False, description="the position embedding is a sender of its own; for models with learned positions"
     )
-    metric: MetricName = "logit_diff"
+    metric: MetricName = Field(default="logit_diff", validate_default=True)
     ablation: Annotated[Ablation, in_a_word("ablation", AblationName | Ablation)] = Field(default_factory=Ablation)
     evaluation: Annotated[EvaluationSpec, in_a_word("evaluation", Extent | EvaluationSpec)] = Field(
         default_factory=EvaluationSpec
@@ -146,6 +180,10 @@ class DiscoverSpec(_Measured):
         faults = list(moved_into("method", method.contradictions(task.prompts if task else None)))
         objectives = objectives_of(method, info.data.get("metric", "logit_diff"))
         faults += _faults_of_combination(method, objectives, info.data.get("positions", "all"))
+        if info.context == REQUEST and "metric" in info.data:
+            others = dict.fromkeys(name for name in objectives if name != info.data["metric"])
+            told = (_fault_of_rows(name, task) for name in others)
+            faults += [Fault("method.objective", fault) for fault in told if fault]
         if selection is not None:
             faults += selection.contradictions()
             if isinstance(method, Acdc) and method.decides:
@@ -298,7 +336,9 @@ class PatchSpec(_OnPrompts):
     task: Annotated[MapTaskSpec, in_a_word("task", TaskName | MapTaskSpec)] = Field(default_factory=MapTaskSpec)
     map: MapSpec = Field(default_factory=Activations)
     metric: MapMetricName = Field(
-        default="logit_diff", description="answer_probability is the one of the paper on causal tracing"
+        default="logit_diff",
+        validate_default=True,
+        description="answer_probability is the one of the paper on causal tracing",
     )
 
     @property

@@ -113,6 +113,13 @@ class MapTaskSpec(_Task):
         return self.prompts or (MAP_PROMPTS if self.pairs is None else len(self.pairs)), 0
 
 
+def rows_without_wrong(task: _Task) -> list[int]:
+    """Numbers, from 1, of the rows that have no wrong answers and get none from another row."""
+    if task.corruption == "swap_within_group":
+        return []
+    return [number for number, pair in enumerate(task.pairs or (), start=1) if not pair.wrong]
+
+
 TaskName = Annotated[str, WithJsonSchema(one_of(sorted(TASKS)))]
 
 

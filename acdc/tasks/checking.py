@@ -14,9 +14,6 @@ from acdc.tasks.encoding import Encoder
 from acdc.tasks.prompts import Pair, Span, Tokenizer, Tokens
 from acdc.tasks.row_encoding import EncodedPrompt, EncodedRow
 
-# Openings that change little and come in many lengths; the shortest that fits is suggested.
-PADDING = ("So", "Well,", "And so,", "Now, then,", "As it was,", "On that day,", "As we all know,", "As far as I know,")
-
 
 @dataclass(frozen=True)
 class TokenView:
@@ -69,6 +66,11 @@ class CheckReport:
     def n_usable(self) -> int:
         return sum(row.is_usable for row in self.rows)
 
+    @property
+    def is_enough(self) -> bool:
+        """Whether a search can begin: it takes rows to search on and others to hold out."""
+        return {"search", "held_out"} <= {row.half for row in self.rows}
+
     def with_metrics(self, metrics: Mapping[int, float]) -> CheckReport:
         """The same report with the metric of each row, by row number."""
         return replace(self, rows=tuple(replace(row, metric=metrics.get(row.row, row.metric)) for row in self.rows))
@@ -79,7 +81,12 @@ class CheckReport:
             {**{key: value for key, value in asdict(row).items() if key != "pair"}, "is_usable": row.is_usable}
             for row in self.rows
         ]
-        return {"rows": rows, "n_usable": self.n_usable, "tokenizer_adds_bos": self.tokenizer_adds_bos}
+        return {
+            "rows": rows,
+            "n_usable": self.n_usable,
+            "is_enough": self.is_enough,
+            "tokenizer_adds_bos": self.tokenizer_adds_bos,
+        }
 
 
 def check_pairs(
@@ -145,33 +152,48 @@ def _answer_view(encoder: Encoder, clean: EncodedPrompt, text: str, is_right: bo
 
 
 def _answer_repairs(answers: Sequence[AnswerView], clean: EncodedPrompt | None) -> list[str]:
-    if clean and clean.text.endswith(" ") and answers:
+    if not clean:
+        return []
+    if clean.text.endswith(" ") and answers:
         return ["end the prompts without a space, and begin every answer with one"]
-    return [
-        f"write {answer.text!r} as {answer.other_form!r}: {answer.other_form_tokens} token"
-        f"{'s' * (answer.other_form_tokens != 1)} instead of {len(answer.tokens) or 'none that splits from the prompt'}"
+    repairs = [
+        f"write {answer.text!r} as {answer.text.rstrip()!r}: the model would have to say the space at its end too"
         for answer in answers
-        if answer.other_form.startswith(" ")
-        and answer.other_form_tokens
-        and (not answer.tokens or answer.other_form_tokens < len(answer.tokens))
+        if answer.text.strip() and answer.text.endswith(" ")
     ]
+    return repairs + [_write_spaced(answer) for answer in answers if _wants_space(answer, clean.text)]
+
+
+def _wants_space(answer: AnswerView, prompt: str) -> bool:
+    """Whether the answer is likely to be a word of its own, which the model says with a space before it."""
+    before, first = prompt[-1:], answer.text[:1]
+    begins_a_word = (before.isalnum() or before in ",;:.!?") and first.isalnum()
+    goes_on = before.isdigit() and first.isdigit()  # as in 17|32
+    is_known = 0 < answer.other_form_tokens <= (len(answer.tokens) or answer.other_form_tokens)
+    return begins_a_word and not goes_on and is_known
+
+
+def _write_spaced(answer: AnswerView) -> str:
+    n, own = answer.other_form_tokens, len(answer.tokens)
+    instead = {0: ", and as it is none that splits from the prompt", n: ", which is how a next word begins"}
+    return f"write {answer.text!r} as {answer.other_form!r}: {_tokens(n)}{instead.get(own, f' instead of {own}')}"
 
 
 def _length_repairs(encoder: Encoder, row: EncodedRow) -> list[str]:
-    """Where the lengths differ: the words that make the difference, and an opening that makes up for it."""
+    """Where the lengths differ: the words that make the difference. An opening before the shorter prompt would make
+    lengths equal, and every token after it another place than its counterpart's."""
     if not row.clean or not row.corrupt or len(row.clean.tokens) == len(row.corrupt.tokens):
         return []
-    ours, theirs = _differing_middle(row.clean.tokens, row.corrupt.tokens)
-    repairs = [
-        f"use words of equal length: {encoder.decode(ours)!r} is {len(ours)} tokens, "
-        f"{encoder.decode(theirs)!r} is {len(theirs)}"
-    ]
-    name, short, long = ("clean", row.clean, row.corrupt)
-    if len(short.tokens) > len(long.tokens):
-        name, short, long = ("corrupt", row.corrupt, row.clean)
-    is_text = isinstance(row.row.clean, str) and isinstance(row.row.corrupt, str)
-    fitting = [p for p in PADDING if len(encoder.prompt(f"{p} {short.text}")) == len(long.tokens)] if is_text else []
-    return repairs + [f"or begin the {name} prompt with {phrase!r}" for phrase in fitting[:1]]
+    sides = zip(("clean", "corrupt"), _differing_middle(row.clean.tokens, row.corrupt.tokens), strict=True)
+    said = {name: f"{encoder.decode(tokens)!r} is {_tokens(len(tokens))}" for name, tokens in sides if tokens}
+    if len(said) == 2:
+        return [f"use words of equal length: {said['clean']}, {said['corrupt']}"]
+    ((name, words),) = said.items()
+    return [f"only {name} has these words: {words}; leave them out, or give the other prompt as many in their place"]
+
+
+def _tokens(n: int) -> str:
+    return f"{n} token{'s' * (n != 1)}"
 
 
 def _differing_middle(clean: Tokens, corrupt: Tokens) -> tuple[Tokens, Tokens]:

@@ -102,6 +102,16 @@ def test_task_check_shows_the_metric_of_every_usable_row(stack: Stack, model: Pa
     assert data["rows"][2]["metric"] is not None
 
 
+def test_task_check_ends_with_2_where_too_few_rows_are_left(stack: Stack, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.json"
+    file.write_text(json.dumps([{**row, "group": "g"} for row in pairs(3)]))
+    process = stack.command("task", "check", str(file), "--model", f"path:{model}", stdout=subprocess.PIPE)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "3 of 3 rows can be used, of 1 group" in said.decode()
+    assert "too few" in said.decode()
+
+
 def test_submit_waits_for_the_circuit(stack: Stack, model: Path, tmp_path: Path) -> None:
     spec = tmp_path / "spec.json"
     spec.write_text(json.dumps(quick(model)))

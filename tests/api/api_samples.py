@@ -17,7 +17,13 @@ from acdc.store import Artefacts, NewCircuit, Store
 Connect = Callable[..., TestClient]  # settings -> a client of an app with them
 HOSTILE = "<img src=x onerror=alert(1)>"
 PAIRS = [
-    {"clean": f"The capital of {land} is", "corrupt": "The capital of Peru is", "answers": " Paris", "group": land}
+    {
+        "clean": f"The capital of {land} is",
+        "corrupt": "The capital of Peru is",
+        "answers": " Paris",
+        "wrong": " Lima",
+        "group": land,
+    }
     for land in ("France", "Gaul", "Burgundy", "Navarre")
 ]
 SPEC: dict[str, Any] = {"task": {"name": "custom", "pairs": PAIRS}, "method": "eap", "name": "small", "tags": ["t1"]}

@@ -385,6 +385,25 @@ def test_a_challenge_tells_first_what_it_will_take(service: str) -> None:
     assert invoke("--url", service, "challenge", circuit_id, "--json").stderr == ""
 
 
+def test_pairs_that_a_job_would_be_refused_for_are_refused_by_the_check_in_the_same_words(tmp_path: Path) -> None:
+    row = {"clean": "a", "corrupt": "b", "answers": [" c"], "wrong": [" d"]}
+    told = {}
+    for name, changed in (("answers", {"answers": []}), ("wrong", {"wrong": []})):
+        pairs = tmp_path / f"{name}.jsonl"
+        pairs.write_text("\n".join(json.dumps(one) for one in (row, {**row, **changed})))
+        check = invoke("task", "check", str(pairs), "--model", "path:/nowhere")
+        plan = invoke("plan", str(pairs), "--model", "path:/nowhere")
+        assert check.exit_code == plan.exit_code == WRONG
+        assert check.stderr == plan.stderr
+        told[name] = check.stderr
+    assert "(row 2)" in told["answers"]
+    assert "row 2 of 2 has none" in told["wrong"]
+    other = invoke(
+        "task", "check", str(tmp_path / "wrong.jsonl"), "--model", "path:/nowhere", "--metric", "answer_logprob"
+    )
+    assert "nowhere" in other.stderr  # it got as far as the model
+
+
 @pytest.mark.parametrize("command", ["run", "plan"])
 def test_names_that_the_circuit_in_a_file_has_not_are_refused_before_anything_is_started(
     tmp_path: Path, command: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -330,16 +331,47 @@ def test_check_suggests_a_leading_space_that_saves_tokens(gpt2):
     assert any("write 'Mary' as ' Mary': 1 token instead of" in text for text in row.suggestions)
 
 
-def test_check_suggests_an_opening_that_makes_up_for_the_difference(tokenizers):
-    tokenizer = tokenizers["characters"]
-    row = check(tokenizer, {"clean": "Mary was", "corrupt": "Poor Ann was", "answers": " he"}).rows[-1]
-    assert not row.is_usable
-    assert not any("begin the" in text for text in row.suggestions)  # no opening has four characters
-    row = check(tokenizer, {"clean": "Mary was", "corrupt": "Old Ann was", "answers": " he"}).rows[-1]
-    assert row.suggestions == (
-        "use words of equal length: 'Mary' is 4 tokens, 'Old Ann' is 7",
-        "or begin the clean prompt with 'So'",
+def suggestions(tokenizer, **fields):
+    return (
+        check(tokenizer, {**GOOD[0], "clean": "So the cat is", "corrupt": "So the dog is", **fields})
+        .rows[-1]
+        .suggestions
     )
+
+
+def test_check_suggests_a_leading_space_where_the_next_word_begins_with_one(gpt2):
+    assert suggestions(gpt2, answers="he", wrong=" she") == (
+        "write 'he' as ' he': 1 token, which is how a next word begins",
+    )
+    assert suggestions(gpt2, answers=" he", wrong=" she") == ()
+    goes_on = {"clean": "From 17", "corrupt": "From 18", "answers": "32", "wrong": "11"}
+    quoted = {"clean": "She said (", "corrupt": "He said (", "answers": "he", "wrong": "she"}
+    for fields in (goes_on, quoted):
+        assert not any(said.startswith("write") for said in suggestions(gpt2, **fields))
+
+
+def test_check_suggests_to_leave_out_a_space_at_an_answers_end(gpt2):
+    (said,) = suggestions(gpt2, answers=" big ", wrong=" bad")
+    assert said == "write ' big ' as ' big': the model would have to say the space at its end too"
+
+
+def test_check_says_which_words_make_the_difference_in_length(tokenizers):
+    """No opening before the shorter prompt: it would move all of its tokens to other places than their counterparts."""
+    said = suggestions(tokenizers["characters"], clean="Mary was", corrupt="Old Ann was")
+    assert said == ("use words of equal length: 'Mary' is 4 tokens, 'Old Ann' is 7 tokens",)
+    said = suggestions(tokenizers["characters"], clean="A was", corrupt="A man was")
+    assert said == (
+        "only corrupt has these words: 'man ' is 4 tokens; leave them out, or give the other prompt as many in their "
+        "place",
+    )
+
+
+@pytest.mark.parametrize("n_groups", [0, 1, 2])
+def test_check_calls_too_few_what_cannot_be_built(gpt2, n_groups):
+    rows = [{**row, "group": f"g{number % n_groups}"} for number, row in enumerate(GOOD) if n_groups]
+    assert check_pairs(gpt2, rows, n_search=4, n_held_out=2).to_dict()["is_enough"] == (n_groups == 2)
+    with contextlib.nullcontext() if n_groups == 2 else pytest.raises(TaskError, match="too few usable rows"):
+        build(gpt2, rows)
 
 
 def test_check_agrees_with_what_is_built_and_turns_into_json(gemma):
