@@ -149,6 +149,7 @@ class EvaluationInfo:
     job_id: str
     report: Report
     spec: Mapping[str, Any]
+    created_at: str
 
 
 @dataclass(frozen=True)
@@ -314,7 +315,10 @@ class Client:
         """Later evaluations by jobs of their own, newest first."""
         items = self._pages(f"/v1/circuits/{_id(circuit_id)}/evaluations", limit, {})
         return [
-            EvaluationInfo(item["id"], item["job_id"], Report.from_dict(item["report"]), item["spec"]) for item in items
+            EvaluationInfo(
+                item["id"], item["job_id"], Report.from_dict(item["report"]), item["spec"], item["created_at"]
+            )
+            for item in items
         ]
 
     def circuit_file(self, circuit_id: str) -> Circuit:

@@ -44,8 +44,9 @@ class JobErrorView(View):
 
 
 class JobSummary(View):
-    """A job in a list. model, task: null for a try, whose circuit has them. method: of the search, or the map's name;
-    else null. last_event: number of its newest event, so it rises with every change."""
+    """A job in a list. circuit: the stored one that it is on, or null. model, task: null for a try or a challenge,
+    whose circuit has them. method: of the search, or the map's name; else null. last_event: number of its newest event,
+    so it rises with every change."""
 
     id: str
     kind: str
@@ -54,6 +55,7 @@ class JobSummary(View):
     name: str | None
     tags: list[str]
     notes: str | None
+    circuit: str | None
     model: str | None
     task: str | None
     method: str | None
@@ -123,6 +125,7 @@ def _job_fields(row: JobRow) -> dict[str, Any]:
     return {
         **{name: getattr(row, name) for name in (*names, *times)},
         "error": JobErrorView.model_validate(row.error) if row.error else None,
+        "circuit": row.spec.get("circuit"),
         "model": row.spec.get("model"),
         "task": row.spec.get("task", {}).get("name"),
         "method": (row.spec.get("method") or row.spec.get("map") or {}).get("name"),

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from acdc.cli.console import Json, answer, connect, moment, read_file, remark, table, write_file
+from acdc.cli.console import Json, answer, connect, moment, number, read_file, remark, table, write_file
 from acdc.cli.jobs import Limit, Wait, in_all, report_job
 from acdc.cli.spec_source import Model, Name, Sets, Tags, overlay
 from acdc.suggestions import did_you_mean
 
 if TYPE_CHECKING:
-    from acdc.client import CircuitInfo, Client
+    from acdc.client import CircuitInfo, Client, EvaluationInfo
 
 app = typer.Typer(no_args_is_help=True, help="List, show, evaluate, import, export and delete circuits.")
+
+_LISTED = 10  # later evaluations that `show` tells of, the newest
 
 CircuitId = Annotated[str, typer.Argument(metavar="CIRCUIT")]
 Names = Annotated[list[str] | None, typer.Option("--node", help="has this node, like 9.9 or mlp0; may be repeated")]
@@ -108,10 +110,13 @@ def show(
         circuit = client.circuit_file(circuit_id)
         shared = shared_inputs(circuit)
         challenges = client.challenges(circuit_id)
-        told = [f"challenge  {one.challenge.sentence} (job {one.job_id})" for one in challenges[:1]]
+        evaluations = client.evaluations(circuit_id, limit=_LISTED)
+        told = [*map(_evaluated, evaluations)]
+        told += [f"challenge  {one.challenge.sentence} (job {one.job_id})" for one in challenges[:1]]
         data = {
             **info.raw,
             "summary": summary_data(circuit),
+            "evaluations": [{"id": one.id, "job": one.job_id, "created_at": one.created_at} for one in evaluations],
             "challenges": [{"job": one.job_id, "core": one.core, **one.challenge.to_dict()} for one in challenges],
         }
         answer(
@@ -123,6 +128,18 @@ def show(
                 *([shared] if listed and shared else []),
             ],
         )
+
+
+def _evaluated(one: EvaluationInfo) -> str:
+    """When a circuit was judged again, under what, how it did, and how to see all of it."""
+    from acdc.card import conditions_of
+
+    point = one.report.kept_held_out
+    f = "" if point is None else f", f {number(point.f)}, KL share {number(point.kl_share)}"
+    return (
+        f"evaluated  {moment(one.created_at)} UTC ({one.id}){f}; `acdc jobs watch {one.job_id}` shows it\n"
+        f"           {conditions_of(one.spec)}"
+    )
 
 
 @app.command()

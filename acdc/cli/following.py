@@ -46,7 +46,8 @@ def follow(
         raise Cancelled(_cancel(client, job, again)) from None
     if ended.state == "failed":
         assert ended.error is not None, "a failed job says why"
-        more = "" if again else f"`acdc jobs logs {job.id}` has more, "
+        has_more = not again and bool(client.logs(job.id))
+        more = f"`acdc jobs logs {job.id}` has more, " if has_more else ""
         ways_on = f"{more}`{again or _retry(job)}` runs the same job again"
         said = f"{job.id} failed: {ended.error.message} ({ended.error.code})"
         raise JobFailed(said, ended.error.faults, ways_on)

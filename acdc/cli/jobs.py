@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from acdc.circuit import Circuit
-from acdc.cli.console import Json, answer, connect, duration, moment, session, table
+from acdc.cli.console import Json, answer, connect, duration, moment, remark, session, table
 from acdc.cli.spec_source import CircuitFile, Map, Method, Model, Name, Sets, Source, Tags, read_request, with_source
 
 if TYPE_CHECKING:
@@ -158,8 +158,18 @@ def list_jobs(
     """Newest first."""
     with connect() as client:
         jobs = client.jobs(limit=limit, state=state, kind=kind, tag=tag)
-    rows = [[j.id, j.state, j.kind, j.raw.get("task"), j.raw.get("method"), j.name, moment(j.created_at)] for j in jobs]
-    columns = ("job", "state", "kind", "task", "method", "name", "created (UTC)")
+    rows = [
+        [
+            j.id,
+            j.state,
+            j.kind,
+            *(j.raw.get(key) for key in ("circuit", "task", "method")),
+            j.name,
+            moment(j.created_at),
+        ]
+        for j in jobs
+    ]
+    columns = ("job", "state", "kind", "on circuit", "task", "method", "name", "created (UTC)")
     answer([dict(job.raw) for job in jobs], lambda: table(columns, rows))
 
 
@@ -174,7 +184,7 @@ def show(job_id: JobId, as_json: Json = False) -> None:
 def _job(job: Any) -> list[Any]:
     hidden = {"spec", "results", "progress", "error", "links"}
     parts: list[Any] = [table(("", ""), [[key, value] for key, value in job.raw.items() if key not in hidden])]
-    if job.progress is not None:
+    if job.progress is not None and job.state != "succeeded":  # where it stopped; a success is at its end
         parts.append(
             f"progress: {job.progress.phase} {job.progress.done}/{job.progress.total or '?'} {job.progress.note}"
         )
@@ -207,6 +217,8 @@ def logs(job_id: JobId, as_json: Json = False) -> None:
     """Everything that a job's log has so far."""
     with connect() as client:
         lines = client.logs(job_id)
+    if not lines:
+        remark(f"{job_id} has logged nothing; `acdc jobs show {job_id}` tells how it stands")
     answer([{"number": line.number, "line": line.line} for line in lines], lambda: [line.line for line in lines])
 
 

@@ -112,6 +112,29 @@ def test_task_check_ends_with_2_where_too_few_rows_are_left(stack: Stack, model:
     assert "too few" in said.decode()
 
 
+def test_a_circuit_tells_of_its_evaluations_and_a_job_of_its_circuit(stack: Stack, circuit_id: str) -> None:
+    job = stack.succeeded(stack.client.evaluate(circuit_id, {"ablation": "zero"}))
+    shown = stack.ask("circuits", "show", circuit_id).stdout
+    assert f"`acdc jobs watch {job.id}` shows it" in shown
+    assert "ablation zero" in shown.partition("evaluated  ")[2]
+    (evaluation,) = (one for one in stack.client.evaluations(circuit_id) if one.job_id == job.id)
+    told = stack.ask_json("circuits", "show", circuit_id)["evaluations"]
+    assert {"id": evaluation.id, "job": job.id, "created_at": evaluation.created_at} in told
+    (row,) = (line for line in stack.ask("jobs", "list").stdout.splitlines() if line.startswith(job.id))
+    assert circuit_id in row
+    assert "progress:" not in stack.ask("jobs", "show", job.id).stdout
+
+
+def test_a_job_without_a_log_is_said_to_have_none(stack: Stack, circuit_id: str) -> None:
+    job = stack.client.try_prompt(circuit_id, "ijklefgh", "efg")
+    stack.failed(job)
+    has_log = bool(stack.client.logs(job.id))
+    assert ("has more" in stack.ask("jobs", "watch", job.id, status=3).stderr) == has_log
+    logged = stack.ask("jobs", "logs", job.id)
+    assert bool(logged.stdout) == has_log
+    assert ("has logged nothing" in logged.stderr) != has_log
+
+
 def test_submit_waits_for_the_circuit(stack: Stack, model: Path, tmp_path: Path) -> None:
     spec = tmp_path / "spec.json"
     spec.write_text(json.dumps(quick(model)))
