@@ -132,4 +132,4 @@ clean:  ## remove the virtual environment and everything that was built
 	find acdc workers migrations tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 18

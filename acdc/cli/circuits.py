@@ -90,26 +90,28 @@ def show(
     edges: Annotated[int, typer.Option("--edges", min=0, help="list this many edges, the largest |score| first")] = 0,
     as_json: Json = False,
 ) -> None:
-    """The summary of one circuit, with every choice that its numbers depend on."""
+    """The summary of one circuit, with every choice that its numbers depend on; --card and --challenge-svg only write
+    their files."""
     from acdc.card import shared_inputs
     from acdc.cli.following import circuit_summary
     from acdc.cli.summary import summary_data
+    from acdc.errors import NotFound
 
     with connect() as client:
-        info = client.circuit(circuit_id)
-        if svg is not None:
-            remark(f"wrote {write_file(svg, client.graph_svg(circuit_id))}")
-        if curve_svg is not None:
-            remark(f"wrote {write_file(curve_svg, client.curve_svg(circuit_id))}")
-        if challenge_svg is not None:
-            remark(f"wrote {write_file(challenge_svg, client.challenge_svg(circuit_id))}")
-        if card is not None:
-            remark(f"wrote {write_file(card, client.card_page(circuit_id))}")
+        info, challenges = client.circuit(circuit_id), client.challenges(circuit_id)
+        if challenge_svg is not None and not challenges:
+            raise NotFound(f"circuit {circuit_id} was not challenged yet; `acdc challenge {circuit_id}` does that")
+        wanted = (
+            (svg, client.graph_svg),
+            (curve_svg, client.curve_svg),
+            (challenge_svg, client.challenge_svg),
+            (card, client.card_page),
+        )
+        written = [f"wrote {write_file(path, get(circuit_id))}" for path, get in wanted if path is not None]
         listed = client.edges(circuit_id, limit=edges) if edges else []
         grid = table(("#", "edge", "#score"), [[e.rank, f"{e.sender}->{e.receiver}", e.score] for e in listed])
         circuit = client.circuit_file(circuit_id)
         shared = shared_inputs(circuit)
-        challenges = client.challenges(circuit_id)
         evaluations = client.evaluations(circuit_id, limit=_LISTED)
         told = [*map(_evaluated, evaluations)]
         told += [f"challenge  {one.challenge.sentence} (job {one.job_id})" for one in challenges[:1]]
@@ -119,15 +121,11 @@ def show(
             "evaluations": [{"id": one.id, "job": one.job_id, "created_at": one.created_at} for one in evaluations],
             "challenges": [{"job": one.job_id, "core": one.core, **one.challenge.to_dict()} for one in challenges],
         }
-        answer(
-            data,
-            lambda: [
-                *circuit_summary(client, circuit_id),
-                *told,
-                *([grid] if listed else []),
-                *([shared] if listed and shared else []),
-            ],
-        )
+        shown: list[Any] = []
+        if card is None and challenge_svg is None:  # the card holds the summary; a challenge has a picture of its own
+            shown += [*circuit_summary(client, circuit_id), *told, *([grid] if listed else [])]
+            shown += [shared] if listed and shared else []
+        answer(data, lambda: [*shown, *written])
 
 
 def _evaluated(one: EvaluationInfo) -> str:
@@ -207,7 +205,10 @@ def import_circuit(
             return
         given = {"nodes": node, "edges": edge, "model": model, "name": name, "tags": tag}
         spec = overlay({key: value for key, value in given.items() if value}, set_ or ())
-        report_job(client, client.hypothesis(spec), wait)
+        job = client.hypothesis(spec)
+        if "task" not in spec:
+            remark(f"judged on task {job.raw['task']}, the default; --set task=NAME for another")
+        report_job(client, job, wait)
 
 
 def _import_file(client: Client, file: Path, name: str | None, tags: Sequence[str]) -> CircuitInfo:
@@ -245,9 +246,10 @@ def delete(
     as_json: Json = False,
 ) -> None:
     """Delete a circuit with its evaluations."""
-    if not yes:
-        typer.confirm(f"delete {circuit_id} and its evaluations?", abort=True, err=True)
     with connect() as client:
+        if not yes:
+            client.circuit(circuit_id)  # nobody is asked about one that is not there
+            typer.confirm(f"delete {circuit_id} and its evaluations?", abort=True, err=True)
         client.delete_circuit(circuit_id)
     answer({"deleted": circuit_id}, lambda: f"deleted {circuit_id}")
 

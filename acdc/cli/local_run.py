@@ -23,7 +23,7 @@ from acdc.cli.live import LiveProgress
 from acdc.cli.processes import json_lines, sigterm_as_interrupt, spawn
 from acdc.cli.spec_source import CircuitFile, Map, Method, Model, Name, Sets, Source, Tags, read_request, with_source
 from acdc.cli.summary import summarise, summary_data
-from acdc.errors import AcdcError, Cancelled
+from acdc.errors import AcdcError, Cancelled, SpecError
 
 if TYPE_CHECKING:
     from acdc.spec import JobSpec
@@ -66,9 +66,13 @@ def run(
     job = parse_job(request if source is None else with_source(request, source), is_request=True)
     if source is not None:
         require_possible(job, Circuit.load(source))
+    place = out or OUT / _called(job)
+    if resume and not (place / "spec.json").exists():
+        raise SpecError(
+            f"there is nothing to resume in {place}: leave out --resume to begin, or name the --out of a job"
+        )
     with sigterm_as_interrupt(), tempfile.TemporaryDirectory(prefix="acdc-run-") as scratch:
         file = write_file(Path(scratch) / "spec.json", job.canonical_json)
-        place = out or OUT / _called(job)
         outcome = _follow(file, place, resume, source)
     said: dict[str, Sequence[object]] = {"--out": [out], "--source": [source], "--model": [model], "--method": [method]}
     said |= {"--map": [map_], "--name": [name], "--tag": tag or [], "--set": set_ or []}

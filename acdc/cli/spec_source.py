@@ -19,6 +19,7 @@ import typer
 from acdc.circuit import Circuit
 from acdc.cli.console import read_file
 from acdc.errors import Fault, SpecError
+from acdc.suggestions import did_you_mean
 
 Source = Annotated[
     str, typer.Argument(metavar="SPEC", help="YAML or JSON file, - for stdin, pairs.jsonl, or a task's name like ioi")
@@ -137,8 +138,9 @@ def _read_source(source: str) -> dict[str, Any]:
     if path.is_dir():
         raise SpecError(f"{source} is a directory; name the YAML or JSON file in it")
     if not path.exists():
-        known = ", ".join(sorted(TASKS))
-        raise SpecError(f"{source!r} is neither a file nor a task; known tasks: {known}")
+        known = sorted(TASKS)
+        hint = did_you_mean(source, known)
+        raise SpecError(f"{source!r} is neither a file nor a task; {hint}known tasks: {', '.join(known)}")
     if path.suffix == ".jsonl":
         return {"task": {"name": "custom", "pairs": pairs_in(path)}}
     return _parse(read_file(path), source)

@@ -38,7 +38,7 @@ def test_a_full_evaluation_stands_on_the_circuits_card(stack: Stack, circuit_id:
     assert [part for part in parts if part.lower() not in said] == []
     assert "sufficiency" in said
     page = tmp_path / "card.html"
-    stack.ask("circuits", "show", circuit_id, "--card", str(page))
+    assert stack.ask("circuits", "show", circuit_id, "--card", str(page)).stdout == f"wrote {page}\n"
     assert [part for part in parts if f"<h3>{part}</h3>" not in page.read_text()] == []
     assert page.read_text().count("<svg") >= 3
     assert [part for part in parts if f"### {part}" not in stack.client.card(circuit_id)] == []

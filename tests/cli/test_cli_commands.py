@@ -404,6 +404,42 @@ def test_pairs_that_a_job_would_be_refused_for_are_refused_by_the_check_in_the_s
     assert "nowhere" in other.stderr  # it got as far as the model
 
 
+def test_a_mistyped_task_is_told_the_nearest() -> None:
+    result = invoke("run", "iio")
+    assert result.exit_code == WRONG
+    assert "did you mean ioi?" in result.stderr
+
+
+def test_nothing_begins_where_there_is_nothing_to_resume(tmp_path: Path) -> None:
+    result = invoke("run", "ioi", "--out", str(tmp_path / "nowhere"), "--resume")
+    assert result.exit_code == WRONG
+    assert "nothing to resume" in result.stderr
+    assert "leave out --resume" in result.stderr
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_nobody_is_asked_about_a_circuit_that_is_not_there(service: str) -> None:
+    result = invoke("--url", service, "circuits", "delete", "cir_nope")
+    assert result.exit_code == WRONG
+    assert "cir_nope" in result.stderr
+    assert "and its evaluations?" not in result.output
+
+
+def test_a_circuit_that_was_not_challenged_is_told_with_the_command_that_does_it(service: str, tmp_path: Path) -> None:
+    with Client(service) as client:
+        circuit_id = client.import_file(found_circuit(FOUND_BY).to_bytes()).id
+    result = invoke("--url", service, "circuits", "show", circuit_id, "--challenge-svg", str(tmp_path / "x.svg"))
+    assert result.exit_code == WRONG
+    assert f"`acdc challenge {circuit_id}`" in result.stderr
+
+
+def test_a_circuit_written_by_hand_says_which_task_it_is_judged_on(service: str) -> None:
+    default = invoke("--url", service, "circuits", "import", "--node", "mlp3")
+    assert "judged on task ioi, the default" in default.stderr
+    named = invoke("--url", service, "circuits", "import", "--node", "mlp3", "--set", "task=successor")
+    assert "the default" not in named.stderr
+
+
 @pytest.mark.parametrize("command", ["run", "plan"])
 def test_names_that_the_circuit_in_a_file_has_not_are_refused_before_anything_is_started(
     tmp_path: Path, command: str
