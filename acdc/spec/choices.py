@@ -109,7 +109,7 @@ class Selection(Frozen):
         gt=0,
         le=1,
         description="instead of a size: the smallest size found, by bisection, with f at least this on the searched "
-        "prompts; for rankings only",
+        "prompts, by `rule`, or without one by that of evaluation.rules which takes fewest edges; for rankings only",
     )
 
     def contradictions(self) -> Iterator[Fault]:
